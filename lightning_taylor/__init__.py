@@ -1,0 +1,1 @@
+"""Prune convolutional networks while they train, by first-order Taylor scores."""

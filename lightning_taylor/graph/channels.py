@@ -1,0 +1,237 @@
+"""What belongs together: channels, the groups they form, and the graph of a whole model.
+
+Plain data, found by a trace and used by everything above: a score is a ``(C,)`` tensor per group name,
+a decision is ``remove``, sorted unique indices per group name. Indices always count in the *current* width.
+
+Shape legend: C = channels of a group, M = entries of one tensor dimension that one channel owns.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from enum import StrEnum
+
+import torch
+from torch import Tensor
+
+__all__ = ["Axis", "ChannelGraph", "ChannelGroup", "Operation", "Remove", "Role", "Slice"]
+
+Axis = tuple[str, int]
+"""One dimension of one parameter or buffer: its qualified name and the dimension."""
+
+Remove = Mapping[str, Tensor | Iterable[int]]
+"""Group name -> sorted unique int64 indices of the channels to remove, in the group's current width."""
+
+
+class Role(StrEnum):
+    """What a tensor does with a channel."""
+
+    PRODUCER = "producer"
+    """Makes the channel: the output dimension of a convolution or linear layer, and its bias."""
+    PASS_THROUGH = "pass-through"
+    """Acts on the channel and hands it on: batch norm, depthwise convolution, layer scale."""
+    CONSUMER = "consumer"
+    """Reads the channel: the input dimension of a convolution or linear layer."""
+
+
+@dataclass(frozen=True, eq=False)
+class Slice:
+    """The part of one tensor dimension that a group's channels own.
+
+    Attributes:
+        tensor: qualified name of the parameter or buffer; of tied names, the first.
+        dim: which of its dimensions.
+        index: shape ``(C, M)``, int64, on the CPU: row ``c`` lists the entries along ``dim`` that go with channel
+            ``c``. ``M`` is 1 but for flattened maps (positions), tied halves, and the like.
+        role: producer, pass-through or consumer.
+    """
+
+    tensor: str
+    dim: int
+    index: Tensor
+    role: Role
+
+    @property
+    def axis(self) -> Axis:
+        """The tensor's name and the dimension, as one key."""
+        return self.tensor, self.dim
+
+
+@dataclass(frozen=True, eq=False)
+class ChannelGroup:
+    """Channels of one kind: each goes from every slice at once, and any of them can go without the others.
+
+    Attributes:
+        name: the first layer that produces them.
+        slices: every place where they live; all have the same number of rows.
+    """
+
+    name: str
+    slices: tuple[Slice, ...]
+
+    @property
+    def size(self) -> int:
+        """How many channels there are now, each of which can be removed on its own."""
+        return self.slices[0].index.shape[0]
+
+    def of(self, role: Role) -> tuple[Slice, ...]:
+        """The slices with the given role, in the order of the trace."""
+        return tuple(s for s in self.slices if s.role is role)
+
+
+@dataclass(frozen=True)
+class Operation:
+    """One contraction or attention kernel of the evaluation path, with its cost when the model was traced.
+
+    Attributes:
+        module: qualified name of the innermost module that ran it.
+        name: the operator, as torch calls it.
+        flops: FLOPs per example (2 per multiply-add) at the traced widths, by ``FlopCounterMode``.
+        axes: the tensor dimensions to whose widths the cost is proportional.
+    """
+
+    module: str
+    name: str
+    flops: int
+    axes: tuple[Axis, ...]
+
+
+@dataclass(frozen=True, eq=False)
+class ChannelGraph:
+    """Which channels of a model can be removed, what goes with each, and why the others cannot.
+
+    Attributes:
+        groups: name -> group, in the order of the forward pass.
+        frozen: layer name -> the reason in words, for every channel-carrying layer with channels that must stay.
+        layers: layer name -> the axis of its weight that carries its output channels, in forward order.
+        shapes: every parameter and buffer by its (first) qualified name -> its shape now.
+        dense: the same when the model was traced.
+        operations: what the evaluation path costs; for ``plan.cost``.
+        unseen: layers that neither the training nor the evaluation path reached.
+    """
+
+    groups: Mapping[str, ChannelGroup]
+    frozen: Mapping[str, str]
+    layers: Mapping[str, Axis]
+    shapes: Mapping[str, tuple[int, ...]]
+    dense: Mapping[str, tuple[int, ...]]
+    operations: tuple[Operation, ...] = ()
+    unseen: tuple[str, ...] = ()
+
+    def width(self, axis: Axis) -> int:
+        """How many entries an axis has now."""
+        tensor, dim = axis
+        return self.shapes[tensor][dim]
+
+    def normalize(self, remove: Remove) -> dict[str, Tensor]:
+        """Check a decision and bring it into canonical form: int64 tensors on the CPU, empty entries left out.
+
+        Raises:
+            ValueError: for an unknown group, an index out of range, indices that are not sorted and unique, or a
+                group that would lose its last channel.
+        """
+        checked = {}
+        for name, indices in remove.items():
+            if name not in self.groups:
+                raise ValueError(f"no channel group {name!r}; this graph has {_some(self.groups)}")
+            index_R = torch.as_tensor(
+                indices if isinstance(indices, Tensor) else list(indices), dtype=torch.int64
+            ).cpu()
+            _check_indices(name, index_R, self.groups[name].size)
+            if index_R.numel():
+                checked[name] = index_R
+        return checked
+
+    def keep(self, remove: Remove) -> dict[Axis, Tensor]:
+        """For every axis that a decision touches, the entries that stay: sorted int64 indices into the axis."""
+        stays: dict[Axis, Tensor] = {}
+        for name, index_R in self.normalize(remove).items():
+            for s in self.groups[name].slices:
+                mask = stays.setdefault(s.axis, torch.ones(self.width(s.axis), dtype=torch.bool))
+                mask[s.index[index_R].flatten()] = False
+        return {axis: mask.nonzero().flatten() for axis, mask in stays.items()}
+
+    def shrink(self, remove: Remove) -> ChannelGraph:
+        """The graph of the model after ``remove``, without another trace; this one is left as it is."""
+        removed = self.normalize(remove)
+        keep = self.keep(removed)
+        moved = {axis: _new_positions(kept, self.width(axis)) for axis, kept in keep.items()}
+        groups = {
+            name: replace(group, slices=tuple(_shrink(group, removed.get(name), moved)))
+            for name, group in self.groups.items()
+        }
+        shapes = dict(self.shapes)
+        for (tensor, dim), kept in keep.items():
+            shape = list(shapes[tensor])
+            shape[dim] = len(kept)
+            shapes[tensor] = tuple(shape)
+        return replace(self, groups=groups, shapes=shapes)
+
+    def sample(self, fraction: float, generator: torch.Generator | None = None) -> dict[str, Tensor]:
+        """A random legal removal of ``fraction`` of every group, rounded down, never a group's last channel.
+
+        Args:
+            fraction: in ``[0, 1]``.
+            generator: a CPU generator; torch's default one if None.
+
+        Raises:
+            ValueError: if the fraction is outside its range.
+        """
+        if not 0 <= fraction <= 1:
+            raise ValueError(f"fraction must lie in [0, 1], got {fraction}")
+        chosen = {}
+        for name, group in self.groups.items():
+            count = min(int(group.size * fraction), group.size - 1)
+            if count > 0:
+                order = torch.randperm(group.size, generator=generator)
+                chosen[name] = order[:count].sort().values
+        return chosen
+
+    def slices_by_axis(self) -> dict[Axis, list[tuple[str, Slice]]]:
+        """Axis -> every group's slice of it, with the group's name."""
+        table: dict[Axis, list[tuple[str, Slice]]] = defaultdict(list)
+        for name, group in self.groups.items():
+            for s in group.slices:
+                table[s.axis].append((name, s))
+        return dict(table)
+
+
+def _shrink(group: ChannelGroup, index_R: Tensor | None, moved: Mapping[Axis, Tensor]) -> Iterator[Slice]:
+    """The group's slices without the removed rows, renumbered along every axis that lost entries."""
+    rows = torch.ones(group.size, dtype=torch.bool)
+    if index_R is not None:
+        rows[index_R] = False
+    for s in group.slices:
+        index = s.index[rows]
+        yield replace(s, index=moved[s.axis][index] if s.axis in moved else index)
+
+
+def _new_positions(kept: Tensor, width: int) -> Tensor:
+    """Old index along an axis -> new index; meaningless for entries that are gone."""
+    mask = torch.zeros(width, dtype=torch.int64)
+    mask[kept] = 1
+    return mask.cumsum(0) - 1
+
+
+def _check_indices(name: str, index_R: Tensor, size: int) -> None:
+    if index_R.ndim != 1:
+        raise ValueError(f"group {name!r}: indices must be one-dimensional, got shape {tuple(index_R.shape)}")
+    if not index_R.numel():
+        return
+    if index_R.min() < 0 or index_R.max() >= size:
+        raise ValueError(
+            f"group {name!r} has channels 0 to {size - 1}, got indices from {int(index_R.min())} to "
+            f"{int(index_R.max())}; indices count in the current width"
+        )
+    if not bool((index_R[1:] > index_R[:-1]).all()):
+        raise ValueError(f"group {name!r}: indices must be sorted and unique, got {index_R.tolist()[:16]}")
+    if index_R.numel() >= size:
+        raise ValueError(f"group {name!r} has {size} channels and cannot lose all of them")
+
+
+def _some(names: Iterable[str], most: int = 8) -> str:
+    listed = [repr(n) for n in names]
+    tail = f" and {len(listed) - most} more" if len(listed) > most else ""
+    return ", ".join(listed[:most]) + tail if listed else "none"

@@ -1,0 +1,1 @@
+"""Ready modules, data modules and configurations that make the main job and the experiments runnable."""

@@ -1,0 +1,1 @@
+"""How much a channel matters: formulas, their accumulation, and the hooks that feed them."""

@@ -1,0 +1,1 @@
+"""Cutting channels out of a living model and its optimizers, all or nothing."""
