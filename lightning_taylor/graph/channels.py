@@ -107,6 +107,7 @@ class ChannelGraph:
         frozen: layer name -> the reason in words, for every channel-carrying layer with channels that must stay.
         layers: layer name -> the axis of its weight that carries its output channels, in forward order.
         shapes: every parameter and buffer by its (first) qualified name -> its shape now.
+        parameters: which of those names are parameters.
         dense: the same when the model was traced.
         operations: what the evaluation path costs; for ``plan.cost``.
         unseen: layers that neither the training nor the evaluation path reached.
@@ -117,6 +118,7 @@ class ChannelGraph:
     layers: Mapping[str, Axis]
     shapes: Mapping[str, tuple[int, ...]]
     dense: Mapping[str, tuple[int, ...]]
+    parameters: frozenset[str] = frozenset()
     operations: tuple[Operation, ...] = ()
     unseen: tuple[str, ...] = ()
 

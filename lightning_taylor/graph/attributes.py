@@ -1,0 +1,189 @@
+"""Modules' plain attributes (``out_channels``, ``groups``, ``normalized_shape`` ...) follow their tensors' shapes.
+
+One table, keyed by module class; a class without a row of its own inherits that of its nearest ancestor.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from itertools import chain
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _NormBase
+from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
+from torch.nn.utils.parametrize import is_parametrized
+
+from lightning_taylor.errors import UncoupledChannelsError
+from lightning_taylor.graph.channels import Axis
+
+__all__ = ["AttributeRule", "follow_shapes", "register_attributes", "rule_of"]
+
+AttributeRule = Callable[[nn.Module, Mapping[Axis, Tensor]], Mapping[str, object]]
+"""``rule(module, keep)`` -> attribute name -> its value for the tensors that the module holds now.
+
+``keep`` has the entries that stayed, in the module's own names (``("weight", 0)``), or is empty where only the new
+shapes are known, as when a checkpoint is loaded. The module's attributes still have their old values.
+"""
+
+
+def register_attributes(cls: type[nn.Module], rule: AttributeRule) -> None:
+    """Add the row of a user's own module class, or replace one; subclasses without a row of their own inherit it.
+
+    A rule runs when a tensor of the module itself, or of a module inside it, was resized; inner modules run first.
+
+    Args:
+        cls: the class.
+        rule: see :data:`AttributeRule`.
+
+    Example:
+        >>> class Scale(torch.nn.Module):
+        ...     def __init__(self, width):
+        ...         super().__init__()
+        ...         self.width, self.gain = width, torch.nn.Parameter(torch.ones(width))
+        >>> register_attributes(Scale, lambda module, keep: {"width": len(module.gain)})
+        >>> scale = Scale(4)
+        >>> scale.gain = torch.nn.Parameter(torch.ones(2))
+        >>> follow_shapes(scale)
+        {'width': (4, 2)}
+    """
+    _RULES[cls] = rule
+
+
+def follow_shapes(module: nn.Module, keep: Mapping[Axis, Tensor] | None = None) -> dict[str, tuple[object, object]]:
+    """Make the plain attributes of one module follow the shapes of its own parameters and buffers.
+
+    Shapes alone cannot tell a depthwise convolution with several outputs per channel that lost channels from one
+    that lost some outputs of every channel; without ``keep`` the number of outputs per channel is taken to stay.
+
+    Args:
+        module: changed in place. Left as it is if it holds no tensor or its class has no row in the table.
+        keep: the entries that stayed, as ``(local name, dim)``, counted in the old widths.
+
+    Returns:
+        Attribute -> (old value, new value), for those that changed.
+
+    Raises:
+        UncoupledChannelsError: if the shapes fit no number of convolution (or normalisation) groups.
+
+    Example:
+        >>> conv = torch.nn.Conv2d(3, 8, 1)
+        >>> conv.weight = torch.nn.Parameter(torch.zeros(6, 3, 1, 1))
+        >>> follow_shapes(conv)
+        {'out_channels': (8, 6)}
+    """
+    rule = rule_of(module)
+    holds_any = next(chain(module.parameters(), module.buffers()), None) is not None
+    wanted = rule(module, keep or {}) if rule and holds_any else {}
+    changed = {k: (getattr(module, k), v) for k, v in wanted.items() if getattr(module, k) != v}
+    for attribute, (_, new) in changed.items():
+        setattr(module, attribute, new)
+    return changed
+
+
+def rule_of(module: nn.Module) -> AttributeRule | None:
+    """The row of the module's class or of its nearest ancestor that has one."""
+    return next((_RULES[cls] for cls in type(module).__mro__ if cls in _RULES), None)
+
+
+def _convolution(module: nn.Module, keep: Mapping[Axis, Tensor]) -> Mapping[str, object]:
+    assert isinstance(module, _ConvNd)
+    name, (out, per_group, *_) = _held(module, "weight")
+    groups = _groups_left(
+        module, module.groups, module.out_channels, out, keep.get((name, 0)), module.groups == module.in_channels
+    )
+    return {"out_channels": out, "in_channels": per_group * groups, "groups": groups}
+
+
+def _transposed_convolution(module: nn.Module, keep: Mapping[Axis, Tensor]) -> Mapping[str, object]:
+    assert isinstance(module, _ConvTransposeNd)
+    name, (into, per_group, *_) = _held(module, "weight")
+    groups = _groups_left(
+        module, module.groups, module.in_channels, into, keep.get((name, 0)), module.groups == module.in_channels
+    )
+    return {"in_channels": into, "out_channels": per_group * groups, "groups": groups}
+
+
+def _group_norm(module: nn.Module, keep: Mapping[Axis, Tensor]) -> Mapping[str, object]:
+    assert isinstance(module, nn.GroupNorm)
+    name, (channels,) = _held(module, "weight")
+    groups = _groups_left(
+        module,
+        module.num_groups,
+        module.num_channels,
+        channels,
+        keep.get((name, 0)),
+        module.num_groups == module.num_channels,
+    )
+    return {"num_channels": channels, "num_groups": groups}
+
+
+def _groups_left(module: nn.Module, groups: int, old: int, new: int, kept: Tensor | None, one_each: bool) -> int:
+    """How many of ``groups`` equal blocks of one dimension are left, with as many entries in each.
+
+    ``one_each``: every group reads one channel, so that where only shapes are known, whole groups have gone.
+    """
+    if groups == 1:
+        return 1
+    left = new // (old // groups) if one_each else groups
+    if kept is not None:
+        counts = torch.bincount(kept.cpu() // (old // groups), minlength=groups)
+        counts = counts[counts > 0]
+        left = len(counts) if bool((counts == counts[0]).all()) else 0
+    if left == 0 or new % left:
+        raise UncoupledChannelsError(
+            f"{module} has {groups} groups over {old} channels, of which {new} stay, and not as many of each group; "
+            "remove equally many from every group, or ignore the layer"
+        )
+    return left
+
+
+def _held(module: nn.Module, *names: str) -> tuple[str, tuple[int, ...]]:
+    """Local name and shape of the first of these tensors that the module holds, however it stores it."""
+    own = dict(chain(module.named_parameters(recurse=False), module.named_buffers(recurse=False)))
+    for name in names:
+        # `_orig` and `_v`: what the hooks of torch.nn.utils.prune and of the old weight_norm compute `name` from.
+        for spelling in (name, f"{name}_orig", f"{name}_v"):
+            if spelling in own:
+                return spelling, tuple(own[spelling].shape)
+        if is_parametrized(module, name):
+            return _original(module.get_submodule(f"parametrizations.{name}"), name)
+    raise UncoupledChannelsError(f"{module} holds none of {', '.join(names)}; register_attributes a rule for its class")
+
+
+def _original(originals: nn.Module, name: str) -> tuple[str, tuple[int, ...]]:
+    # Not by reading `module.weight`: that runs the parametrization, and spectral_norm would take a power step.
+    held = dict(chain(originals.named_parameters(recurse=False), originals.named_buffers(recurse=False)))
+    largest = max(held, key=lambda n: held[n].numel())
+    return f"parametrizations.{name}.{largest}", tuple(torch.broadcast_shapes(*(t.shape for t in held.values())))
+
+
+def _sizes(tensors: tuple[str, ...], *attributes: str | None) -> AttributeRule:
+    """The row of a module whose attributes are the sizes of one tensor; None skips a dimension."""
+
+    def rule(module: nn.Module, keep: Mapping[Axis, Tensor]) -> Mapping[str, object]:
+        shape = _held(module, *tensors)[1]
+        return {name: size for name, size in zip(attributes, shape, strict=False) if name}
+
+    return rule
+
+
+def _normalized_shape(module: nn.Module, keep: Mapping[Axis, Tensor]) -> Mapping[str, object]:
+    return {"normalized_shape": _held(module, "weight")[1]}
+
+
+_RULES: dict[type[nn.Module], AttributeRule] = {
+    _ConvNd: _convolution,
+    _ConvTransposeNd: _transposed_convolution,
+    _NormBase: _sizes(("weight", "running_mean"), "num_features"),
+    nn.GroupNorm: _group_norm,
+    nn.LayerNorm: _normalized_shape,
+    nn.RMSNorm: _normalized_shape,
+    nn.PReLU: _sizes(("weight",), "num_parameters"),
+    nn.Linear: _sizes(("weight",), "out_features", "in_features"),
+    nn.Bilinear: _sizes(("weight",), "out_features", "in1_features", "in2_features"),
+    nn.Embedding: _sizes(("weight",), "num_embeddings", "embedding_dim"),
+    nn.EmbeddingBag: _sizes(("weight",), "num_embeddings", "embedding_dim"),
+    nn.RNNBase: _sizes(("weight_ih_l0",), None, "input_size"),
+    nn.RNNCellBase: _sizes(("weight_ih",), None, "input_size"),
+}

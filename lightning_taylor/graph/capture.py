@@ -1,0 +1,77 @@
+"""Example inputs from the user's own training batch: which parts of the model are called, and with what.
+
+A training step may call the whole model (``self(x)``), a part of it (``self.net(x)``) or several parts. Every call
+that is not made from inside another one is recorded; the trace repeats them on a copy.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import nn
+from torch.utils.hooks import RemovableHandle
+
+from lightning_taylor.graph.trace import ForwardCall
+from lightning_taylor.graph.tracer import tensors_in
+
+__all__ = ["CallRecorder"]
+
+
+class CallRecorder:
+    """Records the outermost forward calls of a model until it is closed; a context manager.
+
+    Example:
+        >>> net = nn.Sequential(nn.Linear(4, 8), nn.Linear(8, 2))
+        >>> with CallRecorder(net) as recorder:
+        ...     _ = net(torch.rand(3, 4))
+        >>> [(call.module, tuple(call.args[0].shape)) for call in recorder.calls]
+        [('', (3, 4))]
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        self.calls: list[ForwardCall] = []
+        self._seen: set[Any] = set()
+        self._depth = 0
+        self._handles: list[RemovableHandle] = []
+        for name, module in model.named_modules():
+            if next(module.parameters(), None) is not None:
+                enter = self._entering(name)
+                self._handles.append(module.register_forward_pre_hook(enter, with_kwargs=True))
+                self._handles.append(module.register_forward_hook(self._leave, always_call=True))
+
+    def __enter__(self) -> CallRecorder:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Take every hook off the model again."""
+        for handle in self._handles:
+            handle.remove()
+        self._handles.clear()
+
+    def _entering(self, name: str) -> Any:
+        def enter(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            if _is_redirected(module):
+                return
+            if self._depth == 0:
+                self._record(ForwardCall(name, args, kwargs))
+            self._depth += 1
+
+        return enter
+
+    def _leave(self, module: nn.Module, _args: Any, _out: Any) -> None:
+        self._depth = max(0, self._depth - 1)
+
+    def _record(self, call: ForwardCall) -> None:
+        shapes = tuple(tuple(t.shape) for t in tensors_in((call.args, dict(call.kwargs))))
+        if (call.module, shapes) not in self._seen:
+            self._seen.add((call.module, shapes))
+            self.calls.append(call)
+
+
+def _is_redirected(module: nn.Module) -> bool:
+    """Whether a wrapper calls this module's ``forward`` only to get at its training step."""
+    forward = vars(module).get("forward")
+    return forward is not None and getattr(forward, "__func__", None) is not type(module).forward

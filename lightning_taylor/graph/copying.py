@@ -1,0 +1,129 @@
+"""A private copy of the user's model to trace and to experiment on, so that the living one is never touched.
+
+The copy computes in double precision with weights that leave nothing hidden: a residual branch whose last batch
+norm starts at zero would make any mistake inside it invisible.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parameter import UninitializedTensorMixin
+
+from lightning_taylor.errors import UnsupportedModelError
+from lightning_taylor.graph.tracer import tensors_in
+
+__all__ = ["batch_size", "cast", "few_examples", "private_copy", "reveal", "tensor_names"]
+
+
+def private_copy(model: nn.Module) -> nn.Module:
+    """Deep copy of a model, without gradients and without the activations that user code may keep on it.
+
+    Raises:
+        UnsupportedModelError: for scripted, quantized or lazy modules, or one that cannot be copied.
+    """
+    _check_supported(model)
+    memo: dict[int, Any] = {}
+    for module in model.modules():
+        for tensor in tensors_in({k: v for k, v in vars(module).items() if not k.startswith("_")}):
+            if tensor.grad_fn is not None:
+                memo[id(tensor)] = tensor.detach()
+    grads = [(p, p.grad) for p in model.parameters() if p.grad is not None]
+    try:
+        for p, _ in grads:
+            p.grad = None
+        return copy.deepcopy(model, memo)
+    except Exception as error:
+        raise UnsupportedModelError(
+            f"{type(model).__name__} cannot be copied for the trace ({type(error).__name__}: {error}); "
+            "keep what cannot be copied (locks, files, generators) off the module"
+        ) from error
+    finally:
+        for p, grad in grads:
+            p.grad = grad
+
+
+def reveal(model: nn.Module, generator: torch.Generator) -> None:
+    """Give every constant floating-point parameter or buffer (zeros, ones) a spread, in place, on a copy."""
+    for tensor in (*model.parameters(), *model.buffers()):
+        if tensor.is_floating_point() and tensor.numel() > 1:
+            flat = tensor.detach()
+            if bool((flat == flat.flatten()[0]).all()):
+                noise = torch.rand(flat.shape, generator=generator, dtype=torch.float64) - 0.5
+                flat.add_(noise.to(flat.device, flat.dtype))
+
+
+def tensor_names(model: nn.Module) -> dict[int, str]:
+    """Id of every parameter and buffer -> its first qualified name."""
+    names: dict[int, str] = {}
+    for name, tensor in _named_tensors(model):
+        names.setdefault(id(tensor), name)
+    return names
+
+
+def cast(values: Any, dtype: torch.dtype) -> Any:
+    """Nested inputs with every floating-point tensor in another precision."""
+    return _map(values, lambda t: t.detach().to(dtype) if t.is_floating_point() else t.detach().clone())
+
+
+def batch_size(values: Any) -> int:
+    """The leading dimension of the first tensor in nested inputs; the length of a list of images; 1 if none."""
+    if _is_list_of_images(values):
+        return len(values)
+    if isinstance(values, Tensor):
+        return values.shape[0] if values.ndim else 1
+    inner = values.values() if isinstance(values, dict) else values if isinstance(values, list | tuple) else ()
+    for value in inner:
+        if next(tensors_in(value), None) is not None:
+            return batch_size(value)
+    return 1
+
+
+def few_examples(values: Any, batch: int, most: int) -> Any:
+    """Nested inputs whose leading dimension of ``batch`` is cut to ``most``."""
+    if _is_list_of_images(values) and len(values) == batch:
+        return type(values)(list(values)[:most])
+    if isinstance(values, list | tuple) and any(_is_list_of_images(v) for v in values):
+        return type(values)(few_examples(v, batch, most) for v in values)
+    return _map(values, lambda t: t[:most] if t.ndim and t.shape[0] == batch else t)
+
+
+def _is_list_of_images(values: Any) -> bool:
+    if not isinstance(values, list) or not values:
+        return False
+    return all(isinstance(v, Tensor) and v.ndim == 3 for v in values)
+
+
+def _map(values: Any, change: Any) -> Any:
+    if isinstance(values, Tensor):
+        return change(values)
+    if isinstance(values, dict):
+        return {k: _map(v, change) for k, v in values.items()}
+    if isinstance(values, tuple) and hasattr(values, "_fields"):
+        return type(values)(*(_map(v, change) for v in values))
+    if isinstance(values, list | tuple):
+        return type(values)(_map(v, change) for v in values)
+    return values
+
+
+def _named_tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    yield from model.named_parameters(remove_duplicate=False)
+    yield from model.named_buffers(remove_duplicate=False)
+
+
+def _check_supported(model: nn.Module) -> None:
+    for name, module in model.named_modules():
+        where = f"module {name!r}" if name else "the model"
+        if isinstance(module, torch.jit.ScriptModule):
+            raise UnsupportedModelError(f"{where} is scripted (torch.jit); pass the Python module it was made from")
+        if "quantized" in type(module).__module__.split("."):
+            raise UnsupportedModelError(
+                f"{where} ({type(module).__name__}) is quantized; prune the floating-point model, then quantize it"
+            )
+    for name, tensor in model.named_parameters():
+        if isinstance(tensor, UninitializedTensorMixin):
+            raise UnsupportedModelError(f"parameter {name!r} is lazy; run one forward pass before the trace")

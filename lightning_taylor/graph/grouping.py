@@ -1,0 +1,140 @@
+"""From what a trace has learnt to the groups: components of tied labels, sorted into kinds.
+
+A *component* is everything that must go together with one channel. Components that touch the same axes, with as
+many entries of each, are channels of one group: any of them can go without the others.
+
+Shape legend: C = channels of a group, M = entries of one axis per channel.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable
+
+import numpy as np
+import torch
+
+from lightning_taylor.graph.channels import Axis, ChannelGraph, ChannelGroup, Role, Slice
+from lightning_taylor.graph.ledger import Ledger
+
+__all__ = ["build_graph"]
+
+
+def build_graph(ledger: Ledger, parameters: frozenset[str], unseen: tuple[str, ...]) -> ChannelGraph:
+    """The channel graph of everything that is tied, not frozen, produced and consumed."""
+    component = ledger.components()
+    frozen_by = ledger.frozen_components(component)
+    member_of_group, groups = _groups(ledger, component, frozen_by)
+    return ChannelGraph(
+        groups=groups,
+        frozen=_frozen_layers(ledger, component, frozen_by, member_of_group),
+        layers=dict(ledger.layers),
+        shapes=dict(ledger.shapes),
+        dense=dict(ledger.shapes),
+        parameters=parameters,
+        operations=tuple(ledger.operations),
+        unseen=unseen,
+    )
+
+
+def _groups(
+    ledger: Ledger, component: np.ndarray, frozen_by: np.ndarray
+) -> tuple[np.ndarray, dict[str, ChannelGroup]]:
+    labels = np.flatnonzero(frozen_by[component] < 0)
+    number, index = ledger.decode(labels)
+    kinds = _kinds(ledger, component[labels], number)
+    grouped = np.zeros(ledger.total, dtype=bool)
+    found: list[tuple[int, ChannelGroup, np.ndarray]] = []
+    for members in kinds:
+        slices = _slices(ledger, component[labels[members]], number[members], index[members])
+        if slices and slices[0].index.shape[0] > 1:
+            first = min(ledger.order[s.axis] for s in slices if s.role is Role.PRODUCER)
+            axis = next(axis for axis, place in ledger.order.items() if place == first)
+            found.append((first, ChannelGroup(_layer_of(ledger, axis), tuple(slices)), labels[members]))
+    groups: dict[str, ChannelGroup] = {}
+    for _, group, own in sorted(found, key=lambda entry: entry[0]):
+        name, copies = group.name, 2
+        while name in groups:
+            name, copies = f"{group.name}/{copies}", copies + 1
+        groups[name] = ChannelGroup(name, group.slices)
+        grouped[own] = True
+    return grouped, groups
+
+
+def _kinds(ledger: Ledger, component: np.ndarray, number: np.ndarray) -> list[np.ndarray]:
+    """Positions of the labels of each kind of component: same axes, same number of entries on each.
+
+    Each (axis, count) pair gets a random 64-bit word, a component the sums of its pairs' words under two such
+    hashes; that two different kinds agree in both has a chance of about one in 10^30.
+    """
+    pair, counts = np.unique(np.stack([component, number]), axis=1, return_counts=True)
+    words = np.random.default_rng(0).integers(1, 2**62, size=(2, len(ledger.axes)), dtype=np.uint64)
+    signature = np.zeros((2, ledger.total), dtype=np.uint64)
+    mixed = words[:, pair[1]] * (2 * counts.astype(np.uint64) + 1)
+    for row in range(2):
+        np.add.at(signature[row], pair[0], mixed[row] ^ (mixed[row] >> np.uint64(29)))
+    _, kind = np.unique(signature[:, component], axis=1, return_inverse=True)
+    kind = kind.reshape(-1)
+    order = np.argsort(kind, kind="stable")
+    return np.split(order, np.flatnonzero(np.diff(kind[order])) + 1) if len(order) else []
+
+
+def _slices(ledger: Ledger, component: np.ndarray, number: np.ndarray, index: np.ndarray) -> list[Slice]:
+    """One slice per axis and role; empty if nothing produces or nothing consumes these channels."""
+    axes = sorted((ledger.axes[i] for i in np.unique(number)), key=lambda a: ledger.order.get(a, len(ledger.order)))
+    roles = {role for axis in axes for role in ledger.roles.get(axis, {})}
+    if not {Role.PRODUCER, Role.CONSUMER} <= roles:
+        return []
+    rank = _channel_order(ledger, axes, component, number, index)
+    slices = []
+    for axis in axes:
+        here = np.flatnonzero(number == ledger.axes.index(axis))
+        order = here[np.lexsort((index[here], rank[component[here]]))]
+        channels = len(np.unique(component[here]))
+        index_CM = torch.from_numpy(index[order].reshape(channels, -1).copy())
+        roles_here: Iterable[Role] = ledger.roles.get(axis, {Role.PASS_THROUGH: None})
+        slices.extend(Slice(axis[0], axis[1], index_CM, role) for role in roles_here)
+    return slices
+
+
+def _channel_order(
+    ledger: Ledger, axes: list[Axis], component: np.ndarray, number: np.ndarray, index: np.ndarray
+) -> np.ndarray:
+    """Component -> place among the group's channels: by the first index in the first producer."""
+    first = next(axis for axis in axes if Role.PRODUCER in ledger.roles.get(axis, {}))
+    here = np.flatnonzero(number == ledger.axes.index(first))
+    order = here[np.argsort(index[here], kind="stable")]
+    members, place = np.unique(component[order], return_index=True)
+    rank = np.zeros(ledger.total, dtype=np.int64)
+    rank[members] = np.argsort(np.argsort(place))
+    return rank
+
+
+def _layer_of(ledger: Ledger, axis: Axis) -> str:
+    return next((layer for layer, own in ledger.layers.items() if own == axis), axis[0])
+
+
+def _frozen_layers(
+    ledger: Ledger, component: np.ndarray, frozen_by: np.ndarray, grouped: np.ndarray
+) -> dict[str, str]:
+    """Layer -> why some or all of its output channels must stay."""
+    frozen = {}
+    for layer, axis in ledger.layers.items():
+        entries = ledger.entries(axis)
+        stay = entries[~grouped[entries]]
+        if not len(entries):
+            frozen[layer] = "has a single channel"
+        elif len(stay):
+            counts: dict[str, int] = defaultdict(int)
+            for number in frozen_by[component[stay]]:
+                counts[ledger.reasons[number] if number >= 0 else _why_ungrouped(ledger, component, entries)] += 1
+            parts = [f"{n} of {len(entries)} channels: {why}" for why, n in counts.items()]
+            whole = len(counts) == 1 and len(stay) == len(entries)
+            frozen[layer] = next(iter(counts)) if whole else "; ".join(parts)
+    return frozen
+
+
+def _why_ungrouped(ledger: Ledger, component: np.ndarray, entries: np.ndarray) -> str:
+    if len(np.unique(component[entries])) == 1:
+        return "all its channels are tied into one"
+    return "nothing that was run reads it"

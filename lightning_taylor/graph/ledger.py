@@ -1,0 +1,144 @@
+"""What a trace has learnt: which label stands for which axis entry, what is tied, what is frozen and why.
+
+A *label* is an integer: one entry of one dimension of one parameter or buffer. Labels of one tensor dimension are
+consecutive, so a label is ``base of the axis + index``. Dimensions of size one get no labels: their only entry
+can never be removed. ``NEUTRAL`` marks what carries no channel.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from lightning_taylor.graph.channels import Axis, ChannelGroup, Operation, Role
+
+__all__ = ["NEUTRAL", "Ledger"]
+
+NEUTRAL = -1
+
+
+class Ledger:
+    """Collects ties, freezes and roles during a trace; union-find is left to the end, when all are known."""
+
+    def __init__(self, shapes: Mapping[str, tuple[int, ...]]) -> None:
+        self.axes: list[Axis] = []
+        self.bases: list[int] = []
+        self._base_of: dict[Axis, int] = {}
+        total = 0
+        for tensor, shape in shapes.items():
+            for dim, size in enumerate(shape):
+                if size > 1:
+                    self.axes.append((tensor, dim))
+                    self.bases.append(total)
+                    self._base_of[tensor, dim] = total
+                    total += size
+        self.shapes = dict(shapes)
+        self.total = total
+        self.roles: dict[Axis, dict[Role, None]] = {}
+        self.layers: dict[str, Axis] = {}
+        self.operations: list[Operation] = []
+        self.reasons: list[str] = []
+        self._reason_index: dict[str, int] = {}
+        self._frozen_by = np.full(total, -1, dtype=np.int64)
+        self._ties: list[np.ndarray] = []
+        self.order: dict[Axis, int] = {}
+
+    def labels(self, tensor: str) -> tuple[Tensor, ...]:
+        """One label tensor per dimension of a parameter, each of the parameter's shape, without its memory."""
+        shape = self.shapes[tensor]
+        slots = []
+        for dim, size in enumerate(shape):
+            if size > 1:
+                base = self._base_of[tensor, dim]
+                view = [1] * len(shape)
+                view[dim] = size
+                slots.append(torch.arange(base, base + size).view(view).expand(shape))
+        return tuple(slots)
+
+    def tie(self, one: Tensor, other: Tensor) -> None:
+        """Labels that go together, pair by pair; both of the same shape, without ``NEUTRAL``."""
+        differ = one != other
+        if bool(differ.any()):
+            self._ties.append(torch.stack([one[differ], other[differ]]).numpy())
+
+    def freeze(self, labels: Tensor, reason: str) -> None:
+        """These labels can never be removed; the first reason given for a label is the one that is kept."""
+        at = _distinct(labels)
+        at = at[self._frozen_by[at] < 0]
+        self._frozen_by[at] = self._reason(reason)
+
+    def assign(self, labels: Tensor, role: Role) -> None:
+        """Note what the axes that these labels belong to do with their channels."""
+        for axis in self.axes_of(labels):
+            self.roles.setdefault(axis, {})[role] = None
+            self.order.setdefault(axis, len(self.order))
+
+    def axes_of(self, labels: Tensor) -> list[Axis]:
+        """The axes that labels belong to, without repetition."""
+        numbers = np.unique(np.searchsorted(self.bases, _distinct(labels), side="right") - 1)
+        return [self.axes[i] for i in numbers]
+
+    def decode(self, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Labels -> (number of the axis, index along it)."""
+        number = np.searchsorted(self.bases, labels, side="right") - 1
+        return number, labels - np.asarray(self.bases)[number]
+
+    def entries(self, axis: Axis) -> np.ndarray:
+        """All labels of an axis; empty for an axis of size one."""
+        if axis not in self._base_of:
+            return np.empty(0, dtype=np.int64)
+        base = self._base_of[axis]
+        tensor, dim = axis
+        return np.arange(base, base + self.shapes[tensor][dim])
+
+    def components(self) -> np.ndarray:
+        """Label -> the smallest label it is tied to, by hooking and pointer jumping over all ties at once."""
+        parent = np.arange(self.total)
+        if not self._ties:
+            return parent
+        one, other = np.concatenate(self._ties, axis=1)
+        while True:
+            low, high = np.minimum(parent[one], parent[other]), np.maximum(parent[one], parent[other])
+            if np.array_equal(low, high):
+                return parent
+            np.minimum.at(parent, high, low)
+            jumped = parent[parent]
+            while not np.array_equal(jumped, parent):
+                parent, jumped = jumped, jumped[jumped]
+
+    def frozen_components(self, component: np.ndarray) -> np.ndarray:
+        """Component -> number of the reason that froze it, or -1; the earliest reason of its members counts."""
+        number = np.full(self.total, len(self.reasons), dtype=np.int64)
+        frozen = np.flatnonzero(self._frozen_by >= 0)
+        np.minimum.at(number, component[frozen], self._frozen_by[frozen])
+        number[number == len(self.reasons)] = -1
+        return number
+
+    def freeze_axes(self, axes: Iterable[Axis], reason: str) -> None:
+        """Freeze every entry of the given axes."""
+        for axis in axes:
+            self.freeze(torch.from_numpy(self.entries(axis)), reason)
+
+    def freeze_labels_of(self, group: ChannelGroup, reason: str) -> None:
+        """Freeze a whole group that was built from this ledger."""
+        first = group.slices[0]
+        entries = self.entries(first.axis)
+        self.freeze(torch.from_numpy(entries[first.index.flatten().numpy()]), reason)
+
+    def _reason(self, text: str) -> int:
+        if text not in self._reason_index:
+            self._reason_index[text] = len(self.reasons)
+            self.reasons.append(text)
+        return self._reason_index[text]
+
+
+def _distinct(labels: Tensor) -> np.ndarray:
+    """The labels in a tensor, each once, neutral left out, without walking its expanded dimensions."""
+    for d in range(labels.ndim):
+        if labels.shape[d] > 1 and labels.stride(d) == 0:
+            labels = labels.narrow(d, 0, 1)
+    found = np.unique(labels.numpy())
+    return found[found >= 0]

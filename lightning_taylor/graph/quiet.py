@@ -1,0 +1,85 @@
+"""A forward pass that shows the structure and nothing else: no dropout, no batch statistics, no fused shortcuts.
+
+Both the trace and the proof by trial run the training path and the evaluation path. In the training path dropout
+would draw differently for a network of another width, and a batch norm over two examples is nearly chaotic; both
+act on each channel alone, so leaving them out changes nothing about which channels belong together.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch.overrides import TorchFunctionMode
+
+__all__ = ["Quiet", "quiet"]
+
+_DROPOUTS = {
+    F.dropout, F.dropout1d, F.dropout2d, F.dropout3d, F.alpha_dropout, F.feature_alpha_dropout,
+    torch.dropout, torch.dropout_, torch.alpha_dropout, torch.feature_dropout,
+}  # fmt: skip
+
+
+class Quiet(TorchFunctionMode):
+    """Dropout is the identity; batch norm uses its running statistics where it has them."""
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        """Replace a call, or let it through."""
+        kwargs = kwargs or {}
+        if func in _DROPOUTS:
+            return args[0] if args else kwargs["input"]
+        if func is F.batch_norm:
+            return self._batch_norm(*args, **kwargs)
+        if func is F.scaled_dot_product_attention:
+            kwargs.pop("dropout_p", None)
+            return func(*args[:4], **kwargs)
+        return func(*args, **kwargs)
+
+    def _batch_norm(
+        self,
+        input: torch.Tensor,
+        running_mean: torch.Tensor | None,
+        running_var: torch.Tensor | None,
+        weight: torch.Tensor | None = None,
+        bias: torch.Tensor | None = None,
+        training: bool = False,
+        momentum: float = 0.1,
+        eps: float = 1e-5,
+    ) -> torch.Tensor:
+        known = running_mean is not None and running_var is not None
+        training = training and not known
+        return F.batch_norm(input, running_mean, running_var, weight, bias, training, momentum, eps)
+
+
+@contextlib.contextmanager
+def quiet(seed: int = 0, dtype: torch.dtype | None = None) -> Iterator[None]:
+    """No gradients, fused attention shortcuts off, random numbers seeded and given back, compiled code run eagerly.
+
+    Args:
+        seed: of every device's default generator inside the block.
+        dtype: the default dtype inside the block, for models that make tensors of their own.
+    """
+    fast, default = torch.backends.mha.get_fastpath_enabled(), torch.get_default_dtype()
+    devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()
+    with (
+        torch.no_grad(),
+        torch.random.fork_rng(devices=devices),
+        torch.compiler.set_stance("force_eager"),
+        torch.autocast("cuda", enabled=False),
+        torch.autocast("cpu", enabled=False),
+    ):
+        torch.manual_seed(seed)
+        torch.backends.mha.set_fastpath_enabled(False)
+        if dtype is not None:
+            torch.set_default_dtype(dtype)
+        try:
+            with Quiet():
+                yield
+        finally:
+            torch.backends.mha.set_fastpath_enabled(fast)
+            torch.set_default_dtype(default)

@@ -1,0 +1,171 @@
+"""Tensors cut to the channels that stay, and the modules that hold them.
+
+What the proof by trial, the surgery and the loading of checkpoints share. Nothing here is a transaction: see
+:func:`lightning_taylor.surgery.prune_channels` for that.
+
+Shape legend: K = entries of one dimension that stay. ``keep`` maps a dimension to ``index_K``, sorted unique int64.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from itertools import chain
+
+import torch
+from torch import Tensor, nn
+
+from lightning_taylor.errors import UncoupledChannelsError
+from lightning_taylor.graph.attributes import follow_shapes, register_attributes, rule_of
+from lightning_taylor.graph.channels import Axis
+
+__all__ = [
+    "Touched",
+    "follow_shapes",
+    "hold",
+    "owners",
+    "register_attributes",
+    "resized",
+    "shrink_modules",
+    "touched_tensors",
+]
+
+
+@dataclass(frozen=True, eq=False)
+class Touched:
+    """One parameter or buffer that loses entries.
+
+    Attributes:
+        tensor: the living tensor.
+        name: the qualified name under which ``keep`` knows it.
+        names: every qualified name it has in the model; more than one if it is tied or its module is shared.
+        keep: dimension -> ``index_K``.
+    """
+
+    tensor: Tensor
+    name: str
+    names: tuple[str, ...]
+    keep: dict[int, Tensor] = field(default_factory=dict)
+
+
+def resized(tensor: Tensor, keep: Mapping[int, Tensor]) -> Tensor:
+    """The entries that stay along each dimension in ``keep``, in a storage of their own.
+
+    Dtype, device and memory format stay. ``index_select`` itself would forget ``channels_last``, so the selection
+    runs over the dimensions in the order in which they lie in memory; a 1x1 or one-channel weight, which fits both
+    formats, keeps the one that its strides spell.
+
+    Args:
+        tensor: any dense tensor; read only.
+        keep: dimension -> ``index_K``, on any device. Empty: a copy.
+
+    Returns:
+        A tensor without gradient history that shares no memory with ``tensor``.
+
+    Example:
+        >>> resized(torch.arange(6).view(2, 3), {1: torch.tensor([0, 2])})
+        tensor([[0, 2],
+                [3, 5]])
+    """
+    with torch.inference_mode(False), torch.no_grad():
+        order = _memory_order(tensor)
+        stored = tensor.permute(order)
+        if not keep:
+            stored = stored.clone(memory_format=torch.contiguous_format)
+        # The dimension that loses most goes first: what it drops is not copied again.
+        for dim in sorted(keep, key=lambda d: keep[d].numel() / tensor.shape[d]):
+            stored = stored.index_select(order.index(dim), keep[dim].to(tensor.device))
+        # `set_` gives a plain tensor; a permuted view would keep its base as an attribute.
+        return hold(stored.new_empty(0), stored.permute([order.index(d) for d in range(tensor.ndim)]))
+
+
+def hold(tensor: Tensor, new: Tensor) -> Tensor:
+    """Let the living ``tensor`` hold the storage, shape and strides of ``new``; run it without gradients.
+
+    By ``set_``: assigning ``.data`` would keep a gradient accumulator of the old shape, and a new ``Parameter``
+    would lose ties, hooks, its place in the optimizer and whoever else holds it.
+    """
+    return tensor.set_(new)  # pyright: ignore[reportArgumentType]  (the stub knows storages only)
+
+
+def shrink_modules(model: nn.Module, keep: Mapping[Axis, Tensor]) -> None:
+    """Cut a model that no optimizer holds, in place; its parameters and buffers stay the same objects.
+
+    Gradients of the tensors that were cut are dropped. Not a transaction: an error leaves the model half cut.
+
+    Args:
+        model: the module whose qualified names ``keep`` uses.
+        keep: axis -> ``index_K``, as from ``ChannelGraph.keep``.
+
+    Raises:
+        UncoupledChannelsError: if the model has no tensor of that name, or the attributes cannot follow.
+    """
+    touched = touched_tensors(model, keep)
+    with torch.inference_mode(False), torch.no_grad():
+        for t in touched:
+            hold(t.tensor, resized(t.tensor, t.keep))
+            t.tensor.grad = None
+    for module, local in owners(model, touched):
+        follow_shapes(module, local)
+
+
+def touched_tensors(model: nn.Module, keep: Mapping[Axis, Tensor]) -> list[Touched]:
+    """Every living tensor that ``keep`` names, once, with all its names and all its dimensions.
+
+    Raises:
+        UncoupledChannelsError: if the model has no tensor of that name, or two names of one tensor disagree.
+    """
+    named = dict(chain(model.named_parameters(remove_duplicate=False), model.named_buffers(remove_duplicate=False)))
+    aliases: dict[int, list[str]] = defaultdict(list)
+    for name, tensor in named.items():
+        aliases[id(tensor)].append(name)
+    touched: dict[int, Touched] = {}
+    for (name, dim), index_K in keep.items():
+        if name not in named:
+            raise UncoupledChannelsError(
+                f"the graph cuts {name!r}, but the model has no parameter or buffer of that name; trace it again"
+            )
+        tensor = named[name]
+        entry = touched.setdefault(id(tensor), Touched(tensor, name, tuple(aliases[id(tensor)])))
+        if not torch.equal(entry.keep.setdefault(dim, index_K), index_K):
+            raise UncoupledChannelsError(
+                f"{name!r} is the same tensor as {entry.name!r}, but other entries of dimension {dim} are to stay; "
+                "trace the model again"
+            )
+    return list(touched.values())
+
+
+def owners(model: nn.Module, touched: Iterable[Touched]) -> list[tuple[nn.Module, dict[Axis, Tensor]]]:
+    """The modules whose attributes have to follow, innermost first, with what stayed in their own local names.
+
+    Every module on the way to a tensor counts, so that a parametrized layer (whose parameter lies two modules
+    deeper) and a registered container follow too.
+    """
+    found: dict[int, tuple[int, nn.Module, dict[Axis, Tensor]]] = {}
+    for t in touched:
+        for parts in (name.split(".") for name in t.names):
+            for depth in range(len(parts)):
+                module = model.get_submodule(".".join(parts[:depth]))
+                if rule_of(module):
+                    local = found.setdefault(id(module), (depth, module, {}))[2]
+                    local.update({(".".join(parts[depth:]), dim): index_K for dim, index_K in t.keep.items()})
+    return [(module, local) for _, module, local in sorted(found.values(), key=lambda f: -f[0])]
+
+
+def _memory_order(tensor: Tensor) -> tuple[int, ...]:
+    """The dimensions from the slowest to the fastest in memory."""
+    plain = tuple(range(tensor.ndim))
+    channels_last = (0, *plain[2:], 1)
+    for order in (plain, channels_last) if tensor.ndim in (4, 5) else (plain,):
+        if tensor.stride() == _dense_strides(tensor.shape, order):
+            return order
+    return tuple(sorted(plain, key=lambda d: -tensor.stride(d)))
+
+
+def _dense_strides(shape: torch.Size, order: tuple[int, ...]) -> tuple[int, ...]:
+    strides, step = [0] * len(shape), 1
+    for dim in reversed(order):
+        strides[dim] = step
+        step *= shape[dim]
+    return tuple(strides)

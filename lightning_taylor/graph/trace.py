@@ -1,0 +1,244 @@
+"""``trace_channels``: from a model and example inputs to the channel graph, proven."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lightning_taylor.errors import NothingToPruneError, UnsupportedModelError
+from lightning_taylor.graph import contractions, movement
+from lightning_taylor.graph.channels import ChannelGraph
+from lightning_taylor.graph.copying import batch_size, cast, few_examples, private_copy, reveal, tensor_names
+from lightning_taylor.graph.grouping import build_graph
+from lightning_taylor.graph.ledger import Ledger
+from lightning_taylor.graph.quiet import quiet
+from lightning_taylor.graph.tracer import Tracer, tensors_in
+from lightning_taylor.graph.verify import prove
+
+__all__ = ["ForwardCall", "few_of", "require_groups", "trace_calls", "trace_channels"]
+
+_RULES = {**movement.RULES, **contractions.RULES}
+
+
+@dataclass(frozen=True, eq=False)
+class ForwardCall:
+    """One call of a module: its qualified name in the model ("" is the model itself) and what it was given."""
+
+    module: str
+    args: tuple[Any, ...]
+    kwargs: Mapping[str, Any] = field(default_factory=dict)
+
+
+def trace_channels(
+    model: nn.Module, example_inputs: Any, *, ignore: Sequence[str] = (), verify: bool = True
+) -> ChannelGraph:
+    r"""Find the groups of channels that can be removed from a model, and why the others cannot.
+
+    Every entry of every parameter dimension gets a label, and a copy of the model runs the training and the
+    evaluation path on one example under a dispatch mode that works out which label each element of each
+    activation carries. What meets, goes together; what no rule knows, is frozen. Then every family is proven on the
+    copy: a third of its channels removed, the outputs must equal those of the copy whose consumers ignore them.
+
+    The model itself is not touched: no mode, buffer, gradient or random state changes.
+
+    Args:
+        model: any module whose ``forward`` takes ``example_inputs``.
+        example_inputs: a tensor, or a tuple of positional arguments, or a dict of keyword arguments. Only shapes
+            and rough magnitudes matter; cut to one example for the trace.
+        ignore: name patterns (``fnmatch``) of modules whose output channels stay; ``"layer4"`` covers everything
+            inside, ``"*.conv1"`` every ``conv1``.
+        verify: prove each family (two more forward passes); without it, a model that assumes a width in its code
+            may be cut wrongly.
+
+    Returns:
+        The graph; it may have no groups, then ``frozen`` says why.
+
+    Raises:
+        UnsupportedModelError: if the model is scripted, quantized or lazy, or its forward pass raises.
+        ValueError: if an ``ignore`` pattern matches no layer.
+
+    Example:
+        >>> net = torch.nn.Sequential(torch.nn.Conv2d(3, 8, 3), torch.nn.ReLU(), torch.nn.Conv2d(8, 5, 3))
+        >>> graph = trace_channels(net, torch.rand(1, 3, 16, 16))
+        >>> {name: group.size for name, group in graph.groups.items()}
+        {'0': 8}
+        >>> graph.frozen
+        {'2': 'reaches the output'}
+    """
+    if isinstance(example_inputs, Mapping):
+        call = ForwardCall("", (), example_inputs)
+    else:
+        call = ForwardCall("", example_inputs if isinstance(example_inputs, tuple) else (example_inputs,))
+    return trace_calls(model, [call], ignore=ignore, verify=verify)
+
+
+def trace_calls(
+    model: nn.Module, calls: Sequence[ForwardCall], *, ignore: Sequence[str] = (), verify: bool = True
+) -> ChannelGraph:
+    """Like ``trace_channels``, for a model whose parts are called one by one from the training step."""
+    net = private_copy(model)
+    batch = _batch_size(calls)
+    few = [few_of(c, batch) for c in calls]
+    dtype, few = _settle_precision(net, few, calls)
+    reveal(net, torch.Generator().manual_seed(0))
+    names = tensor_names(net)
+    parameters = frozenset(names[id(p)] for p in net.parameters())
+    tensors = {id(t): t for t in (*net.parameters(), *net.buffers())}
+    shapes = {name: tuple(tensors[key].shape) for key, name in names.items()}
+    ledger = Ledger(shapes)
+    for training in (False, True):
+        examples = None if training else _batch_size(few)
+        _trace_path(net, few, ledger, names, training=training, examples=examples, dtype=dtype)
+    _ignore(ledger, ignore, net)
+    unseen = _unseen(ledger, net)
+    if verify:
+        prove(net, lambda: build_graph(ledger, parameters, unseen), ledger, lambda: _outputs(net, few, dtype))
+    return build_graph(ledger, parameters, unseen)
+
+
+def few_of(call: ForwardCall, batch: int, most: int = 1) -> ForwardCall:
+    """The same call with its leading dimension of ``batch`` cut to ``most``."""
+    return ForwardCall(call.module, few_examples(call.args, batch, most), few_examples(dict(call.kwargs), batch, most))
+
+
+def require_groups(graph: ChannelGraph) -> ChannelGraph:
+    """The graph itself, if anything can be removed from it.
+
+    Raises:
+        NothingToPruneError: listing the reasons.
+    """
+    if graph.groups:
+        return graph
+    reasons = "; ".join(f"{layer}: {why}" for layer, why in list(graph.frozen.items())[:8]) or "no layers were run"
+    raise NothingToPruneError(f"no channel of this model can be removed. {reasons}")
+
+
+def _trace_path(
+    net: nn.Module,
+    calls: Sequence[ForwardCall],
+    ledger: Ledger,
+    names: dict[int, str],
+    *,
+    training: bool,
+    examples: int | None,
+    dtype: torch.dtype,
+) -> None:
+    tracer = Tracer(ledger, names, _RULES, movement.fallback, examples)
+    with _mode(net, training), quiet(dtype=dtype), _watched(net, tracer):
+        for call in calls:
+            with tracer:
+                out = net.get_submodule(call.module)(*call.args, **call.kwargs)
+            for tensor in tensors_in(out):
+                tracer.freeze(tracer.labels_of(tensor), "reaches the output")
+
+
+def _outputs(net: nn.Module, calls: Sequence[ForwardCall], dtype: torch.dtype) -> list[Tensor]:
+    """Every floating-point output of both paths."""
+    outputs = []
+    for training in (False, True):
+        with _mode(net, training), quiet(dtype=dtype):
+            for call in calls:
+                out = net.get_submodule(call.module)(*call.args, **call.kwargs)
+                outputs.extend(t.detach().clone() for t in tensors_in(out) if t.is_floating_point())
+    return outputs
+
+
+def _settle_precision(
+    net: nn.Module, few: list[ForwardCall], calls: Sequence[ForwardCall]
+) -> tuple[torch.dtype, list[ForwardCall]]:
+    """Double precision and one example if the model runs that way; what it was given if not."""
+    own = next((p.dtype for p in net.parameters() if p.is_floating_point()), torch.float32)
+    attempts = [(torch.float64, few), (own, few), (own, list(calls))]
+    failure: Exception | None = None
+    for dtype, given in attempts:
+        given = [ForwardCall(c.module, cast(c.args, dtype), cast(dict(c.kwargs), dtype)) for c in given]
+        net.to(dtype)
+        try:
+            _outputs(net, given, dtype)
+        except Exception as error:
+            failure = error
+        else:
+            return dtype, given
+    raise UnsupportedModelError(
+        f"the forward pass of {type(net).__name__} raised {type(failure).__name__} on the example inputs: {failure}"
+    ) from failure
+
+
+@contextmanager
+def _mode(net: nn.Module, training: bool) -> Iterator[None]:
+    """Training or evaluation mode, with modes and buffers given back."""
+    modes = [(m, m.training) for m in net.modules()]
+    buffers = [(b, b.detach().clone()) for b in net.buffers()]
+    net.train(training)
+    try:
+        yield
+    finally:
+        for module, was in modes:
+            module.training = was
+        with torch.no_grad():
+            for buffer, value in buffers:
+                buffer.copy_(value)
+
+
+@contextmanager
+def _watched(net: nn.Module, tracer: Tracer) -> Iterator[None]:
+    """Tell the tracer which module is running."""
+    stack: list[str] = []
+    handles = []
+    for name, module in net.named_modules():
+
+        def enter(_module: nn.Module, _args: Any, name: str = name) -> None:
+            stack.append(name)
+            tracer.module = name
+
+        def leave(_module: nn.Module, _args: Any, _out: Any) -> None:
+            stack.pop()
+            tracer.module = stack[-1] if stack else ""
+
+        handles.append(module.register_forward_pre_hook(enter))
+        handles.append(module.register_forward_hook(leave, always_call=True))
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _ignore(ledger: Ledger, patterns: Sequence[str], net: nn.Module) -> None:
+    """Freeze the output channels of every layer whose name, or the name of a module around it, matches."""
+    for pattern in patterns:
+        hit = [layer for layer in ledger.layers if _matches(layer, pattern)]
+        if not hit:
+            raise ValueError(
+                f"ignore pattern {pattern!r} matches no layer; the layers are {', '.join(ledger.layers) or 'none'}"
+            )
+        for layer in hit:
+            ledger.freeze_axes([ledger.layers[layer]], f"ignored by the pattern {pattern!r}")
+
+
+def _matches(layer: str, pattern: str) -> bool:
+    parts = layer.split(".")
+    around = [".".join(parts[:i]) for i in range(1, len(parts) + 1)]
+    return any(fnmatchcase(name, pattern) or fnmatchcase(name, f"*.{pattern}") for name in around)
+
+
+def _unseen(ledger: Ledger, net: nn.Module) -> tuple[str, ...]:
+    """Modules with a weight that neither path used."""
+    used = {axis[0] for axis in ledger.roles} | {axis[0] for axis in ledger.layers.values()}
+    names = tensor_names(net)
+    return tuple(
+        module_name
+        for module_name, module in net.named_modules()
+        for p in module.parameters(recurse=False)
+        if p.ndim > 1 and names[id(p)] not in used
+    )
+
+
+def _batch_size(calls: Sequence[ForwardCall]) -> int:
+    return batch_size([(c.args, dict(c.kwargs)) for c in calls])

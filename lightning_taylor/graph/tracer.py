@@ -1,0 +1,233 @@
+"""The dispatch mode that carries labels beside the data, operator by operator.
+
+How it could fail, and where that is caught: a label is lost (an operator is taken for neutral) or two labels are not
+tied that should be. Then the removal of one channel either raises or changes the output, and the proof by trial
+(``verify``) freezes the family. Whatever this module does not know, it freezes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import FlopCounterMode
+
+from lightning_taylor.graph.channels import Axis, Operation
+from lightning_taylor.graph.labels import Labels
+from lightning_taylor.graph.ledger import NEUTRAL, Ledger
+
+__all__ = ["Call", "Rule", "Tracer", "tensors_in"]
+
+_FACTORIES = {"zeros", "ones", "empty", "full", "new_zeros", "new_ones", "new_empty", "new_full", "empty_strided"}
+_LARGEST_WRITABLE = 1 << 25
+
+
+@dataclass(frozen=True, eq=False)
+class Call:
+    """One operator call: its arguments by name, what it returned, and where it happened."""
+
+    tracer: Tracer
+    func: Any
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    out: Any
+    flops: int = 0
+
+    @property
+    def name(self) -> str:
+        """The operator without namespace, overload and in-place underscore: ``relu`` for ``aten::relu_``."""
+        return operator_name(self.func)
+
+    @property
+    def where(self) -> str:
+        """The operator and the module that ran it, for reasons in words."""
+        return f"{self.name} in {self.tracer.module or 'the model itself'}"
+
+    def get(self, name: str) -> Any:
+        """An argument by its schema name, with the schema's default."""
+        if name in self.kwargs:
+            return self.kwargs[name]
+        for value, argument in zip(self.args, self.func._schema.arguments, strict=False):
+            if argument.name == name:
+                return value
+        for argument in self.func._schema.arguments:
+            if argument.name == name and argument.has_default_value():
+                return argument.default_value
+        return None
+
+    def labels(self, name: str) -> Labels | None:
+        """What an argument carries, or None."""
+        value = self.get(name)
+        return self.tracer.labels_of(value) if isinstance(value, Tensor) else None
+
+    @property
+    def operands(self) -> list[Tensor]:
+        """Every tensor argument, in order."""
+        return list(tensors_in((self.args, self.kwargs)))
+
+    def cost(self, axes: Sequence[Axis]) -> None:
+        """Record the operation's FLOPs as proportional to the widths of these axes."""
+        self.tracer.record(self, axes)
+
+
+Rule = Callable[[Call], "Labels | Sequence[Labels | None] | None"]
+
+
+def operator_name(func: Any) -> str:
+    """``relu`` for ``aten::relu_``, ``roi_align`` for ``torchvision::roi_align``."""
+    name = func._schema.name.split("::")[-1]
+    return name[:-1] if name.endswith("_") and not name.endswith("__") else name
+
+
+def tensors_in(values: Any) -> Iterator[Tensor]:
+    """Every tensor in nested tuples, lists, dicts and plain objects, in order."""
+    if isinstance(values, Tensor):
+        yield values
+    elif isinstance(values, dict):
+        for value in values.values():
+            yield from tensors_in(value)
+    elif isinstance(values, Iterable) and isinstance(values, tuple | list | set | frozenset):
+        for value in values:
+            yield from tensors_in(value)
+    elif hasattr(values, "__dict__") and not isinstance(values, nn.Module | type):
+        yield from tensors_in(vars(values))
+
+
+class Tracer(TorchDispatchMode):
+    """Runs operators and, beside each, its rule on the labels of what went in.
+
+    Args:
+        ledger: where ties, freezes, roles and costs are written.
+        model: the copy that will be run.
+        names: id of each parameter and buffer -> its first qualified name.
+        rules: operator name -> rule; a pointwise operator needs none.
+        fallback: rule for pointwise operators and views, found by torch's own tags.
+        examples: how many examples the forward pass gets; None leaves costs unrecorded.
+    """
+
+    def __init__(
+        self,
+        ledger: Ledger,
+        names: dict[int, str],
+        rules: dict[str, Rule],
+        fallback: Callable[[Any], Rule | None],
+        examples: int | None,
+    ) -> None:
+        super().__init__()
+        self.ledger = ledger
+        self.module = ""
+        self._names = names
+        self._rules = rules
+        self._fallback = fallback
+        self._examples = examples
+        # Strong references on purpose: an id must not be given to another tensor during the trace, and weak ones
+        # do not survive the round trip of a tensor's Python object through a composite operator.
+        self._carried: dict[int, tuple[Tensor, Labels | None]] = {}
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Run the operator, then follow it with labels."""
+        kwargs = kwargs or {}
+        carries = any(self.labels_of(t) is not None for t in tensors_in((args, kwargs)))
+        if not carries:
+            out, flops = self._run(func, args, kwargs)
+            self._remember_factory(func, out)
+            if flops:
+                self.record(Call(self, func, args, kwargs, out, flops), ())
+            return out
+        out, flops = self._run(func, args, kwargs)
+        call = Call(self, func, args, kwargs, out, flops)
+        self._follow(call)
+        return out
+
+    def labels_of(self, tensor: Tensor) -> Labels | None:
+        """What a tensor carries, or None."""
+        known = self._carried.get(id(tensor))
+        if known is not None:
+            return known[1]
+        name = self._names.get(id(tensor))
+        if name is None:
+            return None
+        slots = self.ledger.labels(name)
+        labels = Labels(slots, weight=True) if slots else None
+        self._carried[id(tensor)] = (tensor, labels)
+        return labels
+
+    def carry(self, tensor: Tensor, labels: Labels | None) -> None:
+        """Note what a tensor carries from here on."""
+        self._carried[id(tensor)] = (tensor, labels)
+
+    def freeze(self, labels: Labels | None, reason: str) -> None:
+        """Freeze everything that a tensor carries."""
+        for slot in labels.slots if labels else ():
+            self.ledger.freeze(slot, reason)
+
+    def name_layer(self, labels: Tensor) -> None:
+        """Note the layer whose weight these labels belong to, and the axis that carries its output channels."""
+        for axis in self.ledger.axes_of(labels):
+            layer = axis[0].rpartition(".")[0].partition(".parametrizations")[0]
+            if self.ledger.layers.setdefault(layer, axis) != axis:
+                self.ledger.layers.setdefault(axis[0], axis)
+
+    def record(self, call: Call, axes: Sequence[Axis]) -> None:
+        """Write down an operation's cost, on the pass that counts it."""
+        if call.flops and self._examples:
+            flops = call.flops // self._examples
+            self.ledger.operations.append(Operation(self.module, call.name, flops, tuple(axes)))
+
+    def _run(self, func: Any, args: Any, kwargs: Any) -> tuple[Any, int]:
+        if self._examples is None or torch.Tag.pointwise in func.tags or func.is_view:
+            return func(*args, **kwargs), 0
+        with FlopCounterMode(display=False) as counter:
+            out = func(*args, **kwargs)
+        return out, counter.get_total_flops()
+
+    def _follow(self, call: Call) -> None:
+        rule = self._rules.get(call.name) or self._fallback(call.func) or _unknown
+        result = rule(call)
+        if isinstance(call.out, Tensor):
+            results: Sequence[Any] = (result[0] if isinstance(result, tuple | list) else result,)
+        else:
+            results = result if isinstance(result, tuple | list) else (result,)
+        for tensor, labels in zip(tensors_in(call.out), results, strict=False):
+            if any(tensor is given for given in call.operands):
+                self._write(call, tensor, labels)
+            else:
+                self.carry(tensor, labels)
+
+    def _write(self, call: Call, tensor: Tensor, labels: Labels | None) -> None:
+        """An operator wrote into one of its arguments: its labels change in place, so that views see it too."""
+        old = self.labels_of(tensor)
+        if labels is None or labels is old:
+            return
+        if old is not None and len(old.slots) == 1 and len(labels.slots) == 1:
+            here, new = old.slots[0], labels.slots[0]
+            if torch.equal(here, new):
+                return
+            if not any(n > 1 and s == 0 for n, s in zip(here.shape, here.stride(), strict=True)):
+                here.copy_(new)
+                return
+        if tensor._is_view():
+            # The base cannot be told, its labels are not materialised; what is frozen need not be followed.
+            self.freeze(labels, f"written into a part of another tensor ({call.where})")
+            self.freeze(old, f"part of it is overwritten ({call.where})")
+            return
+        self.carry(tensor, labels)
+
+    def _remember_factory(self, func: Any, out: Any) -> None:
+        """A fresh tensor may be written into piece by piece: give it labels that can be written likewise."""
+        if (
+            isinstance(out, Tensor)
+            and operator_name(func) in _FACTORIES
+            and 1 < out.numel() <= _LARGEST_WRITABLE
+            and out.is_floating_point()
+        ):
+            self.carry(out, Labels((torch.full(out.shape, NEUTRAL, dtype=torch.int64),)))
+
+
+def _unknown(call: Call) -> None:
+    for tensor in call.operands:
+        call.tracer.freeze(call.tracer.labels_of(tensor), f"no rule for {call.where}")

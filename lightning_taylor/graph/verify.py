@@ -1,0 +1,174 @@
+"""The proof by trial: a family that cannot be removed without a trace is frozen, whatever the rules believed.
+
+For every group at once, a third of the channels is removed from the copy, and the outputs of both paths must equal
+those of the whole copy in which the consumers' weights for these channels are zero. Only if that fails are the
+groups tried apart: first those near the module that raised, then by halves.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+from lightning_taylor.graph.channels import ChannelGraph, Role
+from lightning_taylor.graph.copying import tensor_names
+from lightning_taylor.graph.ledger import Ledger
+from lightning_taylor.graph.resize import follow_shapes, resized
+
+__all__ = ["prove"]
+
+_TIGHT = 1e-9
+_LOOSE = 1e-2
+_DRAWS = 2
+
+
+def prove(
+    net: nn.Module, build: Callable[[], ChannelGraph], ledger: Ledger, outputs: Callable[[], list[Tensor]]
+) -> None:
+    """Freeze, in the ledger, every group whose removal from ``net`` raises or changes the outputs.
+
+    Args:
+        net: a private copy; left as it was.
+        build: makes the graph from the ledger as it stands.
+        ledger: gets the failures as reasons.
+        outputs: runs the net, both paths.
+    """
+    trial = _Trial(net, outputs)
+    while True:
+        graph = build()
+        failed = trial.failures(graph, list(graph.groups))
+        if not failed:
+            return
+        for name, reason in failed.items():
+            ledger.freeze_labels_of(graph.groups[name], reason)
+
+
+class _Trial:
+    """Removes channels from a copy and compares, giving everything back."""
+
+    def __init__(self, net: nn.Module, outputs: Callable[[], list[Tensor]]) -> None:
+        self._net = net
+        self._outputs = outputs
+        names = tensor_names(net)
+        self._tensors = {names[id(t)]: t for t in (*net.parameters(), *net.buffers())}
+        self._tolerance = self._sensitivity()
+
+    def failures(self, graph: ChannelGraph, names: Sequence[str]) -> dict[str, str]:
+        """Group -> why it cannot be removed, for the groups that fail; all together first."""
+        reason = self._fails(graph, names) if names else None
+        if reason is None:
+            return {}
+        if len(names) == 1:
+            return {names[0]: reason}
+        half = len(names) // 2
+        found = {**self.failures(graph, names[:half]), **self.failures(graph, names[half:])}
+        # Each half is right alone and both together are not: the later ones yield.
+        return found or dict.fromkeys(names[half:], reason)
+
+    def _fails(self, graph: ChannelGraph, names: Sequence[str]) -> str | None:
+        for draw in range(_DRAWS):
+            remove = _draw(graph, names, draw)
+            with self._masked(graph, remove):
+                expected = self._outputs()
+            try:
+                with self._sliced(graph, remove):
+                    found = self._outputs()
+            except Exception as error:
+                return f"the model's code assumes its width ({_first_line(error)})"
+            reason = self._differ(expected, found)
+            if reason is not None:
+                return reason
+        return None
+
+    def _differ(self, expected: list[Tensor], found: list[Tensor]) -> str | None:
+        if [t.shape for t in expected] != [t.shape for t in found]:
+            return "removing its channels changes the shape of the output"
+        for one, other in zip(expected, found, strict=True):
+            difference = _relative(one, other)
+            if not difference <= self._tolerance:
+                return f"removing its channels changes the output by {difference:.1e} (relative)"
+        return None
+
+    def _sensitivity(self) -> float:
+        """What the net makes of a last-digit change of its weights, as the tolerance: some nets are chaotic."""
+        before = self._outputs()
+        precision = torch.finfo(before[0].dtype).eps if before else 1e-16
+        touched = [t for t in self._tensors.values() if t.is_floating_point()]
+        kept = [t.detach().clone() for t in touched]
+        with torch.no_grad():
+            for t in touched:
+                t.mul_(1 + 4 * precision)
+            after = self._outputs()
+            for t, value in zip(touched, kept, strict=True):
+                t.copy_(value)
+        drift = max((_relative(a, b) for a, b in zip(before, after, strict=True)), default=0.0)
+        floor = _TIGHT if precision < 1e-10 else 1e-3
+        return min(max(floor, 100 * drift), _LOOSE)
+
+    @contextmanager
+    def _masked(self, graph: ChannelGraph, remove: dict[str, Tensor]) -> Iterator[None]:
+        """Consumers ignore the removed channels."""
+        kept: dict[str, Tensor] = {}
+        for name, index_R in remove.items():
+            for s in graph.groups[name].of(Role.CONSUMER):
+                tensor = self._tensors[s.tensor].detach()
+                kept.setdefault(s.tensor, tensor.clone())
+                tensor.index_fill_(s.dim, s.index[index_R].flatten().to(tensor.device), 0)
+        try:
+            yield
+        finally:
+            for name, value in kept.items():
+                self._tensors[name].detach().copy_(value)
+
+    @contextmanager
+    def _sliced(self, graph: ChannelGraph, remove: dict[str, Tensor]) -> Iterator[None]:
+        """The channels are really gone."""
+        keep: dict[str, dict[int, Tensor]] = {}
+        for (name, dim), index in graph.keep(remove).items():
+            keep.setdefault(name, {})[dim] = index
+        old = {name: self._tensors[name].detach() for name in keep}
+        changed = []
+        try:
+            with torch.no_grad():
+                for name, dims in keep.items():
+                    self._tensors[name].set_(resized(old[name], dims))
+            for module in self._net.modules():
+                changed.append((module, follow_shapes(module)))
+            yield
+        finally:
+            with torch.no_grad():
+                for name, tensor in old.items():
+                    self._tensors[name].set_(tensor)
+            for module, attributes in changed:
+                for attribute, (was, _) in attributes.items():
+                    setattr(module, attribute, was)
+
+
+def _draw(graph: ChannelGraph, names: Sequence[str], draw: int) -> dict[str, Tensor]:
+    """About a third of each group, at least one channel."""
+    generator = torch.Generator().manual_seed(draw)
+    remove = {}
+    for name in names:
+        size = graph.groups[name].size
+        count = max(1, size // 3)
+        remove[name] = torch.randperm(size, generator=generator)[:count].sort().values
+    return remove
+
+
+def _relative(one: Tensor, other: Tensor) -> float:
+    if not one.numel():
+        return 0.0
+    finite = one.isfinite()
+    if not bool((finite == other.isfinite()).all()):
+        return float("inf")
+    one, other = one[finite], other[finite]
+    scale = one.abs().max() if one.numel() else torch.tensor(1.0)
+    return float((one - other).abs().max() / scale) if float(scale) else float((one - other).abs().max())
+
+
+def _first_line(error: Exception) -> str:
+    text = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {text[0][:160]}" if text else type(error).__name__

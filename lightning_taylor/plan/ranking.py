@@ -1,0 +1,108 @@
+"""One ranking over all groups, in blocks: the smallest steps that a group's width may take.
+
+A block is one channel, or with ``round_to`` as many as lead to the next multiple. Its rank is that of its most
+important channel, so a prefix of the ranking is what "everything below a threshold, kept counts rounded up" means.
+
+Ties are ordered by group and channel index. A threshold would take all channels with the tied score at once:
+in a network with thousands of dead units that removes thousands for the hundred that were asked for.
+
+Shape legend: C = channels of a group, G = groups, B = blocks, from the least important to the most.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from itertools import pairwise
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from lightning_taylor.errors import PruningError
+from lightning_taylor.graph.channels import ChannelGraph
+from lightning_taylor.plan.reach import allowed_widths
+
+__all__ = ["Counts", "Ranking", "checked_scores"]
+
+Counts = NDArray[np.int64]
+"""Whole numbers: channels per group in the order of the graph, or positions of groups or blocks."""
+
+
+@dataclass(frozen=True)
+class Ranking:
+    """All blocks that may go, from the least important to the most.
+
+    Attributes:
+        owners: shape ``(B,)``: the group of each block, as a position in the graph's order.
+        lengths: shape ``(B,)``: its number of channels.
+        orders: group name -> shape ``(C,)``, its channels from the least important to the most; None without scores.
+    """
+
+    owners: Counts
+    lengths: Counts
+    orders: Mapping[str, Counts | None]
+
+    @classmethod
+    def of(
+        cls, scores: Mapping[str, NDArray[np.float64]], graph: ChannelGraph, *, min_channels: int, round_to: int
+    ) -> Ranking:
+        """Rank the channels of all scored groups by score, then group, then index."""
+        orders = {name: np.argsort(scores[name], kind="stable") if name in scores else None for name in graph.groups}
+        blocks: list[tuple[float, int, int, int]] = []
+        for g, (name, order_C) in enumerate(orders.items()):
+            widths = allowed_widths(graph.groups[name].size, min_channels=min_channels, round_to=round_to)
+            if order_C is None:
+                continue
+            for before, after in pairwise(widths):
+                last = int(order_C[widths[0] - after - 1])
+                blocks.append((float(scores[name][last]), g, last, before - after))
+        blocks.sort()
+        return cls(
+            owners=np.array([g for _, g, _, _ in blocks], dtype=np.int64),
+            lengths=np.array([length for _, _, _, length in blocks], dtype=np.int64),
+            orders=orders,
+        )
+
+    def __len__(self) -> int:
+        return len(self.owners)
+
+    def counts(self, blocks: slice | Counts) -> Counts:
+        """How many channels each group has in these blocks, shape ``(G,)``."""
+        weights = self.lengths[blocks].astype(np.float64)
+        return np.bincount(self.owners[blocks], weights, minlength=len(self.orders)).astype(np.int64)
+
+    def channels(self, removed_G: Counts) -> dict[str, Tensor]:
+        """The least important channels of each group, so many as given, as a ``remove``."""
+        return {
+            name: torch.from_numpy(np.sort(order_C[:count]))
+            for (name, order_C), count in zip(self.orders.items(), removed_G, strict=True)
+            if order_C is not None and count
+        }
+
+
+def checked_scores(scores: Mapping[str, Tensor], graph: ChannelGraph) -> dict[str, NDArray[np.float64]]:
+    """The scores in float64 on the CPU.
+
+    Raises:
+        ValueError: for an unknown group or a wrong shape.
+        PruningError: for scores that are not finite.
+    """
+    return {name: _checked(name, score_C, graph) for name, score_C in scores.items()}
+
+
+def _checked(name: str, score_C: Tensor, graph: ChannelGraph) -> NDArray[np.float64]:
+    if name not in graph.groups:
+        raise ValueError(f"scores for {name!r}, which is no channel group of this graph")
+    size = graph.groups[name].size
+    if tuple(score_C.shape) != (size,):
+        raise ValueError(f"group {name!r} has {size} channels, but its scores have shape {tuple(score_C.shape)}")
+    values_C = score_C.detach().to("cpu", torch.float64).numpy()
+    bad = int((~np.isfinite(values_C)).sum())
+    if bad:
+        raise PruningError(
+            f"{bad} of the {size} scores of group {name!r} are not finite; leave the group out of the scores, or "
+            "look for an overflow in its activations or gradients"
+        )
+    return values_C

@@ -1,0 +1,105 @@
+"""How far down a graph can go, and whether a target lies within that."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from lightning_taylor.errors import TargetUnreachableError
+from lightning_taylor.graph.channels import ChannelGraph
+from lightning_taylor.plan.cost import Cost, CostModel
+from lightning_taylor.plan.target import Target
+
+__all__ = ["allowed_widths", "check_reachable", "reachable_minimum", "unreachable_message"]
+
+
+def allowed_widths(size: int, *, min_channels: int = 1, round_to: int = 1) -> list[int]:
+    """The widths that a group may have from now on, from the present one down.
+
+    Args:
+        size: how many channels the group has now; always allowed.
+        min_channels: no width below this, except the present one.
+        round_to: every width but the present one is a multiple of this.
+
+    Raises:
+        ValueError: if an option is not a whole number of at least 1.
+
+    Example:
+        >>> allowed_widths(20, min_channels=3, round_to=8)
+        [20, 16, 8]
+    """
+    for name, value in (("min_channels", min_channels), ("round_to", round_to)):
+        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+            raise ValueError(f"{name} must be a whole number of at least 1, got {value!r}")
+    highest = (size - 1) // round_to * round_to
+    return [size, *range(highest, min_channels - 1, -round_to)]
+
+
+def reachable_minimum(
+    graph: ChannelGraph, groups: Iterable[str] | None = None, *, min_channels: int = 1, round_to: int = 1
+) -> Cost:
+    """What remains when every group is at its smallest allowed width.
+
+    Args:
+        graph: the graph at its present widths.
+        groups: names of the groups that can be scored and hence removed from; all if None.
+        min_channels: as for ``select``.
+        round_to: as for ``select``.
+
+    Raises:
+        ValueError: for an unknown group or a bad option.
+    """
+    removed = {}
+    for name in graph.groups if groups is None else groups:
+        if name not in graph.groups:
+            raise ValueError(f"no channel group {name!r} in this graph")
+        size = graph.groups[name].size
+        removed[name] = size - allowed_widths(size, min_channels=min_channels, round_to=round_to)[-1]
+    return CostModel(graph).at(removed)
+
+
+def check_reachable(
+    target: Target,
+    graph: ChannelGraph,
+    groups: Iterable[str] | None = None,
+    *,
+    min_channels: int = 1,
+    round_to: int = 1,
+) -> Cost:
+    """Check that a target can be met, before any training is spent on it.
+
+    Args:
+        target: fractions of the dense model that may remain.
+        graph: the graph at its present widths.
+        groups: as for ``reachable_minimum``.
+        min_channels: as for ``select``.
+        round_to: as for ``select``.
+
+    Returns:
+        The reachable minimum.
+
+    Raises:
+        TargetUnreachableError: with what was asked, what can be reached, and what to relax.
+    """
+    least = reachable_minimum(graph, groups, min_channels=min_channels, round_to=round_to)
+    dense = CostModel(graph).dense
+    if not target.met(least, dense):
+        raise TargetUnreachableError(unreachable_message(target, least, dense, len(graph.frozen)))
+    return least
+
+
+def unreachable_message(target: Target, least: Cost, dense: Cost, frozen: int | None = None) -> str:
+    """What was asked, what can be reached, and what to relax."""
+    missed = {
+        name: fraction
+        for name, fraction in target.achieved(least, dense).items()
+        if getattr(least, name) > target.limits(dense)[name]
+    }
+    asked = ", ".join(f"{name}={target.asked[name]:.4g}" for name in missed)
+    reachable = ", ".join(f"{name}={fraction:.4g}" for name, fraction in missed.items())
+    layers = "frozen layers" if frozen is None else f"the {frozen} frozen layers"
+    return (
+        f"the target {asked} cannot be met: with every group at its minimum {reachable} of the dense model "
+        "remains. "
+        f"Ask for more than that, lower min_channels or round_to, shorten ignore=, or see graph.frozen for why "
+        f"{layers} must stay"
+    )

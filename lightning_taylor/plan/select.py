@@ -1,0 +1,157 @@
+"""Which channels go: the ranking is cut where the demand is met, and what went needlessly is put back.
+
+The cost falls along the prefixes of the ranking, hence the shortest one that meets the demand is found by
+bisection: some twenty evaluations of the cost model, however many channels there are.
+
+Shape legend: C = channels of a group, G = groups.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+from torch import Tensor
+
+from lightning_taylor.errors import TargetUnreachableError
+from lightning_taylor.graph.channels import ChannelGraph
+from lightning_taylor.plan.cost import CostModel
+from lightning_taylor.plan.ranking import Counts, Ranking, checked_scores
+from lightning_taylor.plan.reach import unreachable_message
+from lightning_taylor.plan.schedule import Demand
+from lightning_taylor.plan.target import Target
+
+__all__ = ["select"]
+
+
+def select(
+    scores: Mapping[str, Tensor],
+    graph: ChannelGraph,
+    demand: Demand | Target,
+    *,
+    min_channels: int = 1,
+    round_to: int = 1,
+    flops_penalty: float = 0.0,
+) -> dict[str, Tensor]:
+    r"""The least important channels whose removal meets a demand.
+
+    .. math::  \hat\Theta_c = \Theta_c - \lambda\, \Theta^{flops}_{g(c)}
+
+    All channels are ranked together by score minus penalty; ties go by group order in the graph, then by index.
+    The shortest prefix of the ranking that meets the demand is taken, and then, from the most important channel
+    down, each one is put back that the demand can do without, since the last one taken may have saved far more
+    than was missing. Of what is removed in the end no group could keep even one block more. The same arguments
+    give the same answer on every machine.
+
+    Units: scores are compared with each other across groups, so normalise them before; the penalty is in score
+    units per MFLOP (1e6 FLOPs per example, 2 per multiply-add), which one channel's removal saves *now*.
+
+    Args:
+        scores: group name -> shape ``(C,)``, any real dtype and device, larger is more important; read only.
+            Groups without scores keep all their channels.
+        graph: the graph at its present widths.
+        demand: what the event has to do; a bare target means "remove until it is met".
+        min_channels: every group keeps at least this many (or all it has, if fewer).
+        round_to: kept counts are multiples of this, rounded up; a group's present width is always allowed.
+        flops_penalty: lambda of Eq. 9; the paper uses 1e-3 where it uses it.
+
+    Returns:
+        Group name -> sorted unique int64 indices into the present width, on the CPU; groups that lose nothing are
+        left out. Empty if the demand is met already. If a number of channels was demanded with ``round_to``
+        above 1, it is reached or exceeded by less than one block; if fewer than that can go, all of them do.
+
+    Raises:
+        ValueError: for an unknown group, scores of the wrong shape, or a bad option.
+        PruningError: for scores that are not finite, naming the group.
+        TargetUnreachableError: if the demand is not met with every scored group at its minimum.
+
+    Source: Molchanov et al. 2017, sections 2 and 2.4 (Eq. 9).
+
+    Example:
+        >>> import torch
+        >>> from lightning_taylor.graph.channels import ChannelGroup, Role, Slice
+        >>> a = ChannelGroup("a", (Slice("a.weight", 0, torch.arange(4)[:, None], Role.PRODUCER),))
+        >>> shapes = {"a.weight": (4, 3)}
+        >>> graph = ChannelGraph({"a": a}, {}, {}, shapes, shapes, frozenset(shapes))
+        >>> select({"a": torch.tensor([0.3, 0.0, 0.0, 0.0])}, graph, Target(channels=0.5))
+        {'a': tensor([1, 2])}
+    """
+    goal = _Goal(CostModel(graph), demand if isinstance(demand, Demand) else Demand(demand))
+    penalty = _penalty_per_channel(goal.cost, flops_penalty)
+    penalised = {name: s_C - penalty.get(name, 0.0) for name, s_C in checked_scores(scores, graph).items()}
+    ranking = Ranking.of(penalised, graph, min_channels=min_channels, round_to=round_to)
+    length = bisect_left(range(len(ranking) + 1), True, key=lambda k: goal.met(ranking.counts(slice(k))))
+    if length > len(ranking):
+        return _everything(ranking, goal)
+    return ranking.channels(_give_back(ranking, length, goal))
+
+
+@dataclass(frozen=True)
+class _Goal:
+    """Whether a removal does what is demanded; once it does, removing more still does."""
+
+    cost: CostModel
+    demand: Demand
+
+    def met(self, removed_G: Counts) -> bool:
+        if self.demand.channels is not None and removed_G.sum() >= self.demand.channels:
+            return True
+        return self.demand.target.met(self.cost.at_counts(removed_G), self.cost.dense)
+
+
+def _penalty_per_channel(cost: CostModel, flops_penalty: float) -> dict[str, float]:
+    """Group -> what Eq. 9 takes off each score, in score units."""
+    if not 0 <= flops_penalty < float("inf"):
+        raise ValueError(f"flops_penalty must be finite and not negative, got {flops_penalty}")
+    if not flops_penalty:
+        return {}
+    return {name: flops_penalty * flops / 1e6 for name, flops in cost.flops_per_channel().items()}
+
+
+def _everything(ranking: Ranking, goal: _Goal) -> dict[str, Tensor]:
+    """All that may go, where that is less than a demanded number of channels; too little for a target raises."""
+    removed_G = ranking.counts(slice(None))
+    if goal.demand.channels is None or not len(ranking):
+        least = goal.cost.at_counts(removed_G)
+        raise TargetUnreachableError(unreachable_message(goal.demand.target, least, goal.cost.dense))
+    return ranking.channels(removed_G)
+
+
+def _give_back(ranking: Ranking, length: int, goal: _Goal) -> Counts:
+    """Walk a prefix from its most important block down and put back each that the goal can do without.
+
+    Putting a block back only makes every later one dearer, and a group's blocks can only return in their order:
+    so a group that fails once has failed for good, and the run up to the next failure is found by bisection. That
+    is the walk one by one, with about as many evaluations as there are groups instead of as there are channels.
+    """
+    removed_G = ranking.counts(slice(length))
+    walk = np.arange(length)[::-1]
+    while walk.size:
+        run = _longest_run(ranking, walk, removed_G, goal)
+        removed_G = removed_G - ranking.counts(walk[:run])
+        if run == walk.size:
+            break
+        failed = ranking.owners[walk[run]]
+        walk = walk[run + 1 :]
+        walk = walk[ranking.owners[walk] != failed]
+    return removed_G
+
+
+def _longest_run(ranking: Ranking, walk: Counts, removed_G: Counts, goal: _Goal) -> int:
+    """How many blocks of the walk, one after the other, can be put back."""
+
+    def breaks(run: int) -> bool:
+        return not goal.met(removed_G - ranking.counts(walk[:run]))
+
+    return _first(breaks, walk.size) - 1
+
+
+def _first(is_true: Callable[[int], bool], most: int) -> int:
+    """The first number from 1 on for which a monotone condition holds, by doubling steps; ``most + 1`` if none."""
+    low, high = 0, 1
+    while high <= most and not is_true(high):
+        low, high = high, 2 * high
+    candidates = range(low + 1, min(high, most + 1))
+    return low + 1 + bisect_left(candidates, True, key=is_true)

@@ -1,0 +1,204 @@
+"""A LightningModule for image classification: a network by name, its weights, its optimizer."""
+
+from __future__ import annotations
+
+import math
+from functools import partial
+from typing import Any, Literal
+
+import lightning as L
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+from torchmetrics.classification import MulticlassAccuracy
+
+from lightning_taylor.recipes.models import check_name, create_model, find_head, replace_head
+from lightning_taylor.recipes.probe import fit_head
+from lightning_taylor.recipes.weights import pretrained_model
+
+__all__ = ["ImageClassifier", "cosine_with_warmup"]
+
+
+class ImageClassifier(L.LightningModule):
+    """Trains a network of torchvision, or the small one for the digits, to name the class of an image.
+
+    With ``weights`` for another number of classes the head is replaced, and fitted on frozen features before the
+    first step. It logs ``train_loss``, ``val_loss``, ``val_acc``, ``test_loss`` and ``test_acc``.
+
+    Args:
+        model: ``"digits_cnn"``, or a classification model of torchvision by name.
+        weights: None for random ones; the name of a torchvision weights enum such as ``"IMAGENET1K_V1"`` or
+            ``"DEFAULT"``; or the path of a state-dict file. A checkpoint does not remember them: it has its own.
+        num_classes: how many; None takes the data module's number.
+        optimizer: stochastic gradient descent, or AdamW.
+        lr: the highest learning rate.
+        momentum: of SGD; AdamW keeps its own.
+        weight_decay: of either optimizer.
+        schedule: how the learning rate goes on after the warm-up: to zero along half a cosine over the whole fit, or
+            not at all.
+        warmup_steps: optimizer steps over which the learning rate rises linearly.
+        label_smoothing: share of the training label's probability that is spread over all classes.
+
+    Raises:
+        ValueError: for an unknown model or setting, or classes that are not the data module's.
+        FileNotFoundError: if ``weights`` names neither an enum nor a file.
+
+    Example:
+        >>> ImageClassifier("resnet18", num_classes=5).net.fc.out_features
+        5
+    """
+
+    def __init__(
+        self,
+        model: str = "digits_cnn",
+        weights: str | None = None,
+        num_classes: int | None = None,
+        optimizer: Literal["sgd", "adamw"] = "adamw",
+        lr: float = 1e-3,
+        momentum: float = 0.9,
+        weight_decay: float = 1e-4,
+        schedule: Literal["cosine", "constant"] = "cosine",
+        warmup_steps: int = 0,
+        label_smoothing: float = 0.0,
+    ) -> None:
+        super().__init__()
+        self.save_hyperparameters(ignore=["weights"])
+        self.model_name = check_name(model)
+        self.weights = weights
+        self.num_classes = num_classes
+        self.head_is_new = False
+        self.net: nn.Module | None = None
+        if num_classes is not None:
+            self._build(num_classes)
+
+    def configure_model(self) -> None:
+        """Called before the fit or evaluation; builds the network for the data module's classes, if it is not yet."""
+        found = _classes_of_data(self)
+        if self.net is None:
+            if found is None:
+                raise ValueError("num_classes is None and the data module has no num_classes: give one of them")
+            self._build(found)
+        elif found not in (None, self.num_classes):
+            raise ValueError(
+                f"the network makes {self.num_classes} classes and the data has {found}: leave num_classes out, or "
+                f"give num_classes={found}"
+            )
+
+    def _build(self, num_classes: int) -> None:
+        if self.weights is None:
+            net = create_model(self.model_name, num_classes)
+        else:
+            net = pretrained_model(self.model_name, self.weights)
+            if find_head(net)[1].weight.shape[0] != num_classes:
+                replace_head(net, num_classes)
+                self.head_is_new = True
+        self.net = net
+        # A checkpoint must be able to rebuild the network without the data.
+        self.num_classes = self.hparams["num_classes"] = num_classes
+        self.val_acc = MulticlassAccuracy(num_classes, average="micro")
+        self.test_acc = MulticlassAccuracy(num_classes, average="micro")
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Called when a checkpoint is restored, which brings a fitted head along."""
+        self.head_is_new = False
+
+    def on_fit_start(self) -> None:
+        """Called before the first step; fits a new head on frozen features."""
+        if self.head_is_new:
+            # The loader's shuffling must not move the random numbers of the fit.
+            with torch.random.fork_rng():
+                fit_head(self.net, _plain_training_batches(self))
+            self.head_is_new = False
+
+    def forward(self, image_NCHW: Tensor) -> Tensor:
+        """Logits of shape ``(N, K)``."""
+        return self.net(image_NCHW)
+
+    def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
+        """The mean cross entropy of a batch."""
+        image, label = batch
+        loss = cross_entropy(self(image), label, label_smoothing=self.hparams["label_smoothing"])
+        self.log("train_loss", loss, prog_bar=True)
+        return loss
+
+    def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
+        """Cross entropy and accuracy over the validation set."""
+        self._evaluate(batch, "val", self.val_acc)
+
+    def test_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
+        """Cross entropy and accuracy over the test set."""
+        self._evaluate(batch, "test", self.test_acc)
+
+    def _evaluate(self, batch: tuple[Tensor, Tensor], stage: str, accuracy: MulticlassAccuracy) -> None:
+        image, label = batch
+        logit_NK = self(image)
+        accuracy(logit_NK, label)
+        self.log(f"{stage}_loss", cross_entropy(logit_NK, label), batch_size=len(label))
+        self.log(f"{stage}_acc", accuracy, prog_bar=True, batch_size=len(label))
+
+    def predict_step(self, batch: tuple[Tensor, Tensor] | Tensor, batch_idx: int) -> Tensor:
+        """The most likely class of each image, int64 of shape ``(N,)``."""
+        image = batch if isinstance(batch, Tensor) else batch[0]
+        return self(image).argmax(dim=1)
+
+    def configure_optimizers(self) -> Any:
+        """The optimizer, with a learning rate that changes every step unless it is constant."""
+        settings = self.hparams
+        rate = {"lr": settings["lr"], "weight_decay": settings["weight_decay"]}
+        if settings["optimizer"] == "sgd":
+            optimizer = torch.optim.SGD(self.parameters(), momentum=settings["momentum"], **rate)
+        else:
+            optimizer = torch.optim.AdamW(self.parameters(), **rate)
+        shape = partial(cosine_with_warmup, warmup=settings["warmup_steps"], total=self._fit_length())
+        scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, shape)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    def _fit_length(self) -> float:
+        """Optimizer steps until the learning rate is zero: infinitely many if it is constant."""
+        if self.hparams["schedule"] == "constant":
+            return math.inf
+        total = self.trainer.estimated_stepping_batches
+        if math.isinf(total):
+            raise ValueError("schedule='cosine' needs the length of the fit: give max_epochs or max_steps")
+        return total
+
+
+def cosine_with_warmup(step: int, warmup: int, total: float) -> float:
+    r"""Factor on the learning rate: up along a line, then to zero along half a cosine.
+
+    .. math::  f(t) = \frac{t + 1}{w} \text{ for } t < w, \qquad
+               \frac{1}{2} \Bigl(1 + \cos \pi \frac{t - w}{T - w}\Bigr) \text{ after}
+
+    Args:
+        step: optimizer steps taken so far, ``t``.
+        warmup: ``w``; 0 for none.
+        total: ``T``; infinite for a rate that stays.
+
+    Example:
+        >>> [cosine_with_warmup(step, warmup=2, total=10) for step in (0, 1, 2, 6, 10)]
+        [0.5, 1.0, 1.0, 0.5, 0.0]
+    """
+    if step < warmup:
+        return (step + 1) / warmup
+    if math.isinf(total):
+        return 1.0
+    return (1 + math.cos(math.pi * min(1.0, (step - warmup) / max(1, total - warmup)))) / 2
+
+
+def _classes_of_data(module: L.LightningModule) -> int | None:
+    """The data module's number of classes, if there is a Trainer with a data module that knows it."""
+    data = _data_of(module)
+    return getattr(data, "num_classes", None)
+
+
+def _data_of(module: L.LightningModule) -> Any:
+    return getattr(module._trainer, "datamodule", None) if module._trainer is not None else None
+
+
+def _plain_training_batches(module: L.LightningModule) -> Any:
+    """The training batches, without augmentation where the data module can give them so."""
+    data = _data_of(module)
+    if data is None:
+        return module.trainer.fit_loop._data_source.dataloader()
+    plain = getattr(data, "plain_train_dataloader", data.train_dataloader)
+    return plain()

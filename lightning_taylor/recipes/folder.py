@@ -1,0 +1,104 @@
+"""Images in folders: one folder per split, in it one per class."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from torch import Tensor
+from torch.utils.data import Dataset
+from torchvision import datasets
+from torchvision.transforms.v2.functional import pil_to_tensor
+
+from lightning_taylor.recipes.data import ImageData
+from lightning_taylor.recipes.transforms import crop_center, crop_randomly
+
+__all__ = ["ImageFolder"]
+
+
+class ImageFolder(ImageData):
+    """Your own images: ``<root>/train/<class>/`` and ``<root>/val/<class>/``, or ``test`` in place of ``val``.
+
+    If only one of ``val`` and ``test`` is there, it serves as both. Training images are cropped at random and
+    mirrored; the others are cropped in the middle. All are normalised by ImageNet's mean and standard deviation.
+
+    Args:
+        root: the folder with the splits.
+        size: pixels per side that the network sees.
+        batch_size: examples per batch.
+        num_workers: processes that load each split.
+        cache: keep every decoded image in memory. Worth it where the set is small and decoding is the bottleneck;
+            each worker keeps its own.
+        least_crop: smallest share of a training image's area that is taken.
+
+    Raises:
+        FileNotFoundError: in ``setup``, if a split is missing; the message says what is expected where.
+        ValueError: in ``setup``, if the splits do not have the same classes.
+    """
+
+    def __init__(
+        self,
+        root: str,
+        size: int = 224,
+        batch_size: int = 32,
+        num_workers: int = 2,
+        cache: bool = False,
+        least_crop: float = 0.35,
+    ) -> None:
+        super().__init__(batch_size, num_workers)
+        self.root = Path(root)
+        self.size = size
+        self.least_crop = least_crop
+        self._load = _Loader(cache)
+        self._classes: list[str] = []
+
+    @property
+    def num_classes(self) -> int:
+        """How many class folders the training split has; known after ``setup``."""
+        return len(self._classes)
+
+    def setup(self, stage: str) -> None:
+        """Look for the splits and compare their classes."""
+        self._classes = datasets.folder.find_classes(self._split("train"))[0]
+        for split in {self._split("val", "test"), self._split("test", "val")}:
+            if (classes := datasets.folder.find_classes(split)[0]) != self._classes:
+                differing = sorted(set(classes) ^ set(self._classes))
+                raise ValueError(f"{split} and the training split differ in the classes {', '.join(differing)}")
+
+    def train_set(self, augment: bool) -> Dataset:
+        """``train``."""
+        transform = crop_randomly(self.size, self.least_crop) if augment else crop_center(self.size)
+        return datasets.ImageFolder(self._split("train"), transform, loader=self._load)
+
+    def val_set(self) -> Dataset:
+        """``val``, or ``test`` if there is no ``val``."""
+        return datasets.ImageFolder(self._split("val", "test"), crop_center(self.size), loader=self._load)
+
+    def test_set(self) -> Dataset:
+        """``test``, or ``val`` if there is no ``test``."""
+        return datasets.ImageFolder(self._split("test", "val"), crop_center(self.size), loader=self._load)
+
+    def _split(self, *names: str) -> Path:
+        """The first of the named folders that exists."""
+        for name in names:
+            if (self.root / name).is_dir():
+                return self.root / name
+        raise FileNotFoundError(
+            f"no folder {self.root / names[0]}: ImageFolder expects {self.root}/train/<class>/ and "
+            f"{self.root}/val/<class>/ (or test); the root is data.root"
+        )
+
+
+class _Loader:
+    """Decodes an image file to a uint8 tensor ``(3, H, W)``, and remembers it if asked to."""
+
+    def __init__(self, cache: bool) -> None:
+        self.cache = cache
+        self.kept: dict[str, Tensor] = {}
+
+    def __call__(self, path: str) -> Tensor:
+        if path in self.kept:
+            return self.kept[path]
+        image = pil_to_tensor(datasets.folder.default_loader(path))
+        if self.cache:
+            self.kept[path] = image
+        return image

@@ -1,0 +1,196 @@
+"""What a pruning did, as plain data: asked and achieved side by side, layer by layer, and what was left alone."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from lightning_taylor.graph.channels import ChannelGraph
+from lightning_taylor.plan import Cost, CostModel, Record, Target
+from lightning_taylor.report.latency import LatencyComparison
+
+__all__ = ["Change", "LayerChange", "PruningSummary"]
+
+_RESOURCES = ("flops", "params", "channels")
+_WHEN = ("before", "after")
+
+
+@dataclass(frozen=True)
+class Change:
+    """A quantity before and after the pruning."""
+
+    before: float
+    after: float
+
+    @property
+    def remaining(self) -> float:
+        """After as a fraction of before; 1 if there was nothing before."""
+        return self.after / self.before if self.before else 1.0
+
+
+@dataclass(frozen=True)
+class LayerChange:
+    """A layer's output channels before and after the pruning."""
+
+    layer: str
+    before: int
+    after: int
+
+
+@dataclass(frozen=True)
+class PruningSummary:
+    """Everything a reader of the result needs, and nothing that needs the model.
+
+    Attributes:
+        asked: resource name -> the fraction of the dense model that was to remain; empty without a target.
+        flops: FLOPs per example, 2 per multiply-add.
+        params: number of parameter entries.
+        channels: number of removable channels.
+        layers: every channel-carrying layer, in forward order.
+        frozen: layer -> why its channels (or some of them) had to stay.
+        unscored: group -> why its channels could not be scored, and hence stayed.
+        events: one row per removal, without the indices.
+        metrics: metric name -> its value before and after; only those measured on both sides.
+        latency: dense against pruned, if it was measured.
+    """
+
+    asked: Mapping[str, float]
+    flops: Change
+    params: Change
+    channels: Change
+    layers: tuple[LayerChange, ...]
+    frozen: Mapping[str, str] = field(default_factory=dict)
+    unscored: Mapping[str, str] = field(default_factory=dict)
+    events: tuple[Mapping[str, float], ...] = ()
+    metrics: Mapping[str, Change] = field(default_factory=dict)
+    latency: LatencyComparison | None = None
+
+    @classmethod
+    def of(
+        cls,
+        graph: ChannelGraph,
+        target: Target | None = None,
+        *,
+        record: Record | None = None,
+        unscored: Mapping[str, str] | None = None,
+        metrics_before: Mapping[str, float] | None = None,
+        metrics_after: Mapping[str, float] | None = None,
+        latency: LatencyComparison | None = None,
+    ) -> PruningSummary:
+        """The summary of a pruned graph, which knows its dense shapes.
+
+        Args:
+            graph: the graph after the last event.
+            target: what was asked for.
+            record: the events.
+            unscored: group -> why it could not be scored.
+            metrics_before: metric name -> value of the dense model.
+            metrics_after: the same of the pruned one; metrics that only one side has are left out.
+            latency: dense against pruned.
+        """
+        cost = CostModel(graph)
+        first, last = metrics_before or {}, metrics_after or {}
+        return cls(
+            asked=target.asked if target else {},
+            flops=Change(cost.dense.flops, cost.now.flops),
+            params=Change(cost.dense.params, cost.now.params),
+            channels=Change(cost.dense.channels, cost.now.channels),
+            layers=tuple(
+                LayerChange(layer, graph.dense[tensor][dim], graph.shapes[tensor][dim])
+                for layer, (tensor, dim) in graph.layers.items()
+            ),
+            frozen=dict(graph.frozen),
+            unscored=dict(unscored or {}),
+            events=_event_rows(record or Record()),
+            metrics={name: Change(float(first[name]), float(last[name])) for name in first if name in last},
+            latency=latency,
+        )
+
+    @property
+    def achieved(self) -> dict[str, float]:
+        """Resource name -> the fraction of the dense model that remains, for all of them, asked or not."""
+        return {name: getattr(self, name).remaining for name in _RESOURCES}
+
+    @property
+    def met(self) -> bool:
+        """Whether no asked fraction is exceeded; true without a target."""
+        if not self.asked:
+            return True
+        before, after = ({name: int(getattr(getattr(self, name), when)) for name in _RESOURCES} for when in _WHEN)
+        return Target(**self.asked).met(Cost(**after), Cost(**before))
+
+    def to_plain(self) -> dict[str, Any]:
+        """The summary in dicts, lists, strings and numbers; a number that is not finite becomes None."""
+        plain = {
+            "asked": dict(self.asked),
+            "achieved": self.achieved,
+            "met": self.met,
+            **{name: vars(getattr(self, name)) for name in _RESOURCES},
+            "layers": [vars(layer) for layer in self.layers],
+            "frozen": dict(self.frozen),
+            "unscored": dict(self.unscored),
+            "events": [dict(event) for event in self.events],
+            "metrics": {name: vars(change) for name, change in self.metrics.items()},
+            "latency": self.latency.to_plain() if self.latency else None,
+        }
+        return _finite(plain)
+
+    def write_json(self, path: str | os.PathLike[str]) -> Path:
+        """Write ``to_plain()`` to a file, all or nothing: a reader never sees half of it.
+
+        Args:
+            path: usually ``pruning.json``; its folder is made if missing, an existing file is replaced.
+
+        Returns:
+            The path.
+        """
+        path = Path(path)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        # In the same folder, since a file can only be replaced atomically within one file system.
+        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        try:
+            with os.fdopen(handle, "w", encoding="utf-8") as file:
+                json.dump(self.to_plain(), file, indent=2, allow_nan=False)
+                file.write("\n")
+            os.chmod(temporary, 0o666 & ~_umask())
+            os.replace(temporary, path)
+        except BaseException:
+            os.unlink(temporary)
+            raise
+        return path
+
+
+def _event_rows(record: Record) -> tuple[Mapping[str, float], ...]:
+    return tuple(
+        {
+            "step": event.step,
+            "removed": sum(map(len, event.removed.values())),
+            "flops": event.flops,
+            "params": event.params,
+            "channels": event.channels,
+            "seconds": event.seconds,
+        }
+        for event in record.events
+    )
+
+
+def _finite(value: Any) -> Any:
+    """JSON has no word for nan and infinity."""
+    if isinstance(value, dict):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _umask() -> int:
+    """The process's umask, which can only be read by setting it."""
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask

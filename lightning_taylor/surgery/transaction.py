@@ -1,0 +1,106 @@
+"""Changes to living objects that are made together or not at all."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from collections.abc import Callable, Iterator, Mapping, MutableMapping
+from contextlib import contextmanager
+from types import TracebackType
+from typing import Any, Self, final
+
+from torch import Tensor, nn
+
+from lightning_taylor.graph.channels import Axis
+from lightning_taylor.graph.resize import follow_shapes, hold
+
+__all__ = ["Transaction", "signals_deferred"]
+
+_DEFERRED = ("SIGUSR1", "SIGTERM", "SIGINT")
+
+
+@final
+class Transaction:
+    """A context whose changes are undone, last first, if its body raises anything at all.
+
+    Undoing puts the very same objects back (storages, gradients, state tensors, attribute values), not copies.
+    Leaving the context without an error forgets the old objects, which frees their memory. Run it without
+    gradients and outside of inference mode: :meth:`set_storage` writes to leaves.
+    """
+
+    def __init__(self) -> None:
+        self._undo: list[Callable[[], object]] = []
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None):
+        while self._undo:
+            undo = self._undo.pop()
+            if kind is not None:
+                undo()
+
+    def set_storage(self, tensor: Tensor, new: Tensor) -> None:
+        """Let the living ``tensor`` hold what ``new`` holds, and drop its gradient."""
+        old, old_grad = tensor.detach(), tensor.grad
+        hold(tensor, new)
+        self._undo.append(lambda: _restore(tensor, old, old_grad))
+        tensor.grad = None
+
+    def set_items(self, mapping: MutableMapping[str, Any], new: Mapping[str, Any]) -> None:
+        """Replace the values of keys that the mapping has; their order stays."""
+        old = {key: mapping[key] for key in new}
+        self._undo.append(lambda: mapping.update(old))
+        mapping.update(new)
+
+    def clear(self, mapping: MutableMapping[Any, Any]) -> None:
+        """Empty a mapping that stays where it is."""
+        old = dict(mapping)
+        self._undo.append(lambda: mapping.update(old))
+        mapping.clear()
+
+    def set_attribute(self, owner: object, name: str, value: object) -> None:
+        """Set one plain attribute that the owner has."""
+        old = getattr(owner, name)
+        self._undo.append(lambda: setattr(owner, name, old))
+        setattr(owner, name, value)
+
+    def follow_shapes(self, module: nn.Module, keep: Mapping[Axis, Tensor]) -> None:
+        """Let the module's attributes follow its tensors; see :func:`~lightning_taylor.graph.resize.follow_shapes`."""
+        for name, (old, _) in follow_shapes(module, keep).items():
+            self._undo.append(lambda name=name, old=old: setattr(module, name, old))
+
+
+@contextmanager
+def signals_deferred() -> Iterator[None]:
+    """Hold back SIGUSR1, SIGTERM and SIGINT until the body is left, whether by its end or by an error.
+
+    Lightning saves checkpoints inside a signal handler; one in the middle of a surgery would save half of it. What
+    came meanwhile is raised again on the way out, so Ctrl-C ends in ``KeyboardInterrupt`` there. Contexts nest:
+    wrap one around a surgery and what has to be noted about it, and nothing comes between the two.
+
+    The handlers are exchanged rather than the signals masked: a mask holds for one thread, the kernel hands the
+    signal to another (a data loader's, an OpenMP worker), and Python runs the handler in the main thread all the
+    same. Handlers run, and can be exchanged, in the main thread only; in any other thread this does nothing.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    numbers = (getattr(signal, name) for name in _DEFERRED if hasattr(signal, name))
+    # None: a handler that was not installed from Python and could not be put back.
+    handlers = {n: h for n in numbers if (h := signal.getsignal(n)) is not None}
+    came: dict[int, None] = {}
+    try:
+        for number in handlers:
+            signal.signal(number, lambda number, frame: came.setdefault(number))
+        yield
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+        for number in came:
+            signal.raise_signal(number)
+
+
+def _restore(tensor: Tensor, old: Tensor, old_grad: Tensor | None) -> None:
+    hold(tensor, old)
+    tensor.grad = old_grad

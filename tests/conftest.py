@@ -1,0 +1,22 @@
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+
+@pytest.fixture(autouse=True)
+def _seeded_and_clean() -> Iterator[None]:
+    """Every test starts from one seed and must leave the process as it found it."""
+    torch.manual_seed(0)
+    environment = dict(os.environ)
+    yield
+    assert torch.get_default_dtype() == torch.float32
+    leaked = set(os.environ) - set(environment) - {"PYTEST_CURRENT_TEST"}
+    assert not {name for name in leaked if not name.startswith(("TORCH", "KINETO", "TRITON"))}, leaked

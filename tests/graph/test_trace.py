@@ -1,0 +1,180 @@
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+import zoo
+from exactness import difference, masked, outputs, sliced
+from torch import nn
+
+from lightning_taylor.errors import UnsupportedModelError
+from lightning_taylor.graph.channels import Role
+from lightning_taylor.graph.trace import trace_channels
+
+EXPECTED = {
+    "vgg": {"0": 6, "4": 8, "8": 10},
+    "line": {"0": 6, "2": 8},
+    "volume": {"0": 6, "4": 5},
+    "residual": {"stem.0": 8, "one.0": 6, "project": 12, "two.0": 10},
+    "concat": {"a": 6, "b": 4, "c": 5},
+    "inverted": {"stem": 8, "expand.0": 16, "squeeze": 4},
+    "option_a": {"stem": 8, "a": 16},
+    "bare": {"stem": 8},
+    "shared": {"stem": 8},
+    "halves": {"stem": 6, "gated": 8},
+    "auxiliary": {"stem": 8, "body": 6, "side": 4},
+    "decoder": {"down": 6, "deep": 8, "up": 5, "fuse": 2},
+    "spread": {"stem": 8, "body": 6},
+    "hard_coded": {"free": 7, "b": 6},
+}
+
+
+@pytest.mark.parametrize("name", zoo.NETS)
+def test_finds_the_groups_that_the_structure_has(name: str) -> None:
+    graph = trace_channels(*zoo.build(name))
+    assert {group.name: group.size for group in graph.groups.values()} == EXPECTED[name]
+
+
+@pytest.mark.parametrize("fraction", [0.25, 0.75])
+@pytest.mark.parametrize("name", zoo.NETS)
+def test_sliced_equals_masked(name: str, fraction: float) -> None:
+    model, x = zoo.build(name)
+    graph = trace_channels(model, x)
+    for seed in range(4):
+        remove = graph.sample(fraction, torch.Generator().manual_seed(seed))
+        expected = outputs(masked(model, graph, remove), x)
+        assert difference(expected, outputs(sliced(model, graph, remove), x)) < 1e-10
+        assert difference(expected, outputs(model, x)) > 1e-6, "the removal must matter for the comparison to count"
+
+
+@pytest.mark.parametrize("name", zoo.NETS)
+def test_every_layer_is_removable_or_has_a_reason(name: str) -> None:
+    model, x = zoo.build(name)
+    graph = trace_channels(model, x)
+    for layer, axis in graph.layers.items():
+        carried = {int(i) for g in graph.groups.values() for s in g.slices if s.axis == axis for i in s.index.flatten()}
+        assert carried == set(range(graph.width(axis))) or graph.frozen[layer]
+
+
+@pytest.mark.parametrize("name", zoo.NETS)
+def test_a_trace_leaves_nothing_behind(name: str) -> None:
+    model, x = zoo.build(name)
+    model.train()
+    next(model.children()).eval()
+    before, modes = copy.deepcopy(model.state_dict()), [m.training for m in model.modules()]
+    random = torch.get_rng_state()
+    attributes = [set(vars(m)) for m in model.modules()]
+    trace_channels(model, x)
+    assert all(torch.equal(before[k], v) for k, v in model.state_dict().items())
+    assert modes == [m.training for m in model.modules()]
+    assert torch.equal(random, torch.get_rng_state())
+    assert attributes == [set(vars(m)) for m in model.modules()]
+    assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())
+    assert torch.get_default_dtype() == torch.float32
+    assert all(p.grad is None and p.requires_grad for p in model.parameters())
+
+
+@pytest.mark.parametrize("name", zoo.NETS)
+def test_the_graph_of_a_shrunk_model_is_the_shrunk_graph(name: str) -> None:
+    model, x = zoo.build(name)
+    graph = trace_channels(model, x)
+    remove = graph.sample(0.4, torch.Generator().manual_seed(1))
+    shrunk, traced = graph.shrink(remove), trace_channels(sliced(model, graph, remove), x)
+    assert shrunk.shapes == traced.shapes
+    for group in traced.groups.values():
+        twin = shrunk.groups[group.name]
+        assert {(s.axis, s.role) for s in twin.slices} == {(s.axis, s.role) for s in group.slices}
+        assert all(torch.equal(a.index, b.index) for a, b in zip(twin.slices, group.slices, strict=True))
+
+
+def test_a_zero_initialised_branch_does_not_hide_a_mistake() -> None:
+    class Hidden(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.stem, self.a, self.b = zoo.conv(3, 8), zoo.conv(8, 8), zoo.conv(8, 8)
+            self.gain = nn.Parameter(torch.zeros(1))
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            x = self.stem(x)
+            mean = self.a(x).cumsum(1) / torch.arange(1, 9).view(-1, 1, 1)[: x.shape[1]]
+            return x.mean((1, 2, 3)) + self.gain * self.b(mean).mean((1, 2, 3))
+
+    graph = trace_channels(Hidden(), torch.randn(1, 3, 8, 8))
+    assert "a" not in graph.groups
+    assert "cumsum" in graph.frozen["a"]
+
+
+def test_code_that_assumes_a_width_is_frozen_with_the_error_it_would_raise() -> None:
+    graph = trace_channels(*zoo.build("hard_coded"))
+    assert "assumes its width" in graph.frozen["stem"]
+    assert "a" in graph.frozen
+
+
+def test_padding_channels_stay_and_the_others_go() -> None:
+    graph = trace_channels(*zoo.build("option_a"))
+    assert "8 of 16 channels" in graph.frozen["b"]
+    assert "padding" in graph.frozen["b"]
+    roles = {(s.tensor, s.role) for s in graph.groups["stem"].slices}
+    assert ("b.weight", Role.PRODUCER) in roles
+    assert ("head.weight", Role.CONSUMER) in roles
+
+
+def test_normalisation_over_channels_freezes_with_the_reason() -> None:
+    model = nn.Sequential(zoo.conv(3, 8), nn.GroupNorm(2, 8), nn.ReLU(), zoo.conv(8, 6), nn.ReLU(), zoo.conv(6, 2))
+    graph = trace_channels(model, torch.randn(1, 3, 8, 8))
+    assert list(graph.groups) == ["3"]
+    assert "statistics run over the channels" in graph.frozen["0"]
+
+
+def test_ignored_layers_keep_their_outputs() -> None:
+    model, x = zoo.build("residual")
+    graph = trace_channels(model, x, ignore=["two", "*.nothing", "stem"][:1])
+    assert set(graph.groups) == {"stem.0", "one.0"}
+    assert "ignored by the pattern 'two'" in graph.frozen["two.0"]
+
+
+def test_a_pattern_that_matches_nothing_is_an_error() -> None:
+    model, x = zoo.build("residual")
+    with pytest.raises(ValueError, match=r"'layer9\*' matches no layer; the layers are stem\.0"):
+        trace_channels(model, x, ignore=["layer9*"])
+
+
+def test_several_inputs_and_keyword_inputs() -> None:
+    class Two(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b, self.head = zoo.conv(3, 4), zoo.conv(1, 4), zoo.conv(4, 2)
+
+        def forward(self, x: torch.Tensor, *, y: torch.Tensor) -> dict[str, torch.Tensor]:
+            return {"out": self.head(torch.relu(self.a(x) + self.b(y)))}
+
+    inputs = {"x": torch.randn(2, 3, 8, 8), "y": torch.randn(2, 1, 8, 8)}
+    assert {n: g.size for n, g in trace_channels(Two(), inputs).groups.items()} == {"a": 4}
+
+
+def test_activations_kept_on_the_module_do_not_stop_the_copy() -> None:
+    model, x = zoo.build("vgg")
+    model.last = [model(x)]  # type: ignore[assignment]
+    assert trace_channels(model, x).groups
+
+
+def test_scripted_models_are_refused_by_name() -> None:
+    model, x = zoo.build("vgg")
+    model.eval()
+    with pytest.warns(FutureWarning, match="torch.jit"):
+        scripted = torch.jit.trace(model, x)
+    with pytest.raises(UnsupportedModelError, match="scripted"):
+        trace_channels(nn.Sequential(scripted), x)
+
+
+def test_a_forward_pass_that_raises_is_reported() -> None:
+    model, _ = zoo.build("vgg")
+    with pytest.raises(UnsupportedModelError, match=r"forward pass of Sequential raised RuntimeError"):
+        trace_channels(model, torch.randn(1, 5, 12, 12))
+
+
+def test_modules_that_no_path_reaches_are_listed() -> None:
+    model, x = zoo.build("residual")
+    model.spare = zoo.conv(8, 8).double()
+    assert trace_channels(model, x).unseen == ("spare",)

@@ -1,0 +1,77 @@
+from __future__ import annotations
+
+from dataclasses import replace
+from io import StringIO
+
+from rich.console import Console
+
+from lightning_taylor.report import Change, Latency, LatencyComparison, LayerChange, render, summary_tables
+
+LONG = "backbone." * 9 + "conv"
+
+
+def cells(text, first):
+    """The cells of the one table row that begins with this."""
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in text.splitlines()]
+    (row,) = [row for row in rows if row[0] == first]
+    return row
+
+
+def test_the_plain_table_shows_layers_totals_and_the_verdict(summary):
+    text = render(summary)
+    assert cells(text, "first") == ["first", "8", "2", "25%"]
+    assert cells(text, "1 other layer") == ["1 other layer", "", "", "100%"]
+    assert cells(text, "FLOPs") == ["FLOPs", "80", "20", "25.0%", "50.0%"]
+    assert cells(text, "parameters") == ["parameters", "40", "10", "25.0%", ""]
+    assert cells(text, "val_acc") == ["val_acc", "0.9", "0.875", "", ""]
+    assert "Target met after 1 event: asked for flops 50.0% (got 25.0%)." in text
+
+
+def test_a_missed_target_is_not_to_be_overlooked(summary):
+    assert "TARGET NOT MET" in render(replace(summary, asked={"flops": 0.2}))
+
+
+def test_frozen_layers_are_counted_by_reason(summary):
+    frozen = {"a": "unknown [op]", "b": "reaches the output", "c": "unknown [op]"}
+    text = render(replace(summary, frozen=frozen, unscored={"g": "no gradient"}))
+    assert cells(text, "2") == ["2", "unknown [op]"]
+    assert "no gradient" in text
+
+
+def test_an_unclear_latency_is_not_given_as_a_fraction(summary):
+    same = Latency(0.010, 0.009, 0.011, 30)
+    unclear = LatencyComparison(same, same, speedup=1.02, low=0.97, high=1.05)
+    text = render(replace(summary, latency=unclear))
+    assert cells(text, "latency") == ["latency", "10 ms", "10 ms", "unclear", ""]
+    assert "no speed-up measured" in text
+    clear = LatencyComparison(same, Latency(0.005, 0.005, 0.005, 30), speedup=2, low=1.9, high=2.1)
+    assert cells(render(replace(summary, latency=clear)), "latency")[3] == "50.0%"
+
+
+def test_every_line_fits_eighty_columns_and_is_ascii(summary):
+    many = replace(
+        summary,
+        layers=tuple(LayerChange(f"{LONG}{i}", 10**5, 10**4) for i in range(40)),
+        flops=Change(3.2e12, 1.6e12),
+        metrics={LONG: Change(0.123456789, 1e-9)},
+        frozen={"a": "because " * 40},
+    )
+    text = render(many)
+    assert text.isascii()
+    assert max(map(len, text.splitlines())) <= 80
+    assert "3.2 T" in text
+
+
+def test_names_with_brackets_are_shown_as_they_are(summary):
+    layers = (LayerChange("blocks[0].conv", 8, 4),)
+    text = render(replace(summary, layers=layers, metrics={"acc[top1]": Change(1, 1)}))
+    assert "blocks[0].conv" in text
+    assert "acc[top1]" in text
+
+
+def test_a_terminal_gets_the_same_numbers(summary):
+    console = Console(file=StringIO(), width=80, force_terminal=True, color_system=None)
+    console.print(summary_tables(summary))
+    text = console.file.getvalue()
+    for part in ("first", "25%", "FLOPs", "50.0%", "Target met", "reaches the output [logits]"):
+        assert part in text
