@@ -19,7 +19,6 @@ from lightning_taylor.graph.channels import ChannelGraph
 from lightning_taylor.graph.copying import batch_size
 from lightning_taylor.graph.trace import ForwardCall, require_groups, trace_calls
 from lightning_taylor.plan import Schedule, Target, default_schedule, fingerprint
-from lightning_taylor.plan.reach import allowed_widths
 from lightning_taylor.pruner import Options, Pruner
 from lightning_taylor.report.fit import FitReport
 from lightning_taylor.scores import Criterion, Normalization, Taylor
@@ -83,7 +82,6 @@ class TaylorPruning(Callback):
         )
         if isinstance(ignore, str):
             raise ValueError(f"ignore takes a list of patterns, got the string {ignore!r}; write [{ignore!r}]")
-        allowed_widths(1, min_channels=min_channels, round_to=round_to)
         self.schedule = schedule
         self.ignore = tuple(ignore)
         self.example_inputs = example_inputs
@@ -94,6 +92,7 @@ class TaylorPruning(Callback):
         self._report = FitReport()
         self._active: Schedule | None = None
         self._step = 0
+        self._traced_on_batch = False
         self._global_step = 0
         self._grad_scale = 1.0
 
@@ -109,6 +108,7 @@ class TaylorPruning(Callback):
             return
         _check_strategy(trainer.strategy, self.allow_untested_strategy)
         self._step = 0
+        self._traced_on_batch = False
         if self._pruner and self._pruner.model is not pl_module:
             self._pruner = None
             self._report = FitReport()
@@ -131,6 +131,7 @@ class TaylorPruning(Callback):
         elif inputs is not None:
             self._begin(trainer, pl_module, [_as_call(inputs, pl_module)])
         else:
+            _check_scored_before(self._active, total)
             self._recorder = CallRecorder(pl_module)
 
     @override
@@ -147,6 +148,7 @@ class TaylorPruning(Callback):
             calls = list(self._recorder.calls)
             self._recorder.close()
             self._recorder = None
+            self._traced_on_batch = True
             self._begin(trainer, pl_module, calls)
         scaler: Any = getattr(trainer.precision_plugin, "scaler", None)
         self._grad_scale = float(scaler.get_scale()) if scaler is not None else 1.0
@@ -169,7 +171,9 @@ class TaylorPruning(Callback):
         self._pruner.end_batch(examples=batch_size(batch), grad_scale=self._grad_scale)
         if trainer.global_step > self._global_step:
             self._step += 1
-            if not self._pruner.done and self._active.is_event(self._step):
+            # The first batch showed the trace its inputs; nothing has been scored yet.
+            scored = self._step > 1 or not self._traced_on_batch
+            if scored and not self._pruner.done and self._active.is_event(self._step):
                 self._event(trainer, pl_module)
         fractions = {f"pruning/{name}": value for name, value in self._pruner.fractions().items()}
         pl_module.log_dict(fractions, on_step=True, on_epoch=False, batch_size=1, rank_zero_only=True)
@@ -266,6 +270,15 @@ def _as_call(inputs: Any, pl_module: LightningModule) -> ForwardCall:
     if isinstance(inputs, dict):
         return ForwardCall("", (), inputs)
     return ForwardCall("", inputs if isinstance(inputs, tuple) else (inputs,))
+
+
+def _check_scored_before(schedule: Schedule, total_steps: float) -> None:
+    """The first batch is spent on the trace, so an event after it would have no scores."""
+    if schedule.is_event(1) and not any(schedule.is_event(step) for step in range(2, int(min(total_steps, 10**6)) + 1)):
+        raise ValueError(
+            f"{schedule} has its only event after the first step, when no batch has been scored; set "
+            "example_inputs= (or example_input_array on the module), or move the event to step 2 or later"
+        )
 
 
 def _check_strategy(strategy: Strategy, allow_untested: bool) -> None:

@@ -6,15 +6,16 @@ callback only tells it when a batch ended, when gradients are ready, and which o
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from torch import Tensor, nn
 
-from lightning_taylor.errors import PruningError
+from lightning_taylor.errors import PruningError, TargetUnreachableError
 from lightning_taylor.graph.channels import ChannelGraph
 from lightning_taylor.plan import (
     Cost,
@@ -26,6 +27,7 @@ from lightning_taylor.plan import (
     check_reachable,
     select,
 )
+from lightning_taylor.plan.reach import allowed_widths
 from lightning_taylor.scores import Criterion, Normalization, Scorer, normalize
 from lightning_taylor.surgery import prune_channels
 
@@ -42,6 +44,14 @@ class Options:
     flops_penalty: float = 0.0
     min_channels: int = 1
     round_to: int = 1
+
+    def __post_init__(self) -> None:
+        if self.normalization not in get_args(Normalization):
+            known = ", ".join(map(repr, get_args(Normalization)))
+            raise ValueError(f"normalization must be one of {known}, got {self.normalization!r}")
+        if not (math.isfinite(self.flops_penalty) and self.flops_penalty >= 0):
+            raise ValueError(f"flops_penalty must be at least 0 (the paper uses 1e-3), got {self.flops_penalty}")
+        allowed_widths(1, min_channels=self.min_channels, round_to=self.round_to)
 
 
 class Pruner:
@@ -66,15 +76,15 @@ class Pruner:
         self.record = record or Record()
         self._cost = CostModel(graph)
         self._scorer: Scorer | None = None
+        self.blind: Mapping[str, str] = {}
+        """Groups that the criterion cannot score, with the reason."""
         if not self.done:
             self.watch()
-            check_reachable(
-                options.target,
-                graph,
-                [name for name in graph.groups if name not in self.blind],
-                min_channels=options.min_channels,
-                round_to=options.round_to,
-            )
+            try:
+                self._check_reachable()
+            except BaseException:
+                self.close()
+                raise
 
     @property
     def cost(self) -> Cost:
@@ -91,15 +101,11 @@ class Pruner:
         """Whether the target is met."""
         return self.options.target.met(self.cost, self.dense)
 
-    @property
-    def blind(self) -> Mapping[str, str]:
-        """Groups that the criterion cannot score, with the reason."""
-        return self._scorer.blind if self._scorer else {}
-
     def watch(self) -> None:
         """Start to gather scores at the present widths; the scores so far are dropped."""
         self.close()
         self._scorer = self.options.criterion.watch(self.model, self.graph, event=len(self.record.events))
+        self.blind = dict(self._scorer.blind)
 
     def end_batch(self, examples: int, grad_scale: float = 1.0) -> None:
         """Take what the hooks gathered in one micro-batch into the scores."""
@@ -160,6 +166,18 @@ class Pruner:
         if not self.done:
             self.watch()
         return event
+
+    def _check_reachable(self) -> None:
+        scored = [name for name in self.graph.groups if name not in self.blind]
+        options = self.options
+        limits = {"min_channels": options.min_channels, "round_to": options.round_to}
+        try:
+            check_reachable(options.target, self.graph, scored, **limits)
+        except TargetUnreachableError as error:
+            if not self.blind:
+                raise
+            unscored = "; ".join(f"{name}: {why}" for name, why in self.blind.items())
+            raise TargetUnreachableError(f"{error}. {options.criterion} cannot score {unscored}") from error
 
     def close(self) -> None:
         """Take every hook off the model."""

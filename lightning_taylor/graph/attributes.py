@@ -17,7 +17,7 @@ from torch.nn.utils.parametrize import is_parametrized
 from lightning_taylor.errors import UncoupledChannelsError
 from lightning_taylor.graph.channels import Axis
 
-__all__ = ["AttributeRule", "follow_shapes", "register_attributes", "rule_of"]
+__all__ = ["AttributeRule", "attribute_changes", "follow_shapes", "register_attributes", "rule_of"]
 
 AttributeRule = Callable[[nn.Module, Mapping[Axis, Tensor]], Mapping[str, object]]
 """``rule(module, keep)`` -> attribute name -> its value for the tensors that the module holds now.
@@ -72,13 +72,18 @@ def follow_shapes(module: nn.Module, keep: Mapping[Axis, Tensor] | None = None) 
         >>> follow_shapes(conv)
         {'out_channels': (8, 6)}
     """
+    changes = attribute_changes(module, keep or {})
+    for attribute, (_, new) in changes.items():
+        setattr(module, attribute, new)
+    return changes
+
+
+def attribute_changes(module: nn.Module, keep: Mapping[Axis, Tensor]) -> dict[str, tuple[object, object]]:
+    """What :func:`follow_shapes` would do, without doing it."""
     rule = rule_of(module)
     holds_any = next(chain(module.parameters(), module.buffers()), None) is not None
-    wanted = rule(module, keep or {}) if rule and holds_any else {}
-    changed = {k: (getattr(module, k), v) for k, v in wanted.items() if getattr(module, k) != v}
-    for attribute, (_, new) in changed.items():
-        setattr(module, attribute, new)
-    return changed
+    wanted = rule(module, keep) if rule and holds_any else {}
+    return {name: (getattr(module, name), new) for name, new in wanted.items() if getattr(module, name) != new}
 
 
 def rule_of(module: nn.Module) -> AttributeRule | None:

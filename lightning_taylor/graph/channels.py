@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 
 import torch
@@ -111,6 +111,7 @@ class ChannelGraph:
         dense: the same when the model was traced.
         operations: what the evaluation path costs; for ``plan.cost``.
         unseen: layers that neither the training nor the evaluation path reached.
+        dense_sizes: group name -> its size when the model was traced; filled in by itself.
     """
 
     groups: Mapping[str, ChannelGroup]
@@ -121,6 +122,11 @@ class ChannelGraph:
     parameters: frozenset[str] = frozenset()
     operations: tuple[Operation, ...] = ()
     unseen: tuple[str, ...] = ()
+    dense_sizes: Mapping[str, int] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if not self.dense_sizes:
+            object.__setattr__(self, "dense_sizes", {name: group.size for name, group in self.groups.items()})
 
     def width(self, axis: Axis) -> int:
         """How many entries an axis has now."""

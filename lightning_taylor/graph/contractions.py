@@ -101,8 +101,7 @@ def matmul(call: Call) -> Labels | None:
     in_b, free_b = _split(call, b, contracted=-2, free=-1)
     _contract(call, a, in_a, b, in_b)
     out = _free(call, a, free_a, b, free_b)
-    known = (in_a if in_a is not None else in_b, free_a, free_b)
-    call.cost([axis for labels in known if labels is not None for axis in _axes(call, labels)])
+    call.cost([*(_axes(call, in_a) or _axes(call, in_b)), *_axes(call, free_a), *_axes(call, free_b)])
     if call.name in ("addmm", "baddbmm"):
         bias = call.labels("self")
         if bias is not None:

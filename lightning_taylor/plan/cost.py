@@ -100,7 +100,7 @@ class CostModel:
         self.dense = Cost(
             flops=sum(op.flops for op in graph.operations),
             params=sum(_product(graph.dense[name]) for name in graph.parameters),
-            channels=int(self.sizes.sum()) + _lost_channels(graph, spans),
+            channels=sum(graph.dense_sizes.values()),
         )
 
     def at(self, removed: Mapping[str, int]) -> Cost:
@@ -205,26 +205,6 @@ def _spans(graph: ChannelGraph) -> _Spans:
 
 def _entries_per_channel(slices: list[torch.Tensor]) -> int:
     return torch.cat(slices, dim=1).unique().numel() // slices[0].shape[0]
-
-
-def _lost_channels(graph: ChannelGraph, spans: _Spans) -> int:
-    """How many channels have gone since the trace, from the widths that they took with them.
-
-    The widths' losses are linear in the groups' losses. Groups that share all their axes cannot be told apart, but
-    the minimum-norm solution still has the right sum, which is all that is asked for.
-    """
-    equations = {
-        (tuple(owners.items()), graph.dense[axis[0]][axis[1]] - graph.width(axis)) for axis, owners in spans.items()
-    }
-    if not any(lost for _, lost in equations):
-        return 0
-    span_EG = np.zeros((len(equations), len(graph.groups)))
-    lost_E = np.zeros(len(equations))
-    for e, (owners, lost) in enumerate(equations):
-        lost_E[e] = lost
-        for g, entries in owners:
-            span_EG[e, g] = entries
-    return round(float(np.linalg.lstsq(span_EG, lost_E, rcond=None)[0].sum()))
 
 
 def _product(widths: Iterable[int]) -> int:

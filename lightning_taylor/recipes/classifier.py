@@ -65,16 +65,16 @@ class ImageClassifier(L.LightningModule):
         self.save_hyperparameters(ignore=["weights"])
         self.model_name = check_name(model)
         self.weights = weights
-        self.num_classes = num_classes
+        self.num_classes: int | None = None
         self.head_is_new = False
-        self.net: nn.Module | None = None
+        self.net: nn.Module = nn.Identity()
         if num_classes is not None:
             self._build(num_classes)
 
     def configure_model(self) -> None:
         """Called before the fit or evaluation; builds the network for the data module's classes, if it is not yet."""
-        found = _classes_of_data(self)
-        if self.net is None:
+        found = getattr(getattr(self._trainer, "datamodule", None), "num_classes", None)
+        if self.num_classes is None:
             if found is None:
                 raise ValueError("num_classes is None and the data module has no num_classes: give one of them")
             self._build(found)
@@ -86,13 +86,12 @@ class ImageClassifier(L.LightningModule):
 
     def _build(self, num_classes: int) -> None:
         if self.weights is None:
-            net = create_model(self.model_name, num_classes)
+            self.net = create_model(self.model_name, num_classes)
         else:
-            net = pretrained_model(self.model_name, self.weights)
-            if find_head(net)[1].weight.shape[0] != num_classes:
-                replace_head(net, num_classes)
-                self.head_is_new = True
-        self.net = net
+            self.net = pretrained_model(self.model_name, self.weights)
+            self.head_is_new = find_head(self.net)[1].weight.shape[0] != num_classes
+            if self.head_is_new:
+                replace_head(self.net, num_classes)
         # A checkpoint must be able to rebuild the network without the data.
         self.num_classes = self.hparams["num_classes"] = num_classes
         self.val_acc = MulticlassAccuracy(num_classes, average="micro")
@@ -104,11 +103,23 @@ class ImageClassifier(L.LightningModule):
 
     def on_fit_start(self) -> None:
         """Called before the first step; fits a new head on frozen features."""
-        if self.head_is_new:
-            # The loader's shuffling must not move the random numbers of the fit.
-            with torch.random.fork_rng():
-                fit_head(self.net, _plain_training_batches(self))
-            self.head_is_new = False
+        if not self.head_is_new:
+            return
+        # A loader that shuffles must not move the random numbers of the fit.
+        with torch.random.fork_rng():
+            fit_head(self.net, self._batches_for_head())
+        # Ranks may have seen different data, and DDP compared the parameters before this.
+        for parameter in find_head(self.net)[1].parameters():
+            parameter.data.copy_(self.trainer.strategy.broadcast(parameter.data))
+        self.head_is_new = False
+
+    def _batches_for_head(self) -> Any:
+        """The training batches, without augmentation where the data module can give them so."""
+        plain = getattr(getattr(self.trainer, "datamodule", None), "plain_train_dataloader", None)
+        if plain is not None:
+            return plain()
+        self.trainer.fit_loop.setup_data()
+        return self.trainer.train_dataloader
 
     def forward(self, image_NCHW: Tensor) -> Tensor:
         """Logits of shape ``(N, K)``."""
@@ -183,22 +194,3 @@ def cosine_with_warmup(step: int, warmup: int, total: float) -> float:
     if math.isinf(total):
         return 1.0
     return (1 + math.cos(math.pi * min(1.0, (step - warmup) / max(1, total - warmup)))) / 2
-
-
-def _classes_of_data(module: L.LightningModule) -> int | None:
-    """The data module's number of classes, if there is a Trainer with a data module that knows it."""
-    data = _data_of(module)
-    return getattr(data, "num_classes", None)
-
-
-def _data_of(module: L.LightningModule) -> Any:
-    return getattr(module._trainer, "datamodule", None) if module._trainer is not None else None
-
-
-def _plain_training_batches(module: L.LightningModule) -> Any:
-    """The training batches, without augmentation where the data module can give them so."""
-    data = _data_of(module)
-    if data is None:
-        return module.trainer.fit_loop._data_source.dataloader()
-    plain = getattr(data, "plain_train_dataloader", data.train_dataloader)
-    return plain()

@@ -82,10 +82,8 @@ def _split() -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
         raise ModuleNotFoundError(
             "the digits come with scikit-learn: pip install 'lightning-taylor[cli,recipes]'"
         ) from error
-    digits = load_digits()
-    train, test = train_test_split(
-        torch.arange(len(digits.target)).numpy(), test_size=0.25, stratify=digits.target, random_state=0
-    )
-    image_NHW = torch.as_tensor(digits.images, dtype=torch.float32) / 16
-    label_N = torch.as_tensor(digits.target, dtype=torch.int64)
+    pixels, labels = load_digits(return_X_y=True)
+    image_NHW = torch.as_tensor(pixels, dtype=torch.float32).view(-1, 8, 8) / 16
+    label_N = torch.as_tensor(labels, dtype=torch.int64)
+    train, test = train_test_split(range(len(labels)), test_size=0.25, stratify=labels, random_state=0)
     return (image_NHW[train], label_N[train]), (image_NHW[test], label_N[test])

@@ -142,5 +142,3 @@ def replace_head(model: nn.Module, num_classes: int) -> None:
     else:
         new = nn.Conv2d(head.in_channels, num_classes, kernel_size=1, **like)
     model.set_submodule(name, new)
-    if hasattr(model, "num_classes"):
-        model.num_classes = num_classes

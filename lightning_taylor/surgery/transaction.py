@@ -11,8 +11,9 @@ from typing import Any, Self, final
 
 from torch import Tensor, nn
 
+from lightning_taylor.graph.attributes import attribute_changes
 from lightning_taylor.graph.channels import Axis
-from lightning_taylor.graph.resize import follow_shapes, hold
+from lightning_taylor.graph.resize import hold
 
 __all__ = ["Transaction", "signals_deferred"]
 
@@ -66,9 +67,9 @@ class Transaction:
         setattr(owner, name, value)
 
     def follow_shapes(self, module: nn.Module, keep: Mapping[Axis, Tensor]) -> None:
-        """Let the module's attributes follow its tensors; see :func:`~lightning_taylor.graph.resize.follow_shapes`."""
-        for name, (old, _) in follow_shapes(module, keep).items():
-            self._undo.append(lambda name=name, old=old: setattr(module, name, old))
+        """Let the module's attributes follow its tensors; see ``graph.attributes``."""
+        for name, (_, new) in attribute_changes(module, keep).items():
+            self.set_attribute(module, name, new)
 
 
 @contextmanager

@@ -5,6 +5,7 @@ import json
 
 import pytest
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from lightning_taylor.report import compare_latency, latency, measure_latency
 
@@ -101,20 +102,12 @@ def test_too_few_repeats_are_refused():
         measure_latency(lambda: None, warmup=-1)
 
 
-@pytest.mark.gpu
-def test_a_measurement_waits_for_the_device():
-    x = torch.randn(4096, 4096, device="cuda")
-
-    def work():
-        y = x
-        for _ in range(50):
-            y = y @ x
-        return {"y": [y]}
-
-    found = measure_latency(work, warmup=2, repeats=5)
-    start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-    start.record()
-    work()
-    end.record()
-    torch.cuda.synchronize()
-    assert found.median == pytest.approx(start.elapsed_time(end) / 1e3, rel=0.3)
+def test_a_measurement_waits_for_the_device_that_the_result_lies_on(clock, monkeypatch):
+    """Work on a device that returns at once and is done only when somebody waits for it."""
+    with FakeTensorMode():
+        result = {"logits": [torch.empty(2, device="cuda:0")], "extra": torch.empty(2)}
+    waits = clock.worker("wait", itertools.repeat(7))
+    devices = []
+    monkeypatch.setattr(torch.accelerator, "synchronize", lambda device: (devices.append(device), waits()))
+    assert measure_latency(lambda: result, warmup=1, repeats=2).median == 7
+    assert devices == [torch.device("cuda:0")] * 3

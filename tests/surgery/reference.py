@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from functools import partial
 from typing import Any
 
 import torch
@@ -38,7 +39,7 @@ def without(tensor: Tensor, gone: Mapping[int, set[int]], shape: Iterable[int] |
 def train(model: nn.Module, optimizers: list[Optimizer], data: list[tuple[Tensor, Tensor]], consumers: Lost) -> None:
     """Steps on the data, the consumers' entries kept at zero and without gradient."""
 
-    def closure() -> Tensor:
+    def closure(x: Tensor, y: Tensor) -> Tensor:
         model.zero_grad()
         loss = nn.functional.cross_entropy(model(x), y)
         loss.backward()
@@ -48,9 +49,9 @@ def train(model: nn.Module, optimizers: list[Optimizer], data: list[tuple[Tensor
 
     for x, y in data:
         if any(isinstance(o, LBFGS) for o in optimizers):
-            optimizers[0].step(closure)
+            optimizers[0].step(partial(closure, x, y))
         else:
-            closure()
+            closure(x, y)
             for optimizer in optimizers:
                 optimizer.step()
         mask(model, consumers)

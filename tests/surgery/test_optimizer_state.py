@@ -106,8 +106,8 @@ def test_optimizers_that_mix_entries_train_on_near_the_masked_twin(name: str) ->
         model, _, twin, _, graph, remove = pruned_and_twin(cls, name, MIXING[name])
         gone, found = lost(graph, remove), named_tensors(model)
         apart = [(found[n] - without(t, gone.get(n, {}))).abs().max().item() for n, t in named_tensors(twin).items()]
-        # Not equal, by the nature of the optimizer, but nowhere further apart than two steps of lr could take it.
-        assert 1e-6 < max(apart) < 2 * MIXING[name]["lr"]
+        # Not equal, by the nature of the optimizer; closer than the three steps of about lr since the event reach.
+        assert 1e-6 < max(apart) < 3 * MIXING[name]["lr"]
 
 
 @pytest.mark.parametrize(("name", "kwargs"), [*CASES, *MIXING.items()], ids=str)
@@ -161,7 +161,9 @@ def test_unknown_state_is_an_error_that_touches_nothing(make: Any) -> None:
     before = snapshot(model, optimizers)
     for p, value in strange.items():
         optimizers[1].state[p]["strange"] = value
-    with pytest.raises(OptimizerStateError, match=r"Strange keeps 'strange' .* for parameter 'a.weight' .*drop_unknown"):
+    with pytest.raises(
+        OptimizerStateError, match=r"Strange keeps 'strange' .* for parameter 'a.weight' .*drop_unknown"
+    ):
         prune_channels(model, graph, {"a": [0, 2]}, optimizers=optimizers)
     for state in optimizers[1].state.values():
         assert state.pop("strange") is not None
@@ -206,9 +208,9 @@ def test_lightning_wrappers_reach_the_optimizer_inside() -> None:
         train(model, inside, data[:3], {})
         prune_channels(model, model.graph(), {"a": [0]}, optimizers=[LightningOptimizer(inside[0]), inside[0]])
         train(model, inside, data[3:], {})
-        assert all(
-            s["exp_avg"].shape == p.shape for p, s in inside[0].state.items() if "exp_avg" in s
-        ), "the state follows its parameter"
+        assert all(s["exp_avg"].shape == p.shape for p, s in inside[0].state.items() if "exp_avg" in s), (
+            "the state follows its parameter"
+        )
 
 
 class Lookahead(Optimizer):

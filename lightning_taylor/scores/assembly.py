@@ -1,0 +1,149 @@
+"""From what layers' inputs contribute to what channels contribute: one sparse matrix, built once per event.
+
+Shape legend: C = channels of all groups, one after the other; E = entries of all sources, one after the other;
+I = entries of one source; M = entries that one channel owns in it; N = examples.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Generic, TypeVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from lightning_taylor.graph.channels import ChannelGraph
+
+__all__ = ["Assembly", "Part"]
+
+Source = TypeVar("Source", bound=Hashable)
+Key = TypeVar("Key", bound=Hashable)
+
+
+@dataclass(frozen=True, eq=False)
+class Part(Generic[Source]):
+    """The entries of one source that belong to one group.
+
+    Attributes:
+        group: the group's name.
+        source: a layer's input (the module's name), or a dimension of a weight.
+        index: shape ``(C, M)``, int64: row ``c`` lists the entries of channel ``c``.
+        scale: factor on each entry.
+    """
+
+    group: str
+    source: Source
+    index: Tensor
+    scale: float = 1.0
+
+
+class Assembly(Generic[Source]):
+    """Adds up the entries of all sources into channels: ``channel_CN = A_CE @ entry_EN``, with ``A`` sparse.
+
+    Args:
+        graph: fixes which groups there are and the order of their channels.
+        widths: source -> I, in the order in which their entries are laid out.
+        parts: which entries go to which channels; an entry named twice for a channel counts once.
+        dtype: of the matrix, and so of what it is applied to.
+        device: where it is kept.
+    """
+
+    def __init__(
+        self,
+        graph: ChannelGraph,
+        widths: Mapping[Source, int],
+        parts: Iterable[Part[Source]],
+        *,
+        dtype: torch.dtype,
+        device: torch.device,
+    ) -> None:
+        self.widths = dict(widths)
+        self.dtype, self.device = dtype, device
+        self._spans = _spans({name: group.size for name, group in graph.groups.items()})
+        self.channels = sum(group.size for group in graph.groups.values())
+        parts = list(parts)
+        self._groups_of: dict[Source, set[str]] = {source: set() for source in widths}
+        for part in parts:
+            self._groups_of[part.source].add(part.group)
+        row, column, scale = _entries(parts, self._spans, _spans(self.widths))
+        # Sorted by row: then the matrix is a row pointer and a list of columns, as embedding_bag wants it.
+        self._columns = column.to(device)
+        self._scales = scale.to(device, dtype)
+        count_C = torch.bincount(row, minlength=self.channels)
+        self._starts = F.pad(count_C.cumsum(0), (1, 0)).to(device)
+        self._masks: dict[frozenset[Source], Tensor] = {}
+
+    def __call__(self, entries: Mapping[Source, Tensor], examples: int) -> Tensor:
+        """Sum the entries into channels.
+
+        Args:
+            entries: source -> shape ``(N, I)``; a source that is left out counts as zero.
+            examples: N.
+
+        Returns:
+            Shape ``(C, N)``.
+        """
+        pieces = [
+            entries[source].to(self.device, self.dtype).t()
+            if source in entries
+            else torch.zeros(width, examples, dtype=self.dtype, device=self.device)
+            for source, width in self.widths.items()
+        ]
+        if not pieces or not len(self._columns):
+            return torch.zeros(self.channels, examples, dtype=self.dtype, device=self.device)
+        # The segmented sum that torch has: one kernel, and unlike index_add the same bits every time on a GPU.
+        return F.embedding_bag(
+            self._columns,
+            torch.cat(pieces),
+            self._starts,
+            mode="sum",
+            per_sample_weights=self._scales,
+            include_last_offset=True,
+        )
+
+    def fed_by(self, sources: Iterable[Source]) -> Tensor:
+        """Shape ``(C,)``, bool: the channels of groups that have entries in any of these sources."""
+        key = frozenset(sources)
+        if key not in self._masks:
+            groups = {group for source in key for group in self._groups_of[source]}
+            mask_C = torch.zeros(self.channels, dtype=torch.bool)
+            for group in groups:
+                mask_C[self._spans[group]] = True
+            self._masks[key] = mask_C.to(self.device)
+        return self._masks[key]
+
+    def by_group(self, mean_C: Tensor) -> dict[str, Tensor]:
+        """Group name -> its ``(C,)`` scores, float32 on the CPU; groups with a nan (never seen) are left out."""
+        mean_C = mean_C.detach().to("cpu", torch.float32)
+        split = {name: mean_C[span].clone() for name, span in self._spans.items()}
+        return {name: score_C for name, score_C in split.items() if not bool(score_C.isnan().any())}
+
+
+def _spans(sizes: Mapping[Key, int]) -> dict[Key, slice]:
+    spans, start = {}, 0
+    for name, size in sizes.items():
+        spans[name] = slice(start, start + size)
+        start += size
+    return spans
+
+
+def _entries(
+    parts: list[Part[Source]], rows: Mapping[str, slice], columns: Mapping[Source, slice]
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Row, column and value of every nonzero of the matrix, sorted by row and without repetition."""
+    if not parts:
+        return torch.zeros(0, dtype=torch.int64), torch.zeros(0, dtype=torch.int64), torch.zeros(0)
+    row = torch.cat([_rows_of(part) + rows[part.group].start for part in parts])
+    column = torch.cat([part.index.flatten() + columns[part.source].start for part in parts])
+    scale = torch.cat([torch.full((part.index.numel(),), part.scale, dtype=torch.float64) for part in parts])
+    pairs, inverse = torch.stack([row, column]).unique(dim=1, return_inverse=True)
+    value = torch.empty(pairs.shape[1], dtype=torch.float64)
+    value[inverse] = scale
+    return pairs[0], pairs[1], value
+
+
+def _rows_of(part: Part[Source]) -> Tensor:
+    channels, entries = part.index.shape
+    return torch.arange(channels).repeat_interleave(entries)

@@ -1,0 +1,218 @@
+"""The criteria as pure functions of tensors: nothing is stored, hooked or reduced over ranks here.
+
+Shape legend: L = leading entries as the layer saw them, N = examples, I = input channels of a layer (or entries of
+the weight dimension that reads them), O = its outputs, P = positions, K = kernel elements, C = channels.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+__all__ = ["Positions", "batch_contributions", "fold_examples", "taylor", "taylor_contributions", "weight_magnitude"]
+
+Positions = Literal["sum", "mean"]
+"""What is done over the positions of a feature map before the absolute value is taken."""
+
+# Entries of one product, per reduction step of batch_contributions. On a CPU one that stays in the cache and in one
+# thread (32,768 is torch's own grain size); on an accelerator one that is large enough to fill it.
+_CHUNK_CPU = 2**15
+_CHUNK_ACCELERATOR = 2**24
+
+
+def taylor_contributions(x: Tensor, grad: Tensor, *, dim: int, positions: Positions = "sum") -> Tensor:
+    r"""What each input channel of a layer contributes to the loss, example by example.
+
+    .. math::  v_{ni} = \sum_p x_{nip}\, g_{nip}
+
+    The first-order change of the loss, with its sign reversed, when channel ``i`` is set to zero at this layer's
+    input; also the derivative of the loss with respect to a gate of value 1 on that channel.
+
+    Units: of the loss; carries whatever factor the loss was multiplied by before ``backward`` (gradient scale,
+    accumulation), and with a mean-reduced loss the factor 1/N. Signed, local to the rank.
+
+    Args:
+        x: shape ``(L, I, *P)`` with ``dim=1`` or ``(L, *P, I)`` with ``dim=-1``, any float dtype and memory format;
+            read only.
+        grad: gradient of the loss with respect to ``x``, same shape and dtype; read only.
+        dim: the dimension of ``x`` that carries the channels.
+        positions: "mean" divides by the number of positions.
+
+    Returns:
+        Shape ``(L, I)``, float32, or float64 for float64 inputs.
+
+    Raises:
+        ValueError: if the shapes differ.
+
+    Source: Molchanov et al. 2017, Eq. 7 and 8 before the absolute value, at the consumer's input.
+
+    Example:
+        >>> x = torch.tensor([[[1.0, 2.0], [3.0, 0.0]]])
+        >>> grad = torch.tensor([[[1.0, -1.0], [2.0, 5.0]]])
+        >>> taylor_contributions(x, grad, dim=1)
+        tensor([[-1.,  6.]])
+    """
+    if x.shape != grad.shape:
+        raise ValueError(f"x has shape {tuple(x.shape)} and grad {tuple(grad.shape)}; they must be equal")
+    dtype = torch.promote_types(x.dtype, torch.float32)
+    over = [d for d in range(1, x.ndim) if d != dim % x.ndim]
+    if not over:
+        return x.to(dtype) * grad.to(dtype)
+    if dim == 1 and x.is_contiguous() and grad.is_contiguous():
+        # One batched dot product: no product of the size of the activation is ever written.
+        contribution_LI = torch.linalg.vecdot(x.flatten(2), grad.flatten(2)).to(dtype)
+    else:
+        # vecdot would copy both operands of any other layout; the product is one copy, and freed at once.
+        contribution_LI = (x * grad).sum(over, dtype=dtype)
+    if positions == "mean":
+        contribution_LI = contribution_LI / _numel(x, over)
+    return contribution_LI
+
+
+def fold_examples(contribution_LI: Tensor, examples: int) -> Tensor:
+    r"""Per-example contributions from those of windows, frames or crops that were folded into the batch.
+
+    .. math::  v_{ni} = \sum_{j<k} v_{(nk+j)\,i}, \qquad k = L / N
+
+    The leading dimension is taken to be example-major. When it is no multiple of ``examples`` (regions of a
+    detector), nobody can say which entry belongs to which example: the sum is spread evenly over the examples, and
+    the absolute value is then that of the whole batch.
+
+    Units: as the input; signed.
+
+    Args:
+        contribution_LI: shape ``(L, I)``; read only.
+        examples: N, at least 1.
+
+    Returns:
+        Shape ``(N, I)``, same dtype; the input itself if ``L`` equals ``N``.
+
+    Raises:
+        ValueError: if ``examples`` is less than 1.
+
+    Source: this project.
+
+    Example:
+        >>> fold_examples(torch.tensor([[1.0], [2.0], [3.0], [-3.0]]), examples=2)
+        tensor([[3.],
+                [0.]])
+    """
+    if examples < 1:
+        raise ValueError(f"examples must be at least 1, got {examples}")
+    length, width = contribution_LI.shape
+    if length == examples:
+        return contribution_LI
+    if length and length % examples == 0:
+        return contribution_LI.view(examples, -1, width).sum(1)
+    return (contribution_LI.sum(0, keepdim=True) / examples).expand(examples, width)
+
+
+def taylor(contribution_CN: Tensor) -> Tensor:
+    r"""Taylor score of each channel: the absolute value per example, then the mean.
+
+    .. math::  \Theta_c = \frac{1}{N} \sum_n \left| N\, v_{cn} \right| = \sum_n \left| v_{cn} \right|
+
+    How much the loss of one example changes, to first order and on average, when the channel is removed.
+
+    Units: of the loss, for one example. Assumes a mean-reduced loss, whose gradients carry 1/N: then the score does
+    not depend on the batch size. For a sum-reduced loss all scores are N times larger, a common factor that the
+    normalisation and the ranking cancel while N is constant.
+
+    Args:
+        contribution_CN: shape ``(C, N)``, signed, summed over all consumers and calls; read only.
+
+    Returns:
+        Shape ``(C,)``, same dtype, non-negative.
+
+    Source: Molchanov et al. 2017, Eq. 8 and the sentence below it.
+
+    Example:
+        >>> taylor(torch.tensor([[0.5, -0.5], [0.25, 0.0]]))
+        tensor([1.0000, 0.2500])
+    """
+    return contribution_CN.abs().sum(1)
+
+
+def batch_contributions(weight: Tensor, grad: Tensor, *, dim: int) -> Tensor:
+    r"""What each input channel of a layer contributes to the loss of the whole batch, from the layer's weight.
+
+    .. math::  v_i = \sum_{o,k} w_{oik}\, g_{oik}
+
+    By Euler's identity equal to the sum of ``taylor_contributions`` over examples and calls, since the layer is
+    linear in ``w`` and in its input alike.
+
+    Units: of the loss, of the batch (or of all the batches that were accumulated into ``grad``). Signed.
+
+    Args:
+        weight: shape ``(O, I, *K)`` with ``dim=1``, ``(I, O, *K)`` with ``dim=0``, any float dtype; read only.
+        grad: same shape; unscaled, synchronised over ranks, before clipping; read only.
+        dim: the dimension that reads the channels.
+
+    Returns:
+        Shape ``(I,)``, float32, or float64 for float64 inputs.
+
+    Raises:
+        ValueError: if the shapes differ.
+
+    Source: Molchanov et al. 2019, the gate's gradient before the square.
+
+    Example:
+        >>> batch_contributions(torch.tensor([[1.0, 2.0], [3.0, 0.0]]), torch.tensor([[1.0, -1.0], [2.0, 5.0]]), dim=1)
+        tensor([ 7., -2.])
+    """
+    if weight.shape != grad.shape:
+        raise ValueError(f"weight has shape {tuple(weight.shape)} and grad {tuple(grad.shape)}; they must be equal")
+    dtype = torch.promote_types(weight.dtype, torch.float32)
+    if dim == 0:
+        return _rows(weight, grad, dtype)
+    total = torch.zeros(weight.shape[1:], dtype=dtype, device=weight.device)
+    # The whole product of a large linear layer (25088 x 4096) is 411 MB of fresh memory; slabs of it are not.
+    slab = max(1, (_CHUNK_CPU if weight.device.type == "cpu" else _CHUNK_ACCELERATOR) // max(1, total.numel()))
+    for w, g in zip(weight.split(slab), grad.split(slab), strict=True):
+        if len(w) == 1:
+            total.addcmul_(w[0].to(dtype), g[0].to(dtype))
+        else:
+            total += (w * g).sum(0, dtype=dtype)
+    others = [d for d in range(total.ndim) if d != dim - 1]
+    return total.sum(others) if others else total
+
+
+def weight_magnitude(weight: Tensor, *, dim: int) -> Tensor:
+    r"""Mean squared weight of each output channel's kernel.
+
+    .. math::  \Theta_o = \frac{1}{|w_o|} \sum_{i,k} w_{oik}^2
+
+    Units: weight squared; independent of any data.
+
+    Args:
+        weight: shape ``(O, I, *K)`` with ``dim=0``, ``(I, O, *K)`` with ``dim=1``, any float dtype; read only.
+        dim: the dimension that carries the output channels.
+
+    Returns:
+        Shape ``(O,)``, float32, or float64 for float64 weights.
+
+    Source: Molchanov et al. 2017, section 2.2, "Minimum weight".
+
+    Example:
+        >>> weight_magnitude(torch.tensor([[1.0, 3.0], [0.0, 2.0]]), dim=0)
+        tensor([5., 2.])
+    """
+    dtype = torch.promote_types(weight.dtype, torch.float32)
+    others = [d for d in range(weight.ndim) if d != dim]
+    return weight.to(dtype).square().mean(others)
+
+
+def _rows(weight: Tensor, grad: Tensor, dtype: torch.dtype) -> Tensor:
+    """The sum of the product over everything but dimension 0."""
+    if weight.is_contiguous() and grad.is_contiguous():
+        return torch.linalg.vecdot(weight.flatten(1), grad.flatten(1)).to(dtype)
+    return (weight * grad).sum(list(range(1, weight.ndim)), dtype=dtype)
+
+
+def _numel(x: Tensor, dims: list[int]) -> int:
+    count = 1
+    for d in dims:
+        count *= x.shape[d]
+    return count

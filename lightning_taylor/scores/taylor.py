@@ -1,0 +1,149 @@
+"""The Taylor criterion of 2017: the absolute first-order change of the loss, example by example.
+
+Shape legend: C = channels of all groups, I = input channels of a layer, L = leading entries as the layer saw them,
+N = examples.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import reduce
+from typing import final, get_args
+
+import torch
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+from typing_extensions import override
+
+from lightning_taylor.graph.channels import ChannelGraph, Role
+from lightning_taylor.scores.assembly import Assembly, Part
+from lightning_taylor.scores.criterion import Criterion, Scorer
+from lightning_taylor.scores.formulas import Positions, fold_examples, taylor
+from lightning_taylor.scores.readers import Reader, Readers
+from lightning_taylor.scores.sums import ChannelSums
+from lightning_taylor.scores.tap import Tap
+
+__all__ = ["Taylor"]
+
+
+@final
+class Taylor(Criterion):
+    r"""First-order Taylor score: how much removing the channel changes the loss of an example, on average.
+
+    .. math::  \Theta_c = \frac{1}{N} \sum_n \Bigl| \sum_{l} \sum_p
+               \frac{\partial C_n}{\partial x_{nlcp}}\, x_{nlcp} \Bigr|
+
+    with ``x`` the inputs of all layers ``l`` that read the channel: removing a channel zeroes what its consumers
+    receive. The contributions of several consumers, and of several calls of one layer, are added with their signs
+    before the absolute value. For a plain stack of convolution, ReLU and pooling this is the paper's post-ReLU
+    feature map, with the positions ``p`` counted at the consumer.
+
+    Units: of the loss, for one example; assumes a mean-reduced loss (see ``formulas.taylor``). Averaged over the
+    examples since the last event, of all ranks.
+
+    Args:
+        positions: "sum" over the positions of a map, the first-order change itself; or "mean", the 1/M of the paper's
+            Eq. 8, which makes scores of large and small maps differ in scale and so wants a normalisation. A channel
+            that was flattened into a linear layer has its positions in that layer's input.
+
+    Raises:
+        ValueError: for another ``positions``.
+
+    Source: Molchanov et al. 2017, Eq. 8.
+
+    Example:
+        >>> Taylor(positions="mean")
+        Taylor(positions='mean')
+    """
+
+    def __init__(self, positions: Positions = "sum") -> None:
+        if positions not in get_args(Positions):
+            raise ValueError(f"positions must be 'sum' or 'mean', got {positions!r}")
+        self.positions: Positions = positions
+
+    @override
+    def watch(self, model: nn.Module, graph: ChannelGraph, *, event: int = 0) -> Scorer:
+        """Place a tap on every layer that reads a channel of the graph."""
+        return _TaylorScorer(model, graph, self.positions)
+
+
+@final
+class _TaylorScorer(Scorer):
+    def __init__(self, model: nn.Module, graph: ChannelGraph, positions: Positions) -> None:
+        self._blind: dict[str, str] = {}
+        readers = self._find_readers(model, graph)
+        everyone = {reader.name: reader for found in readers.values() for reader in found}
+        weights = [p for reader in everyone.values() for p in reader.module.parameters(recurse=False)]
+        self._assembly = Assembly(
+            graph,
+            {name: reader.width for name, reader in everyone.items()},
+            [_part(group, reader, positions) for group, found in readers.items() for reader in found],
+            dtype=torch.float64 if any(w.dtype == torch.float64 for w in weights) else torch.float32,
+            device=weights[0].device if weights else torch.device("cpu"),
+        )
+        self._sums = ChannelSums(self._assembly.channels, dtype=self._assembly.dtype, device=self._assembly.device)
+        self._taps = {name: Tap(reader.module, positions) for name, reader in everyone.items()}
+        self._handles: list[RemovableHandle] = [
+            reader.module.register_forward_pre_hook(self._taps[name], with_kwargs=True)
+            for name, reader in everyone.items()
+        ]
+
+    def _find_readers(self, model: nn.Module, graph: ChannelGraph) -> dict[str, list[Reader]]:
+        """Group name -> its readers; groups with one that cannot be watched become blind."""
+        readers, found = Readers(model, graph), {}
+        for name, group in graph.groups.items():
+            each = [readers.of(consumer) for consumer in group.of(Role.CONSUMER)]
+            reasons = [reason for reason in each if isinstance(reason, str)]
+            if reasons or not each:
+                self._blind[name] = reasons[0] if reasons else "no layer reads its channels"
+            else:
+                found[name] = [reader for some in each if not isinstance(some, str) for reader in some]
+        return found
+
+    @property
+    @override
+    def blind(self) -> Mapping[str, str]:
+        return self._blind
+
+    @property
+    @override
+    def metric(self) -> ChannelSums:
+        return self._sums
+
+    @override
+    def end_batch(self, *, examples: int, grad_scale: float = 1.0) -> None:
+        if examples < 1:
+            raise ValueError(f"examples must be at least 1, got {examples}")
+        gathered = {name: calls for name, tap in self._taps.items() if (calls := tap.take())}
+        if not gathered:
+            return
+        with torch.no_grad():
+            entries = {name: _sum_calls(calls, examples) for name, calls in gathered.items()}
+            score_C = taylor(self._assembly(entries, examples)) / grad_scale
+            self._sums.update(score_C, self._assembly.fed_by(gathered), examples)
+
+    @override
+    def drop_batch(self) -> None:
+        for tap in self._taps.values():
+            tap.take()
+
+    @override
+    def scores(self) -> dict[str, Tensor]:
+        return self._assembly.by_group(self._sums.mean())
+
+    @override
+    def close(self) -> None:
+        for handle in self._handles:
+            handle.remove()
+        self._handles.clear()
+        self.drop_batch()
+
+
+def _part(group: str, reader: Reader, positions: Positions) -> Part[str]:
+    """A channel that owns several entries (a flattened map) has its positions there."""
+    return Part(group, reader.name, reader.index, 1 / reader.index.shape[1] if positions == "mean" else 1.0)
+
+
+def _sum_calls(calls: list[Tensor], examples: int) -> Tensor:
+    """Shape ``(N, I)``: a layer that ran several times, added up with signs."""
+    return reduce(torch.add, (fold_examples(contribution_LI, examples) for contribution_LI in calls))

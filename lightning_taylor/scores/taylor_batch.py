@@ -1,0 +1,107 @@
+"""The Taylor criterion of 2019: the square of the batch's first-order change, read off the weights' gradients.
+
+Shape legend: C = channels of all groups, I = entries of the weight dimension that reads them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import final
+
+import torch
+from torch import Tensor, nn
+from typing_extensions import override
+
+from lightning_taylor.graph.channels import Axis, ChannelGraph, Role
+from lightning_taylor.scores.assembly import Assembly, Part
+from lightning_taylor.scores.criterion import Criterion, Scorer
+from lightning_taylor.scores.formulas import batch_contributions
+from lightning_taylor.scores.readers import checked_parameter
+from lightning_taylor.scores.sums import ChannelSums
+
+__all__ = ["TaylorBatch"]
+
+
+@final
+class TaylorBatch(Criterion):
+    r"""Square of the first-order change of the batch's loss when the channel is removed.
+
+    .. math::  \Theta_c = \Bigl( \sum_{l} \sum_{o,k} w_{lock}\, g_{lock} \Bigr)^2
+
+    over the weights of all layers ``l`` that read the channel: the squared gradient of a gate of value 1 at their
+    inputs. Needs no hooks; examples whose contributions have opposite signs cancel before the square.
+
+    Units: loss squared, of one optimizer step: of its whole batch, accumulated and synchronised over ranks. With a
+    mean-reduced loss it does not grow with the batch. Averaged over the optimizer steps since the last event.
+
+    Source: Molchanov et al. 2019, the group form of the importance (Eq. 7 as quoted by others), without momentum.
+
+    Example:
+        >>> TaylorBatch()
+        TaylorBatch()
+    """
+
+    @override
+    def watch(self, model: nn.Module, graph: ChannelGraph, *, event: int = 0) -> Scorer:
+        """Remember the weights that read channels; the model is not touched."""
+        return _TaylorBatchScorer(model, graph)
+
+
+@final
+class _TaylorBatchScorer(Scorer):
+    def __init__(self, model: nn.Module, graph: ChannelGraph) -> None:
+        self._blind: dict[str, str] = {}
+        self._weights: dict[Axis, nn.Parameter] = {}
+        parts = self._find_parts(model, graph)
+        first = next(iter(self._weights.values()), None)
+        double = any(w.dtype == torch.float64 for w in self._weights.values())
+        self._assembly = Assembly(
+            graph,
+            {axis: weight.shape[axis[1]] for axis, weight in self._weights.items()},
+            parts,
+            dtype=torch.float64 if double else torch.float32,
+            device=first.device if first is not None else torch.device("cpu"),
+        )
+        self._sums = ChannelSums(self._assembly.channels, dtype=self._assembly.dtype, device=self._assembly.device)
+
+    def _find_parts(self, model: nn.Module, graph: ChannelGraph) -> list[Part[Axis]]:
+        """The slices of all groups that are read through parameters only; the others become blind."""
+        parts: list[Part[Axis]] = []
+        for name, group in graph.groups.items():
+            consumers = group.of(Role.CONSUMER)
+            weights = {s.axis: checked_parameter(model, graph, s.tensor) for s in consumers}
+            buffers = [axis[0] for axis, weight in weights.items() if weight is None]
+            if buffers or not consumers:
+                reason = f"read through the buffer {buffers[0]!r}, which has no gradient" if buffers else None
+                self._blind[name] = reason or "no layer reads its channels"
+                continue
+            self._weights.update({axis: weight for axis, weight in weights.items() if weight is not None})
+            parts.extend(Part(name, s.axis, s.index) for s in consumers)
+        return parts
+
+    @property
+    @override
+    def blind(self) -> Mapping[str, str]:
+        return self._blind
+
+    @property
+    @override
+    def metric(self) -> ChannelSums:
+        return self._sums
+
+    @override
+    def before_step(self) -> None:
+        with torch.no_grad():
+            entries = {
+                axis: batch_contributions(weight.detach(), weight.grad, dim=axis[1]).unsqueeze(0)
+                for axis, weight in self._weights.items()
+                if weight.grad is not None
+            }
+            # A frozen layer's share is missing from the sum, not zero; a layer that did not run has none.
+            frozen = [axis for axis, weight in self._weights.items() if not weight.requires_grad]
+            seen_C = self._assembly.fed_by(entries) & ~self._assembly.fed_by(frozen)
+            self._sums.update(self._assembly(entries, 1).squeeze(1).square(), seen_C, 1)
+
+    @override
+    def scores(self) -> dict[str, Tensor]:
+        return self._assembly.by_group(self._sums.mean())
