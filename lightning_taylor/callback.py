@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from typing import Any, cast
 
@@ -254,7 +255,8 @@ class TaylorPruning(Callback):
         self._pruner.remove(remove, self._step, trainer.optimizers)
         if remove:
             _rewrap(trainer.strategy, pl_module)
-            torch.compiler.reset()
+            if "torch._dynamo" in sys.modules:
+                torch.compiler.reset()  # eight sizes of one frame are too many for its cache
 
     def _detach(self) -> None:
         if self._recorder:

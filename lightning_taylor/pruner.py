@@ -67,9 +67,7 @@ class Pruner:
         TargetUnreachableError: if the target lies below what the groups that can be scored allow.
     """
 
-    def __init__(
-        self, model: nn.Module, graph: ChannelGraph, options: Options, record: Record | None = None
-    ) -> None:
+    def __init__(self, model: nn.Module, graph: ChannelGraph, options: Options, record: Record | None = None) -> None:
         self.model = model
         self.graph = graph
         self.options = options
@@ -144,9 +142,7 @@ class Pruner:
             flops_penalty=options.flops_penalty,
         )
 
-    def remove(
-        self, remove: Mapping[str, Tensor], step: int, optimizers: Sequence[torch.optim.Optimizer]
-    ) -> Event:
+    def remove(self, remove: Mapping[str, Tensor], step: int, optimizers: Sequence[torch.optim.Optimizer]) -> Event:
         """Cut the channels out of the model and its optimizers, and start to score what is left."""
         began = time.perf_counter()
         if remove:

@@ -37,9 +37,7 @@ def build_graph(ledger: Ledger, parameters: frozenset[str], unseen: tuple[str, .
     )
 
 
-def _groups(
-    ledger: Ledger, component: np.ndarray, frozen_by: np.ndarray
-) -> tuple[np.ndarray, dict[str, ChannelGroup]]:
+def _groups(ledger: Ledger, component: np.ndarray, frozen_by: np.ndarray) -> tuple[np.ndarray, dict[str, ChannelGroup]]:
     labels = np.flatnonzero(frozen_by[component] < 0)
     number, index = ledger.decode(labels)
     kinds = _kinds(ledger, component[labels], number)
@@ -114,9 +112,7 @@ def _layer_of(ledger: Ledger, axis: Axis) -> str:
     return next((layer for layer, own in ledger.layers.items() if own == axis), axis[0])
 
 
-def _frozen_layers(
-    ledger: Ledger, component: np.ndarray, frozen_by: np.ndarray, grouped: np.ndarray
-) -> dict[str, str]:
+def _frozen_layers(ledger: Ledger, component: np.ndarray, frozen_by: np.ndarray, grouped: np.ndarray) -> dict[str, str]:
     """Layer -> why some or all of its output channels must stay."""
     frozen = {}
     for layer, axis in ledger.layers.items():

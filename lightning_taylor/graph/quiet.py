@@ -8,6 +8,7 @@ act on each channel alone, so leaving them out changes nothing about which chann
 from __future__ import annotations
 
 import contextlib
+import sys
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -56,6 +57,13 @@ class Quiet(TorchFunctionMode):
         return F.batch_norm(input, running_mean, running_var, weight, bias, training, momentum, eps)
 
 
+def _eager() -> contextlib.AbstractContextManager[Any]:
+    """Compiled modules run as plain Python; the compiler is not imported (seconds) for a model that never used it."""
+    if "torch._dynamo" in sys.modules:
+        return torch.compiler.set_stance("force_eager")
+    return contextlib.nullcontext()
+
+
 @contextlib.contextmanager
 def quiet(seed: int = 0, dtype: torch.dtype | None = None) -> Iterator[None]:
     """No gradients, fused attention shortcuts off, random numbers seeded and given back, compiled code run eagerly.
@@ -69,7 +77,7 @@ def quiet(seed: int = 0, dtype: torch.dtype | None = None) -> Iterator[None]:
     with (
         torch.no_grad(),
         torch.random.fork_rng(devices=devices),
-        torch.compiler.set_stance("force_eager"),
+        _eager(),
         torch.autocast("cuda", enabled=False),
         torch.autocast("cpu", enabled=False),
     ):

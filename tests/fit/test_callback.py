@@ -8,12 +8,12 @@ import lightning as L
 import pytest
 import torch
 import zoo
-from fit.boring import Boring, Validated, loader, trainer
 from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.strategies import FSDPStrategy
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import Tensor, nn
 
+from fit.boring import Boring, Validated, loader, trainer
 from lightning_taylor import (
     Gradual,
     Iterative,

@@ -1,0 +1,31 @@
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import lightning_taylor
+
+PUBLIC = {
+    "TaylorPruning", "Target", "Gradual", "Iterative", "OneShot",
+    "Criterion", "Taylor", "TaylorBatch", "WeightMagnitude", "Random",
+    "trace_channels", "prune_channels", "ChannelGraph", "ChannelGroup",
+    "PruningError", "NothingToPruneError", "OptimizerStateError", "TargetUnreachableError",
+    "UncoupledChannelsError", "UnsupportedModelError",
+}  # fmt: skip
+
+
+def test_the_public_names_are_one_page() -> None:
+    names = {n for n, v in vars(lightning_taylor).items() if not n.startswith("_") and not hasattr(v, "__path__")}
+    modules = {"callback", "errors", "pruner"}
+    assert names - modules == PUBLIC
+    assert all(getattr(lightning_taylor, name).__doc__ for name in PUBLIC)
+
+
+def test_importing_the_package_loads_no_extra_and_changes_nothing() -> None:
+    code = (
+        "import sys, warnings, torch; before = torch.get_default_dtype(), torch.get_num_threads(); "
+        "import lightning_taylor; "
+        "assert before == (torch.get_default_dtype(), torch.get_num_threads()); "
+        "assert not {'sklearn', 'matplotlib', 'jsonargparse', 'lightning_taylor.cli'} & set(sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
