@@ -21,6 +21,7 @@ class CallRecorder:
     """Records the outermost forward calls of a model until it is closed; a context manager.
 
     Example:
+        >>> import torch
         >>> net = nn.Sequential(nn.Linear(4, 8), nn.Linear(8, 2))
         >>> with CallRecorder(net) as recorder:
         ...     _ = net(torch.rand(3, 4))

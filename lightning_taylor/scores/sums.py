@@ -61,14 +61,14 @@ class ChannelSums(Metric):
         """Add the scores of one batch; nothing if any of them is not finite.
 
         Args:
-            score_C: shape ``(C,)``; zero where not seen.
+            score_C: shape ``(C,)``; what is not seen does not count.
             seen_C: shape ``(C,)``, bool: the channels of which there is evidence in this batch.
             weight: n, how many examples the scores are the mean of.
         """
         # A mask instead of an if: asking the device whether it is finite would wait for it.
-        finite = torch.isfinite(score_C).all()
-        self.total = self.total + torch.where(finite, score_C, 0) * weight
-        self.examples = self.examples + (seen_C & finite) * weight
+        counts_C = seen_C & torch.isfinite(score_C).all()
+        self.total = self.total + torch.where(counts_C, score_C, 0) * weight
+        self.examples = self.examples + counts_C * weight
 
     def compute(self) -> Tensor:
         """Shape ``(C,)``; nan for a channel that was never seen."""
