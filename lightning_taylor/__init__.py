@@ -7,6 +7,7 @@ Example:
 """
 
 from lightning_taylor.callback import TaylorPruning
+from lightning_taylor.checkpoint import PrunedCheckpointMixin, load_pruned
 from lightning_taylor.errors import (
     NothingToPruneError,
     OptimizerStateError,
@@ -18,6 +19,7 @@ from lightning_taylor.errors import (
 from lightning_taylor.graph.channels import ChannelGraph, ChannelGroup
 from lightning_taylor.graph.trace import trace_channels
 from lightning_taylor.plan import Gradual, Iterative, OneShot, Target
+from lightning_taylor.plan.guard import Guard
 from lightning_taylor.scores import Criterion, Random, Taylor, TaylorBatch, WeightMagnitude
 from lightning_taylor.surgery import prune_channels
 
@@ -26,10 +28,12 @@ __all__ = [
     "ChannelGroup",
     "Criterion",
     "Gradual",
+    "Guard",
     "Iterative",
     "NothingToPruneError",
     "OneShot",
     "OptimizerStateError",
+    "PrunedCheckpointMixin",
     "PruningError",
     "Random",
     "Target",
@@ -40,6 +44,7 @@ __all__ = [
     "UncoupledChannelsError",
     "UnsupportedModelError",
     "WeightMagnitude",
+    "load_pruned",
     "prune_channels",
     "trace_channels",
 ]

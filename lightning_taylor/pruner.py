@@ -6,52 +6,34 @@ callback only tells it when a batch ended, when gradients are ready, and which o
 
 from __future__ import annotations
 
-import math
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, get_args
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from lightning_taylor.errors import PruningError, TargetUnreachableError
+from lightning_taylor.errors import TargetUnreachableError, UncoupledChannelsError
 from lightning_taylor.graph.channels import ChannelGraph
+from lightning_taylor.graph.trace import ForwardCall
+from lightning_taylor.options import Options
 from lightning_taylor.plan import (
     Cost,
     CostModel,
     Event,
+    Measure,
+    Meter,
     Record,
     Schedule,
-    Target,
+    Selection,
     check_reachable,
-    select,
+    select_measured,
 )
-from lightning_taylor.plan.reach import allowed_widths
-from lightning_taylor.scores import Criterion, Normalization, Scorer, normalize
-from lightning_taylor.surgery import prune_channels
+from lightning_taylor.scores import Scorer, normalize
+from lightning_taylor.surgery import Copy, prune_channels
+from lightning_taylor.surgery.transaction import signals_deferred
 
-__all__ = ["Options", "Pruner"]
-
-
-@dataclass(frozen=True)
-class Options:
-    """What a user asked for; the arguments of ``TaylorPruning`` that outlive its constructor."""
-
-    target: Target
-    criterion: Criterion
-    normalization: Normalization = "l2"
-    flops_penalty: float = 0.0
-    min_channels: int = 1
-    round_to: int = 1
-
-    def __post_init__(self) -> None:
-        if self.normalization not in get_args(Normalization):
-            known = ", ".join(map(repr, get_args(Normalization)))
-            raise ValueError(f"normalization must be one of {known}, got {self.normalization!r}")
-        if not (math.isfinite(self.flops_penalty) and self.flops_penalty >= 0):
-            raise ValueError(f"flops_penalty must be at least 0 (the paper uses 1e-3), got {self.flops_penalty}")
-        allowed_widths(1, min_channels=self.min_channels, round_to=self.round_to)
+__all__ = ["Pruner"]
 
 
 class Pruner:
@@ -62,27 +44,40 @@ class Pruner:
         graph: its channel graph at the present widths.
         options: what to reach and how to choose.
         record: the events so far, if the model was pruned before.
-
-    Raises:
-        TargetUnreachableError: if the target lies below what the groups that can be scored allow.
     """
 
     def __init__(self, model: nn.Module, graph: ChannelGraph, options: Options, record: Record | None = None) -> None:
         self.model = model
-        self.graph = graph
         self.options = options
-        self.record = record or Record()
-        self._cost = CostModel(graph)
-        self._scorer: Scorer | None = None
         self.blind: Mapping[str, str] = {}
         """Groups that the criterion cannot score, with the reason."""
-        if not self.done:
-            self.watch()
-            try:
-                self._check_reachable()
-            except BaseException:
-                self.close()
-                raise
+        self._scorer: Scorer | None = None
+        self._meter: Measure | None = None
+        self.reset(graph, record or Record())
+
+    def reset(self, graph: ChannelGraph, record: Record) -> None:
+        """Go on from another graph of the model, which has its widths already; what was gathered is forgotten."""
+        self.close()
+        self._scorer = None
+        self.graph, self.record = graph, record
+        self._cost = CostModel(graph)
+
+    def start(self) -> None:
+        """Check the model against the graph and the target, and begin to score; a no-op once the target is met.
+
+        Raises:
+            UncoupledChannelsError: if the model has not the shapes that the graph says.
+            TargetUnreachableError: if the target lies below what the groups that can be scored allow.
+        """
+        self._check_shapes()
+        if self.done:
+            return
+        self.watch()
+        try:
+            self._check_reachable()
+        except BaseException:
+            self.close()
+            raise
 
     @property
     def cost(self) -> Cost:
@@ -95,80 +90,140 @@ class Pruner:
         return self._cost.dense
 
     @property
+    def measured(self) -> dict[str, float]:
+        """Latency and memory as fractions of the dense model's, as the last event measured them; those asked for."""
+        if self.record.events:
+            return dict(self.record.events[-1].measured)
+        return dict.fromkeys(self.options.target.to_measure, 1.0)
+
+    @property
     def done(self) -> bool:
         """Whether the target is met."""
-        return self.options.target.met(self.cost, self.dense)
+        return self.options.target.met(self.cost, self.dense, self.measured)
 
     def watch(self) -> None:
         """Start to gather scores at the present widths; the scores so far are dropped."""
         self.close()
-        self._scorer = self.options.criterion.watch(self.model, self.graph, event=len(self.record.events))
+        with signals_deferred():  # a Ctrl-C among its hooks would leave some that nobody knows
+            self._scorer = self.options.criterion.watch(self.model, self.graph, event=len(self.record.events))
         self.blind = dict(self._scorer.blind)
 
-    def end_batch(self, examples: int, grad_scale: float = 1.0) -> None:
+    def end_batch(self, examples: int, grad_scale: float | Tensor = 1.0) -> None:
         """Take what the hooks gathered in one micro-batch into the scores."""
         if self._scorer:
             self._scorer.end_batch(examples=examples, grad_scale=grad_scale)
 
-    def before_step(self) -> None:
-        """Take the gradients of one optimizer step into the scores: synchronised, unscaled, before clipping."""
+    def before_backward(self) -> None:
+        """The backward pass of a loss begins."""
         if self._scorer:
-            self._scorer.before_step()
+            self._scorer.before_backward()
+
+    def after_backward(self) -> None:
+        """The backward pass of a loss has ended."""
+        if self._scorer:
+            self._scorer.after_backward()
+
+    def before_step(self, parameters: Iterable[Tensor], grad_scale: float | Tensor = 1.0) -> None:
+        """Take the gradients of one optimizer step into the scores: synchronised, before clipping."""
+        if self._scorer:
+            self._scorer.before_step(parameters, grad_scale=grad_scale)
 
     def synchronize(self) -> None:
         """Sum the scores over all ranks of ``torch.distributed``; nothing on a single process."""
         if self._scorer:
             self._scorer.sync()
 
-    def decide(self, schedule: Schedule, step: int) -> dict[str, Tensor]:
-        """Which channels go at this event: sorted indices per group; nothing is touched.
+    def decide(self, schedule: Schedule, step: int) -> Selection | str:
+        """What goes at this event, and what was measured for it; or why the event has to wait, in words.
 
         Raises:
-            PruningError: if no group has a score yet.
+            TargetUnreachableError: if all groups have scores, and even their minimum is too much.
         """
         scores = self._scorer.scores() if self._scorer else {}
         if not scores:
-            raise PruningError(
-                f"no channel has a score at step {step}: no gradient reached a consumer of any group since the last "
-                "event. Start later, or check that the layers are trained and not frozen"
-            )
+            return "no channel has a score: no finite gradient reached a consumer of any group since the last event"
         options = self.options
-        return select(
-            normalize(scores, options.normalization),
-            self.graph,
-            schedule.demand(step, options.target),
-            min_channels=options.min_channels,
-            round_to=options.round_to,
-            flops_penalty=options.flops_penalty,
-        )
+        try:
+            return select_measured(
+                normalize(scores, options.normalization),
+                self.graph,
+                schedule.demand(step, options.target),
+                self._meter,
+                now=self.measured,
+                min_channels=options.min_channels,
+                round_to=options.round_to,
+                flops_penalty=options.flops_penalty,
+            )
+        except TargetUnreachableError as error:
+            unscored = [name for name in self.graph.groups if name not in scores]
+            if not unscored:
+                raise
+            return f"{error}. No gradient has reached the consumers of {', '.join(unscored[:8])}: are they frozen?"
 
-    def remove(self, remove: Mapping[str, Tensor], step: int, optimizers: Sequence[torch.optim.Optimizer]) -> Event:
-        """Cut the channels out of the model and its optimizers, and start to score what is left."""
-        began = time.perf_counter()
-        if remove:
-            self.close()
-            self.graph = prune_channels(self.model, self.graph, remove, optimizers=optimizers)
-            self._cost = CostModel(self.graph)
-        cost = self.cost
-        event = Event(
-            step=step,
-            removed={name: index_R.tolist() for name, index_R in remove.items()},
-            flops=cost.flops,
-            params=cost.params,
-            channels=cost.channels,
-            seconds=time.perf_counter() - began,
-        )
-        self.record.append(event)
+    def remove(
+        self,
+        selection: Selection,
+        step: int,
+        optimizers: Iterable[torch.optim.Optimizer] = (),
+        copies: Iterable[Copy] = (),
+    ) -> Event:
+        """Cut the channels out of the model and all that mirrors it, and start to score what is left.
+
+        Signals wait until the record and the graph say what the model is: a checkpoint that is saved in a signal's
+        handler holds all of the event or nothing of it.
+        """
+        began, remove = time.perf_counter(), selection.remove
+        with signals_deferred():
+            if remove:
+                smaller = prune_channels(self.model, self.graph, remove, optimizers=optimizers, copies=copies)
+                self.reset(smaller, self.record)
+            cost = self.cost
+            event = Event(
+                step=step,
+                removed={name: index_R.tolist() for name, index_R in remove.items()},
+                flops=cost.flops,
+                params=cost.params,
+                channels=cost.channels,
+                seconds=time.perf_counter() - began,
+                measured=selection.measured,
+            )
+            self.record.append(event)
         if not self.done:
             self.watch()
         return event
+
+    def _check_shapes(self) -> None:
+        tensors = {**dict(self.model.named_parameters()), **dict(self.model.named_buffers())}
+        for name, shape in self.graph.shapes.items():
+            found = tuple(tensors[name].shape) if name in tensors else None
+            if found != shape:
+                raise UncoupledChannelsError(
+                    f"{name!r} has shape {found}, and the pruning of this model left off at {shape}. Load the "
+                    "checkpoint it left off with, or use a new TaylorPruning for another model"
+                )
+
+    def measure_with(self, calls: Sequence[ForwardCall], batch: int | None = None) -> None:
+        """Get ready to measure, on rank zero alone, and check that the measured parts of the target can be reached.
+
+        A no-op if the target has none, or is met. A check that another fit made already is not repeated.
+
+        Raises:
+            TargetUnreachableError: if even the smallest network measures above the target.
+        """
+        if self._meter or not self.options.target.to_measure or self.done:
+            return
+        self._meter = Meter(self.model, self.graph, calls, batch)
+        if not self.record.events:
+            self._check_reachable()
 
     def _check_reachable(self) -> None:
         scored = [name for name in self.graph.groups if name not in self.blind]
         options = self.options
         limits = {"min_channels": options.min_channels, "round_to": options.round_to}
         try:
-            check_reachable(options.target, self.graph, scored, **limits)
+            target = options.target if self._meter else options.target.exact
+            if target:
+                check_reachable(target, self.graph, scored, meter=self._meter, **limits)
         except TargetUnreachableError as error:
             if not self.blind:
                 raise
@@ -176,18 +231,18 @@ class Pruner:
             raise TargetUnreachableError(f"{error}. {options.criterion} cannot score {unscored}") from error
 
     def close(self) -> None:
-        """Take every hook off the model."""
+        """Take every hook off the model. What was gathered stays, for a checkpoint that is saved after an error."""
         if self._scorer:
             self._scorer.close()
-            self._scorer = None
 
     def fractions(self) -> dict[str, float]:
-        """FLOPs, parameters and channels as fractions of the dense model."""
+        """FLOPs, parameters and channels, and what is measured, as fractions of the dense model."""
         now, dense = self.cost, self.dense
         return {
             "flops": now.flops / max(1, dense.flops),
             "params": now.params / max(1, dense.params),
             "channels": now.channels / max(1, dense.channels),
+            **self.measured,
         }
 
     def scorer_state(self) -> dict[str, Any]:

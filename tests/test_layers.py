@@ -15,16 +15,20 @@ LEVEL = {
     "surgery": 2,
     "scores": 2,
     "plan": 2,
-    "pruner": 3,
+    "options": 3,
     "checkpoint": 3,
-    "report": 4,
-    "callback": 5,
-    "recipes": 6,
-    "study": 6,
-    "cli": 7,
-    "": 8,
+    "host": 3,
+    "pruner": 4,
+    "guarding": 5,
+    "report": 5,
+    "session": 6,
+    "callback": 7,
+    "recipes": 8,
+    "study": 8,
+    "cli": 9,
+    "": 10,
 }
-MAY_USE_LIGHTNING = {"checkpoint", "callback", "recipes", "cli", "report/loggers"}
+MAY_USE_LIGHTNING = {"checkpoint", "host", "callback", "recipes", "cli", "report/loggers"}
 SOURCES = sorted(PACKAGE.rglob("*.py"))
 
 

@@ -46,6 +46,11 @@ class CallRecorder:
     def __exit__(self, *_: object) -> None:
         self.close()
 
+    def clear(self) -> None:
+        """Forget the calls so far."""
+        self.calls.clear()
+        self._seen.clear()
+
     def close(self) -> None:
         """Take every hook off the model again."""
         for handle in self._handles:

@@ -29,7 +29,14 @@ def convolution(call: Call) -> Labels | None:
     inputs = call.get("input").shape[1]
     if groups == inputs and not transposed and shape[0] % groups == 0:
         return _depthwise(call, x, weight)
-    return _freeze(call, f"grouped convolution: {groups} groups must keep equal widths ({call.where})")
+    return _grouped(call, weight)
+
+
+def _grouped(call: Call, weight: Labels) -> Labels | None:
+    """Frozen, but its outputs still carry their channels: what meets them further on has to stay with them."""
+    _freeze(call, f"grouped convolution: {call.get('groups')} groups must keep equal widths ({call.where})")
+    own_O = None if call.get("transposed") else _along(weight, 0, call.get("weight").ndim)
+    return None if own_O is None else Labels((_spread_along(own_O, 1, call.out.shape),))
 
 
 def _plain_convolution(call: Call, x: Labels | None, weight: Labels, dim_in: int, dim_out: int) -> Labels | None:

@@ -19,7 +19,7 @@ from lightning_taylor.graph.labels import Labels, collapse, compressed, is_const
 from lightning_taylor.graph.ledger import NEUTRAL
 from lightning_taylor.graph.tracer import Call, Rule
 
-__all__ = ["RULES", "fallback"]
+__all__ = ["RULES", "combine", "fallback", "freeze_all"]
 
 
 def move(call: Call) -> Labels | Sequence[Labels | None] | None:
@@ -27,7 +27,7 @@ def move(call: Call) -> Labels | Sequence[Labels | None] | None:
     operands = [call.tracer.labels_of(t) for t in call.operands if t.is_floating_point()]
     indices = [t for t in call.operands if not t.is_floating_point() and call.tracer.labels_of(t)]
     if indices:
-        return _freeze_all(call, f"indexed by a computed tensor ({call.where})")
+        return freeze_all(call, f"indexed by a computed tensor ({call.where})")
     carried = [x for x in operands if x]
     slots = len(carried[0].slots)
     weight = all(x is not None and x.weight for x in operands)
@@ -52,7 +52,7 @@ def pointwise(call: Call) -> Labels | None:
     for x in sorted(operands, key=lambda x: x.weight):
         slot = x.slots[0] if not x.weight else _matching_slot(call, x, result, shape)
         if slot is not None:
-            result = slot if result is None else _combine(call, result, slot, shape)
+            result = slot if result is None else combine(call, result, slot, shape)
     return None if result is None else Labels((result.expand(shape),))
 
 
@@ -77,7 +77,7 @@ def pad(call: Call) -> Labels | Sequence[Labels | None] | None:
     amounts = call.get("pad")
     padded = {-1 - i // 2 for i, amount in enumerate(amounts) if amount}
     if len(labels.slots) > 1:
-        return _freeze_all(call, f"a padded parameter ({call.where})")
+        return freeze_all(call, f"a padded parameter ({call.where})")
     slot = labels.slots[0]
     if varying(slot) & padded:
         return Labels((torch.ops.aten.constant_pad_nd(slot.contiguous(), amounts, NEUTRAL),))
@@ -111,7 +111,7 @@ def along(call: Call) -> Labels | Sequence[Labels | None] | None:
     dim = call.get("dim")
     outputs = list(_outputs(call))
     if any(not is_constant(slot, (-1 if dim is None else dim,)) for slot in labels.slots):
-        return _freeze_all(call, f"normalised or ordered along the channels by {call.where}")
+        return freeze_all(call, f"normalised or ordered along the channels by {call.where}")
     slot = collapse(labels.slots[0], (-1 if dim is None else dim,), keepdim=True)
     return [Labels((slot.expand(out.shape),)) for out in outputs]
 
@@ -121,29 +121,19 @@ def glu(call: Call) -> Labels | None:
     labels = call.tracer.labels_of(call.operands[0])
     assert labels is not None
     one, other = labels.slots[0].chunk(2, dim=call.get("dim"))
-    return Labels((_combine(call, one, other, one.shape),))
-
-
-def boxes(call: Call) -> Labels | None:
-    """Region pooling: ``(N, C, H, W)`` and boxes to ``(K, C, h, w)``."""
-    labels = call.tracer.labels_of(call.operands[0])
-    assert labels is not None
-    slot = labels.slots[0]
-    if not is_constant(slot, (0, 2, 3)) or call.tracer.labels_of(call.operands[1]):
-        _freeze_all(call, f"regions that depend on channels ({call.where})")
-        return None
-    return Labels((collapse(slot, (0, 2, 3), keepdim=True).expand(call.out.shape),))
+    return Labels((combine(call, one, other, one.shape),))
 
 
 def _over(call: Call, dims: tuple[int, ...], shape: torch.Size) -> Labels | None:
     labels = call.tracer.labels_of(call.operands[0])
     if labels is None or len(labels.slots) > 1 or not is_constant(labels.slots[0], dims):
-        _freeze_all(call, f"channels lie along the positions that {call.where} works over")
+        freeze_all(call, f"channels lie along the positions that {call.where} works over")
         return None
     return Labels((collapse(labels.slots[0], dims, keepdim=True).expand(shape),))
 
 
-def _freeze_all(call: Call, reason: str) -> None:
+def freeze_all(call: Call, reason: str) -> None:
+    """Freeze what any argument carries."""
     for tensor in call.operands:
         call.tracer.freeze(call.tracer.labels_of(tensor), reason)
 
@@ -229,14 +219,14 @@ def _combine_weights(call: Call, operands: list[Labels], shape: torch.Size) -> L
     for slot in (s.expand(shape) for x in operands for s in x.slots):
         for i, known in enumerate(slots):
             if varying(known) == varying(slot):
-                slots[i] = _combine(call, known, slot, shape)
+                slots[i] = combine(call, known, slot, shape)
                 break
         else:
             slots.append(slot)
     return Labels(tuple(slots), weight=True)
 
 
-def _combine(call: Call, one: Tensor, other: Tensor, shape: torch.Size) -> Tensor:
+def combine(call: Call, one: Tensor, other: Tensor, shape: torch.Size) -> Tensor:
     """Tie two operands' labels; each takes the other's where it has none of its own."""
     ledger = call.tracer.ledger
     a, b = one.expand(shape), other.expand(shape)
@@ -290,8 +280,6 @@ RULES: dict[str, Rule] = {
     **dict.fromkeys(_ALONG, along),
     "constant_pad_nd": pad,
     "glu": glu,
-    "roi_align": boxes,
-    "roi_pool": boxes,
 }
 """Operator name -> rule."""
 

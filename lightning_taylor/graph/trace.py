@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_taylor.errors import NothingToPruneError, UnsupportedModelError
-from lightning_taylor.graph import contractions, movement
+from lightning_taylor.graph import contractions, movement, regions
 from lightning_taylor.graph.channels import ChannelGraph
 from lightning_taylor.graph.copying import batch_size, cast, few_examples, private_copy, reveal, tensor_names
 from lightning_taylor.graph.grouping import build_graph
@@ -23,7 +23,7 @@ from lightning_taylor.graph.verify import prove
 
 __all__ = ["ForwardCall", "few_of", "require_groups", "trace_calls", "trace_channels"]
 
-_RULES = {**movement.RULES, **contractions.RULES}
+_RULES = {**movement.RULES, **contractions.RULES, **regions.RULES}
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,7 +43,7 @@ def trace_channels(
     Every entry of every parameter dimension gets a label, and a copy of the model runs the training and the
     evaluation path on one example under a dispatch mode that works out which label each element of each
     activation carries. What meets, goes together; what no rule knows, is frozen. Then every family is proven on the
-    copy: a third of its channels removed, the outputs must equal those of the copy whose consumers ignore them.
+    copy: a share of its channels removed, the outputs must equal those of the copy whose consumers ignore them.
 
     The model itself is not touched: no mode, buffer, gradient or random state changes.
 

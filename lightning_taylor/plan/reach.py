@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 from lightning_taylor.errors import TargetUnreachableError
 from lightning_taylor.graph.channels import ChannelGraph
 from lightning_taylor.plan.cost import Cost, CostModel
+from lightning_taylor.plan.meter import Measure
 from lightning_taylor.plan.target import Target
 
 __all__ = ["allowed_widths", "check_reachable", "reachable_minimum", "unreachable_message"]
@@ -48,13 +49,7 @@ def reachable_minimum(
     Raises:
         ValueError: for an unknown group or a bad option.
     """
-    removed = {}
-    for name in graph.groups if groups is None else groups:
-        if name not in graph.groups:
-            raise ValueError(f"no channel group {name!r} in this graph")
-        size = graph.groups[name].size
-        removed[name] = size - allowed_widths(size, min_channels=min_channels, round_to=round_to)[-1]
-    return CostModel(graph).at(removed)
+    return CostModel(graph).at(_removable(graph, groups, min_channels=min_channels, round_to=round_to))
 
 
 def check_reachable(
@@ -64,6 +59,7 @@ def check_reachable(
     *,
     min_channels: int = 1,
     round_to: int = 1,
+    meter: Measure | None = None,
 ) -> Cost:
     """Check that a target can be met, before any training is spent on it.
 
@@ -73,33 +69,62 @@ def check_reachable(
         groups: as for ``reachable_minimum``.
         min_channels: as for ``select``.
         round_to: as for ``select``.
+        meter: measures latency and memory, once, of the smallest network; only if the target asks for them, and
+            only after the exact parts were found to be reachable.
 
     Returns:
         The reachable minimum.
 
     Raises:
         TargetUnreachableError: with what was asked, what can be reached, and what to relax.
+        ValueError: if the target asks for latency or memory and there is no meter.
     """
+    groups = None if groups is None else list(groups)
     least = reachable_minimum(graph, groups, min_channels=min_channels, round_to=round_to)
-    dense = CostModel(graph).dense
-    if not target.met(least, dense):
-        raise TargetUnreachableError(unreachable_message(target, least, dense, len(graph.frozen)))
+    dense, frozen = CostModel(graph).dense, len(graph.frozen)
+    if target.exact and not target.exact.met(least, dense):
+        raise TargetUnreachableError(unreachable_message(target.exact, least, dense, frozen))
+    if target.to_measure:
+        if meter is None:
+            raise ValueError(f"{target} needs a meter to measure {', '.join(target.to_measure)}")
+        smallest = _smallest(graph, groups, min_channels=min_channels, round_to=round_to)
+        measured = meter.ratios(smallest.shapes, target.to_measure)
+        if not target.met(least, dense, measured):
+            raise TargetUnreachableError(unreachable_message(target, least, dense, frozen, measured))
     return least
 
 
-def unreachable_message(target: Target, least: Cost, dense: Cost, frozen: int | None = None) -> str:
+def unreachable_message(
+    target: Target, least: Cost, dense: Cost, frozen: int | None = None, measured: Mapping[str, float] | None = None
+) -> str:
     """What was asked, what can be reached, and what to relax."""
-    missed = {
-        name: fraction
-        for name, fraction in target.achieved(least, dense).items()
-        if getattr(least, name) > target.limits(dense)[name]
-    }
+    missed = target.missed(least, dense, measured)
     asked = ", ".join(f"{name}={target.asked[name]:.4g}" for name in missed)
     reachable = ", ".join(f"{name}={fraction:.4g}" for name, fraction in missed.items())
     layers = "frozen layers" if frozen is None else f"the {frozen} frozen layers"
+    note = " (measured on this machine, now)" if set(missed) & set(target.to_measure) else ""
     return (
         f"the target {asked} cannot be met: with every group at its minimum {reachable} of the dense model "
-        "remains. "
+        f"remains{note}. "
         f"Ask for more than that, lower min_channels or round_to, shorten ignore=, or see graph.frozen for why "
         f"{layers} must stay"
     )
+
+
+def _removable(
+    graph: ChannelGraph, groups: Iterable[str] | None, *, min_channels: int, round_to: int
+) -> dict[str, int]:
+    """Group -> how many channels it loses on the way to its smallest allowed width."""
+    removed = {}
+    for name in graph.groups if groups is None else groups:
+        if name not in graph.groups:
+            raise ValueError(f"no channel group {name!r} in this graph")
+        size = graph.groups[name].size
+        removed[name] = size - allowed_widths(size, min_channels=min_channels, round_to=round_to)[-1]
+    return removed
+
+
+def _smallest(graph: ChannelGraph, groups: Iterable[str] | None, *, min_channels: int, round_to: int) -> ChannelGraph:
+    """The graph with every group at its smallest; which of the channels go makes no difference to a size."""
+    removed = _removable(graph, groups, min_channels=min_channels, round_to=round_to)
+    return graph.shrink({name: range(count) for name, count in removed.items()})

@@ -28,6 +28,7 @@ class Event:
         params: parameters afterwards.
         channels: removable channels afterwards.
         seconds: wall time that the event took.
+        measured: "latency" and "memory" afterwards, as fractions of the dense model's; those that were measured.
     """
 
     step: int
@@ -36,6 +37,7 @@ class Event:
     params: int
     channels: int
     seconds: float
+    measured: dict[str, float] = field(default_factory=dict)
 
     def to_plain(self) -> dict[str, Any]:
         """The event as a dict of ints, floats, strings, lists and dicts."""

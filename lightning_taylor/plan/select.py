@@ -23,7 +23,9 @@ from lightning_taylor.plan.reach import unreachable_message
 from lightning_taylor.plan.schedule import Demand
 from lightning_taylor.plan.target import Target
 
-__all__ = ["select"]
+__all__ = ["Selector", "select"]
+
+_NEVER_MET = Target(channels=1e-12)  # less than one channel of anything
 
 
 def select(
@@ -63,7 +65,8 @@ def select(
         above 1, it is reached or exceeded by less than one block; if fewer than that can go, all of them do.
 
     Raises:
-        ValueError: for an unknown group, scores of the wrong shape, or a bad option.
+        ValueError: for an unknown group, scores of the wrong shape, a bad option, or a demand of latency or memory
+            (``select_measured`` is for those).
         PruningError: for scores that are not finite, naming the group.
         TargetUnreachableError: if the demand is not met with every scored group at its minimum.
 
@@ -78,14 +81,49 @@ def select(
         >>> select({"a": torch.tensor([0.3, 0.0, 0.0, 0.0])}, graph, Target(channels=0.5))
         {'a': tensor([1, 2])}
     """
-    goal = _Goal(CostModel(graph), demand if isinstance(demand, Demand) else Demand(demand))
-    penalty = _penalty_per_channel(goal.cost, flops_penalty)
-    penalised = {name: s_C - penalty.get(name, 0.0) for name, s_C in checked_scores(scores, graph).items()}
-    ranking = Ranking.of(penalised, graph, min_channels=min_channels, round_to=round_to)
-    length = bisect_left(range(len(ranking) + 1), True, key=lambda k: goal.met(ranking.counts(slice(k))))
-    if length > len(ranking):
-        return _everything(ranking, goal)
-    return ranking.channels(_give_back(ranking, length, goal))
+    selector = Selector(scores, graph, min_channels=min_channels, round_to=round_to, flops_penalty=flops_penalty)
+    return selector.choose(demand if isinstance(demand, Demand) else Demand(demand))
+
+
+class Selector:
+    """One ranking of a graph's channels, to be cut as often as one likes; the arguments are those of ``select``."""
+
+    def __init__(
+        self,
+        scores: Mapping[str, Tensor],
+        graph: ChannelGraph,
+        *,
+        min_channels: int = 1,
+        round_to: int = 1,
+        flops_penalty: float = 0.0,
+    ) -> None:
+        self.cost = CostModel(graph)
+        penalty = _penalty_per_channel(self.cost, flops_penalty)
+        penalised = {name: s_C - penalty.get(name, 0.0) for name, s_C in checked_scores(scores, graph).items()}
+        self._ranking = Ranking.of(penalised, graph, min_channels=min_channels, round_to=round_to)
+
+    def choose(self, demand: Demand) -> dict[str, Tensor]:
+        """The least important channels whose removal meets a demand; as ``select``.
+
+        Raises:
+            ValueError: if the demand asks for latency or memory, which this cannot tell.
+            TargetUnreachableError: if the demand is not met with every scored group at its minimum.
+        """
+        if demand.target.to_measure:
+            raise ValueError(f"{demand.target} needs a measurement of {demand.target.to_measure}; see select_measured")
+        goal, ranking = _Goal(self.cost, demand), self._ranking
+        length = bisect_left(range(len(ranking) + 1), True, key=lambda k: goal.met(ranking.counts(slice(k))))
+        if length > len(ranking):
+            return _everything(ranking, goal)
+        return ranking.channels(_give_back(ranking, length, goal))
+
+    def everything(self) -> dict[str, Tensor]:
+        """All channels that may go: every scored group at its smallest allowed width."""
+        return self._ranking.channels(self._ranking.counts(slice(None)))
+
+    def at_least(self, channels: int) -> dict[str, Tensor]:
+        """So many of the least important channels, as for ``Demand.channels``; all that may go if those are fewer."""
+        return self.choose(Demand(_NEVER_MET, channels)) if len(self._ranking) else {}
 
 
 @dataclass(frozen=True)

@@ -1,10 +1,16 @@
-"""How much of the dense model may remain: the asked-for end of a pruning."""
+"""How much of the dense model may remain: the asked-for end of a pruning.
+
+Two kinds of resources: FLOPs, parameters and channels follow from the widths and are exact integers; latency and
+memory have to be measured, on this machine, by a :class:`lightning_taylor.plan.meter.Meter`.
+"""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from fractions import Fraction
+from numbers import Real
 from typing import Literal
 
 from lightning_taylor.plan.cost import Cost
@@ -15,7 +21,7 @@ Curve = Literal["cubic", "linear"]
 """How the remaining fraction falls from 1 to the target: fast first (cubic) or evenly (linear)."""
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, repr=False)
 class Target:
     """How much may remain, each as a fraction of the dense model in (0, 1]; all that are given must hold.
 
@@ -23,29 +29,45 @@ class Target:
         flops: FLOPs per example that may remain, 2 per multiply-add.
         params: parameters that may remain.
         channels: removable channels that may remain; channels of frozen layers count on neither side.
+        latency: wall time of one inference that may remain, measured on this machine at the batch size trained
+            with. How near it lands depends on the machine's noise: it is reported, not promised.
+        memory: peak bytes alive in one inference that may remain, weights included, at the batch size trained with.
 
     Raises:
-        ValueError: if none is given, or one lies outside (0, 1].
+        ValueError: if none is given, or one is not a number in (0, 1].
 
     Example:
+        >>> Target(flops=0.5, latency=0.7)
+        Target(flops=0.5, latency=0.7)
         >>> Target(flops=0.5, params=0.4).asked
         {'flops': 0.5, 'params': 0.4}
         >>> Target.of(0.5)
-        Target(flops=0.5, params=None, channels=None)
+        Target(flops=0.5)
     """
 
     flops: float | None = None
     params: float | None = None
     channels: float | None = None
+    latency: float | None = None
+    memory: float | None = None
 
     def __post_init__(self) -> None:
         if not self.asked:
-            raise ValueError("a target needs at least one of flops=, params=, channels=, e.g. Target(flops=0.5)")
+            names = ", ".join(f"{field.name}=" for field in fields(self))
+            raise ValueError(f"a target needs at least one of {names}, e.g. Target(flops=0.5)")
         for name, fraction in self.asked.items():
+            if isinstance(fraction, bool) or not isinstance(fraction, Real):
+                raise ValueError(
+                    f"target {name}={fraction!r} is not a number: write the fraction of the dense model that may "
+                    "remain, such as 0.5"
+                )
             if not 0 < fraction <= 1:
                 raise ValueError(
                     f"target {name}={fraction} is not a fraction of the dense model in (0, 1]{_hint(fraction)}"
                 )
+
+    def __repr__(self) -> str:
+        return f"Target({', '.join(f'{name}={fraction}' for name, fraction in self.asked.items())})"
 
     @classmethod
     def of(cls, target: float | Target) -> Target:
@@ -58,20 +80,68 @@ class Target:
         given = {field.name: getattr(self, field.name) for field in fields(self)}
         return {name: fraction for name, fraction in given.items() if fraction is not None}
 
+    @property
+    def exact(self) -> Target | None:
+        """The part that follows from the widths alone; None if only measured resources are asked for.
+
+        Example:
+            >>> Target(flops=0.5, latency=0.7).exact
+            Target(flops=0.5)
+        """
+        parts = {name: fraction for name, fraction in self.asked.items() if name not in _MEASURED}
+        return Target(**parts) if parts else None
+
+    @property
+    def to_measure(self) -> tuple[str, ...]:
+        """The asked resources that only a measurement can tell.
+
+        Example:
+            >>> Target(flops=0.5, latency=0.7).to_measure
+            ('latency',)
+        """
+        return tuple(name for name in self.asked if name in _MEASURED)
+
     def limits(self, dense: Cost) -> dict[str, int]:
-        """Resource name -> the most of it that may remain, in the cost's own units, rounded down."""
+        """Exact resource name -> the most of it that may remain, in the cost's own units, rounded down."""
         # By decimals, as the user wrote them: as floats, 0.29 * 100 is 28.999999999999996 and loses a channel.
         return {
-            name: math.floor(Fraction(str(fraction)) * getattr(dense, name)) for name, fraction in self.asked.items()
+            name: math.floor(Fraction(str(fraction)) * getattr(dense, name))
+            for name, fraction in self.asked.items()
+            if name not in _MEASURED
         }
 
-    def met(self, cost: Cost, dense: Cost) -> bool:
-        """Whether a model of this cost meets every part of the target."""
-        return all(getattr(cost, name) <= limit for name, limit in self.limits(dense).items())
+    def met(self, cost: Cost, dense: Cost, measured: Mapping[str, float] | None = None) -> bool:
+        """Whether a model meets every part of the target.
 
-    def achieved(self, cost: Cost, dense: Cost) -> dict[str, float]:
-        """Resource name -> the fraction that a model of this cost has of the dense one, for those asked."""
-        return {name: getattr(cost, name) / max(1, getattr(dense, name)) for name in self.asked}
+        Args:
+            cost: what the model costs.
+            dense: what the dense model costs.
+            measured: "latency" and "memory" as fractions of the dense model's; a part that is asked for and not
+                given here is not met.
+
+        Example:
+            >>> half, whole = Cost(50, 50, 5), Cost(100, 100, 10)
+            >>> Target(flops=0.5, latency=0.7).met(half, whole)
+            False
+            >>> Target(flops=0.5, latency=0.7).met(half, whole, {"latency": 0.65})
+            True
+        """
+        return not self.missed(cost, dense, measured)
+
+    def missed(self, cost: Cost, dense: Cost, measured: Mapping[str, float] | None = None) -> dict[str, float]:
+        """The parts that are not met -> the fraction that a model has of them; nan if it was not measured."""
+        limits = self.limits(dense)
+        has = {**dict.fromkeys(self.to_measure, math.nan), **self.achieved(cost, dense, measured)}
+        return {
+            name: has[name]
+            for name, fraction in self.asked.items()
+            if not (getattr(cost, name) <= limits[name] if name in limits else has[name] <= fraction)
+        }
+
+    def achieved(self, cost: Cost, dense: Cost, measured: Mapping[str, float] | None = None) -> dict[str, float]:
+        """Resource name -> the fraction that a model has of the dense one, for those asked and known."""
+        known = {name: getattr(cost, name) / max(1, getattr(dense, name)) for name in self.limits(dense)}
+        return {**known, **{name: (measured or {})[name] for name in self.to_measure if name in (measured or {})}}
 
     def interpolate(self, progress: float, curve: Curve = "cubic") -> Target:
         r"""What may remain on the way from the dense model to this target.
@@ -91,7 +161,7 @@ class Target:
 
         Example:
             >>> Target(flops=0.5).interpolate(0.5)
-            Target(flops=0.5625, params=None, channels=None)
+            Target(flops=0.5625)
         """
         if not 0 <= progress <= 1:
             raise ValueError(f"progress must lie in [0, 1], got {progress}")
@@ -102,6 +172,7 @@ class Target:
 
 
 _EXPONENT = {"cubic": 3, "linear": 1}
+_MEASURED = ("latency", "memory")
 
 
 def _hint(fraction: float) -> str:

@@ -93,6 +93,7 @@ def logistic_regression(
     """
     mean_F, scale_F = feature_NF.mean(dim=0), feature_NF.std(dim=0, correction=0) + 1e-5
     x_NF = (feature_NF - mean_F) / scale_F
+    label_N = label_N.clone()  # a tensor made in inference mode cannot be saved for the backward pass
     weight_KF = x_NF.new_zeros(num_classes, x_NF.shape[1]).requires_grad_()
     bias_K = x_NF.new_zeros(num_classes).requires_grad_()
     optimizer = torch.optim.LBFGS([weight_KF, bias_K], max_iter=200, line_search_fn="strong_wolfe")

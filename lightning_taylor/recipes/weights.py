@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from pickle import UnpicklingError
 
 import torch
 import torchvision
@@ -26,7 +27,7 @@ def pretrained_model(name: str, weights: str) -> nn.Module:
             ``transform_input``, which a file cannot.
 
     Raises:
-        ValueError: for an unknown model.
+        ValueError: for an unknown model, or a file that holds another one's weights.
         FileNotFoundError: if ``weights`` is neither; the message lists the enums.
     """
     if weights in (enums := _enum_names(name)):
@@ -35,14 +36,18 @@ def pretrained_model(name: str, weights: str) -> nn.Module:
     if not Path(weights).is_file():
         have = f"torchvision has {', '.join(enums)} for {name}" if enums else f"torchvision has none for {name}"
         raise FileNotFoundError(f"weights={weights!r}: no such file, and no such weights enum ({have})")
-    return load_weights(name, read_state_dict(weights))
+    state = read_state_dict(weights)
+    try:
+        return load_weights(name, state)
+    except ValueError as error:
+        raise ValueError(f"{weights}: {error}") from error
 
 
 def load_weights(name: str, state: dict[str, Tensor]) -> nn.Module:
     """The named network with as many classes as the state dict has, and its values.
 
     Raises:
-        ValueError: if the state dict belongs to another model; the message has torch's list of differences.
+        ValueError: if the state dict belongs to another model; the message says what differs.
     """
     model = create_model(name, num_classes=1)
     head = find_head(model)[0]
@@ -52,8 +57,23 @@ def load_weights(name: str, state: dict[str, Tensor]) -> nn.Module:
     try:
         model.load_state_dict(state)
     except RuntimeError as error:
-        raise ValueError(f"these weights are not {name}'s: {error}") from error
+        raise ValueError(f"these weights are not {name}'s: {_differences(model.state_dict(), state)}") from error
     return model
+
+
+def _differences(expected: dict[str, Tensor], found: dict[str, Tensor]) -> str:
+    """A few words on each kind of difference; torch's own message has a line for every tensor."""
+    both = [key for key in expected if key in found]
+    kinds = {
+        "missing": [key for key in expected if key not in found],
+        "unknown": [key for key in found if key not in expected],
+        "of another shape": [key for key in both if expected[key].shape != found[key].shape],
+    }
+    return ", ".join(
+        f"{len(keys)} tensors {kind} ({', '.join(keys[:2])}{', ...' if len(keys) > 2 else ''})"
+        for kind, keys in kinds.items()
+        if keys
+    )
 
 
 def read_state_dict(path: str | Path) -> dict[str, Tensor]:
@@ -68,7 +88,11 @@ def read_state_dict(path: str | Path) -> dict[str, Tensor]:
     Raises:
         ValueError: if the file holds anything but named tensors.
     """
-    content = torch.load(path, map_location="cpu", weights_only=True)
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except (UnpicklingError, RuntimeError, EOFError) as error:
+        reason = str(error).split("\n")[0] or type(error).__name__
+        raise ValueError(f"{path} is no file of tensors as torch.save writes them: {reason}") from error
     state = content.get("state_dict", content) if isinstance(content, dict) else content
     if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
         raise ValueError(f"{path} holds no state dict: expected names with tensors, got {type(state).__name__}")

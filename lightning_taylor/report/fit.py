@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
-import copy
 import sys
-from collections.abc import Callable, Mapping, Sequence
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import torch
 from rich.console import Console
-from torch import Tensor, nn
 
-from lightning_taylor.graph.channels import ChannelGraph
-from lightning_taylor.graph.copying import batch_size, private_copy
-from lightning_taylor.graph.resize import follow_shapes
-from lightning_taylor.graph.trace import ForwardCall, few_of
+from lightning_taylor.graph.copying import private_copy
+from lightning_taylor.graph.trace import ForwardCall
+from lightning_taylor.plan.latency import LatencyComparison, compare_latency
+from lightning_taylor.plan.twin import one_example, repeated, runner, with_shapes
 from lightning_taylor.pruner import Pruner
-from lightning_taylor.report.latency import LatencyComparison, compare_latency
 from lightning_taylor.report.summary import PruningSummary
 from lightning_taylor.report.table import summary_tables
 
@@ -38,14 +36,13 @@ class FitReport:
 
     def begin(self, calls: Sequence[ForwardCall]) -> None:
         """Keep one example of what the model is called with, for the latency at the end."""
-        batch = batch_size([(c.args, dict(c.kwargs)) for c in calls])
-        self._calls = [few_of(c, batch) for c in calls]
+        self._calls, batch = one_example(calls)
         self._batch = min(batch, _LARGEST_BATCH)
 
-    def note(self, metrics: Mapping[str, Tensor], step: int, pruner: Pruner) -> None:
+    def note(self, metrics: Mapping[str, float], step: int, pruner: Pruner) -> None:
         """Take down a validation's metrics; those of the last one before the first event are the dense ones."""
         values = {
-            name: float(value)
+            name: value
             for name, value in metrics.items()
             if not name.startswith(("pruning/", "train")) and not name.endswith("_step") and name != "flops"
         }
@@ -54,8 +51,20 @@ class FitReport:
             self.before = values
         self.curve.append({"step": step, "flops": pruner.cost.flops, **values})
 
+    def to_plain(self) -> dict[str, Any]:
+        """What was noted, in plain types."""
+        return {"before": dict(self.before), "after": dict(self.after), "curve": [dict(row) for row in self.curve]}
+
+    def load(self, plain: Mapping[str, Any]) -> None:
+        """Go on from ``to_plain``."""
+        self.before, self.after = dict(plain["before"]), dict(plain["after"])
+        self.curve = [dict(row) for row in plain["curve"]]
+
     def show(self, pruner: Pruner, folder: str | Path, *, measure_latency: bool) -> PruningSummary:
-        """Print the table and write ``pruning.json`` into a folder."""
+        """Print the table and write ``pruning.json`` into a folder.
+
+        A network that took hours is there by now: what cannot be measured, printed or written is a warning.
+        """
         summary = PruningSummary.of(
             pruner.graph,
             pruner.options.target,
@@ -66,54 +75,30 @@ class FitReport:
             latency=self._latency(pruner) if measure_latency and pruner.record.events else None,
         )
         path = Path(folder) / "pruning.json"
-        summary.write_json(path)
         console = Console(file=sys.stdout, soft_wrap=False)
-        console.print(summary_tables(summary))
-        console.print(f"The same as data: {path}", highlight=False, soft_wrap=True)
+        with _no_loss("the pruning report could not be printed"):
+            console.print(summary_tables(summary))
+        with _no_loss(f"the pruning report could not be written to {path}"):
+            summary.write_json(path)
+            console.print(f"The same as data: {path}", highlight=False, soft_wrap=True)
         return summary
 
     def _latency(self, pruner: Pruner) -> LatencyComparison | None:
         """The evaluation path of the pruned net and of one with the dense widths, run in turn."""
         if not self._calls:
             return None
-        pruned = private_copy(pruner.model).eval()
-        dense = _grown(pruned, pruner.graph)
-        calls = [_repeated(call, self._batch, next(pruned.parameters())) for call in self._calls]
-        return compare_latency(_runner(dense, calls), _runner(pruned, calls), warmup=2, repeats=10)
+        with _no_loss("the latency of the pruned network could not be measured"):
+            pruned = private_copy(pruner.model).eval()
+            dense = with_shapes(pruned, pruner.graph.dense)
+            calls = [repeated(call, self._batch, next(pruned.parameters())) for call in self._calls]
+            return compare_latency(runner(dense, calls), runner(pruned, calls), warmup=2, repeats=10)
+        return None
 
 
-def _runner(net: nn.Module, calls: Sequence[ForwardCall]) -> Callable[[], Any]:
-    def run() -> Any:
-        return [net.get_submodule(c.module)(*c.args, **c.kwargs) for c in calls]
-
-    return run
-
-
-def _grown(pruned: nn.Module, graph: ChannelGraph) -> nn.Module:
-    """A copy with the dense model's shapes; its values are arbitrary, since time does not depend on them."""
-    net = copy.deepcopy(pruned)
-    tensors = dict(net.named_parameters()) | dict(net.named_buffers())
-    with torch.no_grad():
-        for name, shape in graph.dense.items():
-            tensor = tensors.get(name)
-            if tensor is not None and tuple(tensor.shape) != shape:
-                new = torch.rand(shape, device=tensor.device).to(tensor.dtype)
-                channels_last = tensor.ndim == 4 and tensor.is_contiguous(memory_format=torch.channels_last)
-                tensor.set_(new.contiguous(memory_format=torch.channels_last) if channels_last else new)  # type: ignore
-    for module in net.modules():
-        follow_shapes(module)
-    return net
-
-
-def _repeated(call: ForwardCall, batch: int, like: Tensor) -> ForwardCall:
-    def repeat(value: Any) -> Any:
-        if isinstance(value, Tensor):
-            value = value.detach().to(like.device, like.dtype if value.is_floating_point() else value.dtype)
-            return value.repeat(batch, *[1] * (value.ndim - 1)) if value.ndim and value.shape[0] == 1 else value
-        if isinstance(value, dict):
-            return {k: repeat(v) for k, v in value.items()}
-        if isinstance(value, list | tuple) and not hasattr(value, "_fields"):
-            return type(value)(repeat(v) for v in value)
-        return value
-
-    return ForwardCall(call.module, repeat(call.args), repeat(dict(call.kwargs)))
+@contextmanager
+def _no_loss(what: str) -> Iterator[None]:
+    """Any error is a warning that says what is missing."""
+    try:
+        yield
+    except Exception as error:
+        warnings.warn(f"{what}: {type(error).__name__}: {error}", stacklevel=2)

@@ -12,8 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from lightning_taylor.graph.channels import ChannelGraph
-from lightning_taylor.plan import Cost, CostModel, Record, Target
-from lightning_taylor.report.latency import LatencyComparison
+from lightning_taylor.plan import Cost, CostModel, LatencyComparison, Record, Target
 
 __all__ = ["Change", "LayerChange", "PruningSummary"]
 
@@ -57,7 +56,8 @@ class PruningSummary:
         unscored: group -> why its channels could not be scored, and hence stayed.
         events: one row per removal, without the indices.
         metrics: metric name -> its value before and after; only those measured on both sides.
-        latency: dense against pruned, if it was measured.
+        latency: dense against pruned, if it was measured at the end.
+        measured: "latency" and "memory" as fractions of the dense model's, as the last event measured them.
     """
 
     asked: Mapping[str, float]
@@ -70,6 +70,7 @@ class PruningSummary:
     events: tuple[Mapping[str, float], ...] = ()
     metrics: Mapping[str, Change] = field(default_factory=dict)
     latency: LatencyComparison | None = None
+    measured: Mapping[str, float] = field(default_factory=dict)
 
     @classmethod
     def of(
@@ -110,20 +111,21 @@ class PruningSummary:
             events=_event_rows(record or Record()),
             metrics={name: Change(float(first[name]), float(last[name])) for name in first if name in last},
             latency=latency,
+            measured=dict(record.events[-1].measured) if record and record.events else {},
         )
 
     @property
     def achieved(self) -> dict[str, float]:
-        """Resource name -> the fraction of the dense model that remains, for all of them, asked or not."""
-        return {name: getattr(self, name).remaining for name in _RESOURCES}
+        """Resource name -> the fraction of the dense model that remains, for all that are known, asked or not."""
+        return {**{name: getattr(self, name).remaining for name in _RESOURCES}, **self.measured}
 
     @property
     def met(self) -> bool:
-        """Whether no asked fraction is exceeded; true without a target."""
+        """Whether no asked fraction is exceeded, or unknown; true without a target."""
         if not self.asked:
             return True
         before, after = ({name: int(getattr(getattr(self, name), when)) for name in _RESOURCES} for when in _WHEN)
-        return Target(**self.asked).met(Cost(**after), Cost(**before))
+        return Target(**self.asked).met(Cost(**after), Cost(**before), self.measured)
 
     def to_plain(self) -> dict[str, Any]:
         """The summary in dicts, lists, strings and numbers; a number that is not finite becomes None."""
@@ -175,6 +177,7 @@ def _event_rows(record: Record) -> tuple[Mapping[str, float], ...]:
             "params": event.params,
             "channels": event.channels,
             "seconds": event.seconds,
+            **event.measured,
         }
         for event in record.events
     )

@@ -62,14 +62,19 @@ def _layers(summary: PruningSummary, style: box.Box) -> Table:
 
 def _totals(summary: PruningSummary, style: box.Box) -> Table:
     table = _table(style, "total", "dense", "pruned", "remain", "asked")
+    asked = {name: f"{fraction:.1%}" for name, fraction in summary.asked.items()}
     for name, label in (("flops", "FLOPs"), ("params", "parameters"), ("channels", "removable channels")):
         change: Change = getattr(summary, name)
-        asked = f"{summary.asked[name]:.1%}" if name in summary.asked else ""
-        table.add_row(label, _short(change.before), _short(change.after), f"{change.remaining:.1%}", asked)
+        table.add_row(
+            label, _short(change.before), _short(change.after), f"{change.remaining:.1%}", asked.get(name, "")
+        )
+    if "memory" in summary.measured:
+        table.add_row("peak memory", "", "", f"{summary.measured['memory']:.1%}", asked.get("memory", ""))
     if summary.latency:
         before, after = summary.latency.dense.median, summary.latency.pruned.median
         remaining = f"{Change(before, after).remaining:.1%}" if summary.latency.conclusive else "unclear"
-        table.add_row("latency", f"{before * 1e3:.3g} ms", f"{after * 1e3:.3g} ms", remaining, "")
+        times = f"{before * 1e3:.3g} ms", f"{after * 1e3:.3g} ms"
+        table.add_row("latency", *times, remaining, asked.get("latency", ""))
     for name, change in summary.metrics.items():
         table.add_row(Text(name), f"{change.before:.4g}", f"{change.after:.4g}", "", "")
     return table
@@ -98,7 +103,8 @@ def _verdict(summary: PruningSummary) -> str:
     events = "1 event" if count == 1 else f"{count} events"
     if not summary.asked:
         return f"{events}; no target was set."
-    pairs = ", ".join(f"{name} {f:.1%} (got {summary.achieved[name]:.1%})" for name, f in summary.asked.items())
+    got = {name: f"got {fraction:.1%}" for name, fraction in summary.achieved.items()}
+    pairs = ", ".join(f"{name} {f:.1%} ({got.get(name, 'not measured')})" for name, f in summary.asked.items())
     outcome = "Target met" if summary.met else "TARGET NOT MET"
     return f"{outcome} after {events}: asked for {pairs}."
 

@@ -6,7 +6,7 @@ Shape legend: C = channels of a group.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 from torch import Tensor, nn
 
@@ -51,8 +51,21 @@ class Scorer(ABC):
         """The sums since the last event; None for a criterion that gathers nothing."""
         return None
 
-    def end_batch(self, *, examples: int, grad_scale: float = 1.0) -> None:  # noqa: B027  (most need no batches)
+    def before_backward(self) -> None:  # noqa: B027
+        """The backward pass of a loss begins: what the hooks saw in other passes does not count.
+
+        Such as the gradient penalty of a GAN, which calls ``torch.autograd.grad`` in the training step.
+        """
+
+    def after_backward(self) -> None:  # noqa: B027
+        """The backward pass of a loss has ended: what the hooks saw in it counts."""
+
+    def end_batch(self, *, examples: int, grad_scale: float | Tensor = 1.0) -> None:  # noqa: B027  (most need no batches)
         """Take in what the hooks gathered since the last call: one micro-batch, after its backward passes.
+
+        Contributions of several passes are added with their signs: call it between the passes of losses that must
+        not cancel, such as those of a GAN's generator and discriminator. If ``after_backward`` was called, only
+        what was seen before it counts; else everything.
 
         A micro-batch with a score that is not finite is dropped as a whole, without waiting for the device.
 
@@ -65,8 +78,16 @@ class Scorer(ABC):
     def drop_batch(self) -> None:  # noqa: B027
         """Forget what the hooks gathered since the last ``end_batch``."""
 
-    def before_step(self) -> None:  # noqa: B027
-        """Take in the gradients of one optimizer step: unscaled, synchronised over ranks, before clipping."""
+    def before_step(  # noqa: B027
+        self, parameters: Iterable[Tensor] | None = None, *, grad_scale: float | Tensor = 1.0
+    ) -> None:
+        """Take in the gradients of one optimizer step: synchronised over ranks, before clipping.
+
+        Args:
+            parameters: what the optimizer steps; None for all that have a gradient.
+            grad_scale: what the gradients still carry: the scale of the GradScaler for an optimizer that unscales
+                inside of its step (a fused one), else 1.
+        """
 
     @abstractmethod
     def scores(self) -> dict[str, Tensor]:

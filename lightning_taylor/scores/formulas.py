@@ -60,7 +60,12 @@ def taylor_contributions(x: Tensor, grad: Tensor, *, dim: int, positions: Positi
     over = [d for d in range(1, x.ndim) if d != dim % x.ndim]
     if not over:
         return x.to(dtype) * grad.to(dtype)
-    if dim == 1 and x.is_contiguous() and grad.is_contiguous():
+    if x.dtype == torch.float16:
+        # Under a GradScaler the gradients are near the end of float16's range, and their sums beyond it.
+        rows = max(1, _CHUNK_ACCELERATOR // max(1, x[:1].numel()))
+        pairs = zip(x.split(rows), grad.split(rows), strict=True)
+        contribution_LI = torch.cat([a.to(dtype, copy=True).mul_(b).sum(over) for a, b in pairs])
+    elif dim == 1 and x.is_contiguous() and grad.is_contiguous():
         # One batched dot product: no product of the size of the activation is ever written.
         contribution_LI = torch.linalg.vecdot(x.flatten(2), grad.flatten(2)).to(dtype)
     else:
@@ -174,7 +179,7 @@ def batch_contributions(weight: Tensor, grad: Tensor, *, dim: int) -> Tensor:
         if len(w) == 1:
             total.addcmul_(w[0].to(dtype), g[0].to(dtype))
         else:
-            total += (w * g).sum(0, dtype=dtype)
+            total += (w.to(dtype) * g).sum(0)
     others = [d for d in range(total.ndim) if d != dim - 1]
     return total.sum(others) if others else total
 
@@ -206,9 +211,9 @@ def weight_magnitude(weight: Tensor, *, dim: int) -> Tensor:
 
 def _rows(weight: Tensor, grad: Tensor, dtype: torch.dtype) -> Tensor:
     """The sum of the product over everything but dimension 0."""
-    if weight.is_contiguous() and grad.is_contiguous():
+    if weight.is_contiguous() and grad.is_contiguous() and weight.dtype != torch.float16:
         return torch.linalg.vecdot(weight.flatten(1), grad.flatten(1)).to(dtype)
-    return (weight * grad).sum(list(range(1, weight.ndim)), dtype=dtype)
+    return (weight.to(dtype) * grad).sum(list(range(1, weight.ndim)))
 
 
 def _numel(x: Tensor, dims: list[int]) -> int:

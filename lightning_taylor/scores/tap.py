@@ -40,6 +40,7 @@ class Tap:
         self._batched = len(module.kernel_size) + 2 if isinstance(module, _ConvNd) else 2
         self._positions: Positions = positions
         self._calls: list[Tensor] = []
+        self._kept: list[Tensor] = []
 
     def __call__(
         self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
@@ -65,9 +66,22 @@ class Tap:
             dim = 1 if self._maps else -1
             self._calls.append(taylor_contributions(x.detach(), grad.detach(), dim=dim, positions=self._positions))
 
+    def drop(self) -> None:
+        """Forget what was gathered since the last ``keep``."""
+        self._calls = []
+
+    def keep(self) -> None:
+        """What was gathered until now is of the loss's own backward pass."""
+        self._kept += self._calls
+        self._calls = []
+
     def take(self) -> list[Tensor]:
-        """The contributions of every call since the last ``take``, each of shape ``(L, I)``, and forget them."""
-        calls, self._calls = self._calls, []
+        """The contributions since the last ``take``, each of shape ``(L, I)``, and forget them.
+
+        Those that were kept; or all, if none was: nobody said which passes are the loss's own.
+        """
+        calls = self._kept or self._calls
+        self._kept, self._calls = [], []
         return calls
 
 

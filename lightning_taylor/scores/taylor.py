@@ -111,7 +111,17 @@ class _TaylorScorer(Scorer):
         return self._sums
 
     @override
-    def end_batch(self, *, examples: int, grad_scale: float = 1.0) -> None:
+    def before_backward(self) -> None:
+        for tap in self._taps.values():
+            tap.drop()
+
+    @override
+    def after_backward(self) -> None:
+        for tap in self._taps.values():
+            tap.keep()
+
+    @override
+    def end_batch(self, *, examples: int, grad_scale: float | Tensor = 1.0) -> None:
         if examples < 1:
             raise ValueError(f"examples must be at least 1, got {examples}")
         gathered = {name: calls for name, tap in self._taps.items() if (calls := tap.take())}

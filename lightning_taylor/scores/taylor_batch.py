@@ -5,7 +5,7 @@ Shape legend: C = channels of all groups, I = entries of the weight dimension th
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import final
 
 import torch
@@ -62,6 +62,7 @@ class _TaylorBatchScorer(Scorer):
             dtype=torch.float64 if double else torch.float32,
             device=first.device if first is not None else torch.device("cpu"),
         )
+        self._pending: dict[Axis, Tensor] = {}
         self._sums = ChannelSums(self._assembly.channels, dtype=self._assembly.dtype, device=self._assembly.device)
 
     def _find_parts(self, model: nn.Module, graph: ChannelGraph) -> list[Part[Axis]]:
@@ -87,21 +88,39 @@ class _TaylorBatchScorer(Scorer):
     @property
     @override
     def metric(self) -> ChannelSums:
+        self._fold()
         return self._sums
 
     @override
-    def before_step(self) -> None:
+    def before_step(self, parameters: Iterable[Tensor] | None = None, *, grad_scale: float | Tensor = 1.0) -> None:
+        own = None if parameters is None else {id(p) for p in parameters}
         with torch.no_grad():
             entries = {
-                axis: batch_contributions(weight.detach(), weight.grad, dim=axis[1]).unsqueeze(0)
+                axis: batch_contributions(weight.detach(), weight.grad, dim=axis[1]).unsqueeze(0) / grad_scale
                 for axis, weight in self._weights.items()
-                if weight.grad is not None
+                if weight.grad is not None and (own is None or id(weight) in own)
             }
-            # A frozen layer's share is missing from the sum, not zero; a layer that did not run has none.
-            frozen = [axis for axis, weight in self._weights.items() if not weight.requires_grad]
-            seen_C = self._assembly.fed_by(entries) & ~self._assembly.fed_by(frozen)
+            # The layers of one group may have different optimizers, whose steps come one after the other.
+            if entries.keys() & self._pending.keys():
+                self._fold()
+            self._pending.update(entries)
+
+    def _fold(self) -> None:
+        """Square what the steps since the last call contributed, one step of each weight at most."""
+        if not self._pending:
+            return
+        entries, self._pending = self._pending, {}
+        with torch.no_grad():
+            # The share of a frozen layer is missing from the sum, not zero, and so is that of a layer whose optimizer
+            # has yet to step; a layer that did not run has none.
+            missing = [
+                axis
+                for axis, weight in self._weights.items()
+                if not weight.requires_grad or (weight.grad is not None and axis not in entries)
+            ]
+            seen_C = self._assembly.fed_by(entries) & ~self._assembly.fed_by(missing)
             self._sums.update(self._assembly(entries, 1).squeeze(1).square(), seen_C, 1)
 
     @override
     def scores(self) -> dict[str, Tensor]:
-        return self._assembly.by_group(self._sums.mean())
+        return self._assembly.by_group(self.metric.mean())

@@ -11,6 +11,7 @@ from torch.optim import Optimizer
 from lightning_taylor.errors import UncoupledChannelsError
 from lightning_taylor.graph.channels import ChannelGraph, Remove
 from lightning_taylor.graph.resize import Touched, owners, resized, touched_tensors
+from lightning_taylor.surgery.copies import Copy
 from lightning_taylor.surgery.optimizer_state import prepare_state, unwrapped
 from lightning_taylor.surgery.transaction import Transaction, signals_deferred
 
@@ -23,6 +24,7 @@ def prune_channels(
     remove: Remove,
     *,
     optimizers: Iterable[Optimizer] = (),
+    copies: Iterable[Copy] = (),
     drop_unknown_state: bool = False,
 ) -> ChannelGraph:
     """Remove channels from a living model and from all that its optimizers remember about them, in place.
@@ -43,6 +45,7 @@ def prune_channels(
         remove: group name -> sorted unique indices into the group's current width. Empty changes nothing.
         optimizers: all that hold parameters of the model, or Lightning's wrappers of them. Parameters that are not
             the model's are left alone.
+        copies: what mirrors the model's tensors and has to lose the same channels; see ``find_copies``.
         drop_unknown_state: forget an optimizer's state of a parameter where it follows the parameter in no known
             way, instead of raising.
 
@@ -75,7 +78,8 @@ def prune_channels(
         )
     """
     smaller = graph.shrink(remove)
-    touched = touched_tensors(model, graph.keep(remove))
+    keep = graph.keep(remove)
+    touched = touched_tensors(model, keep)
     for t in touched:
         _check_shape(t, graph)
     with torch.inference_mode(False), torch.no_grad():
@@ -90,6 +94,8 @@ def prune_channels(
                 transaction.set_storage(tensor, new)
             for module, kept in following:
                 transaction.follow_shapes(module, kept)
+            for copy in copies:
+                copy.cut(keep, transaction)
     return smaller
 
 

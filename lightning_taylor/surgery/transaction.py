@@ -54,6 +54,11 @@ class Transaction:
         self._undo.append(lambda: mapping.update(old))
         mapping.update(new)
 
+    def add_item(self, mapping: MutableMapping[str, Any], key: str, value: object) -> None:
+        """Set a key that the mapping does not have."""
+        self._undo.append(lambda: mapping.pop(key, None))
+        mapping[key] = value
+
     def clear(self, mapping: MutableMapping[Any, Any]) -> None:
         """Empty a mapping that stays where it is."""
         old = dict(mapping)

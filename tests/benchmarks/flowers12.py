@@ -34,7 +34,7 @@ def trainer(epochs: int, callbacks: list[L.Callback], folder: Path) -> L.Trainer
     return L.Trainer(
         max_epochs=epochs, callbacks=callbacks, accelerator="auto", devices=1, logger=False,
         enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False,
-        num_sanity_val_steps=0, default_root_dir=folder,
+        num_sanity_val_steps=0, default_root_dir=folder, check_val_every_n_epoch=epochs,
     )  # fmt: skip
 
 

@@ -27,7 +27,7 @@ from lightning_taylor import (
     UnsupportedModelError,
     WeightMagnitude,
 )
-from lightning_taylor.callback import _check_strategy
+from lightning_taylor.host import check_strategy
 
 
 def hooks_on(model: nn.Module) -> int:
@@ -65,8 +65,8 @@ def test_an_ordinary_fit_lands_on_the_target(name: str, tmp_path: Path) -> None:
 def test_every_criterion_works_with_every_schedule(criterion: Any, schedule: Any, tmp_path: Path) -> None:
     callback, module = pruning(criterion=criterion, schedule=schedule), Boring(zoo.Residual())
     fit(module, callback, tmp_path)
-    assert callback._pruner is not None
-    assert callback._pruner.done
+    assert callback.graph is not None
+    assert callback.reached
 
 
 def test_a_second_fit_does_not_prune_again(tmp_path: Path) -> None:
@@ -160,8 +160,8 @@ def test_a_schedule_that_the_fit_never_reaches_is_an_error(tmp_path: Path) -> No
 
 def test_sharding_strategies_are_refused_by_name() -> None:
     with pytest.raises(MisconfigurationException, match="does not work with FSDPStrategy"):
-        _check_strategy(FSDPStrategy(), allow_untested=False)
-    _check_strategy(FSDPStrategy(), allow_untested=True)
+        check_strategy(FSDPStrategy(), allow_untested=False)
+    check_strategy(FSDPStrategy(), allow_untested=True)
 
 
 def test_channels_that_only_a_bare_parameter_reads_are_named_when_the_target_needs_them(tmp_path: Path) -> None:
@@ -169,8 +169,8 @@ def test_channels_that_only_a_bare_parameter_reads_are_named_when_the_target_nee
         fit(Boring(zoo.Shared()), pruning(), tmp_path)
     callback = pruning(criterion=TaylorBatch())
     fit(Boring(zoo.Shared()), callback, tmp_path)
-    assert callback._pruner is not None
-    assert callback._pruner.done
+    assert callback.graph is not None
+    assert callback.reached
 
 
 def test_an_only_event_before_anything_is_scored_is_an_error(tmp_path: Path) -> None:
@@ -194,8 +194,8 @@ def test_example_inputs_trace_before_the_first_batch(tmp_path: Path) -> None:
 
     callback = pruning(example_inputs=torch.randn(2, 3, 12, 12), schedule=OneShot(step=1))
     fit(Whole(zoo.Residual()), callback, tmp_path)
-    assert callback._pruner is not None
-    assert callback._pruner.done
+    assert callback.graph is not None
+    assert callback.reached
 
 
 @pytest.mark.parametrize("error", [RuntimeError("user"), KeyboardInterrupt()])
@@ -222,8 +222,8 @@ def test_fast_dev_run_and_later_stages_are_left_alone(tmp_path: Path) -> None:
 def test_accumulation_clipping_and_several_epochs(tmp_path: Path) -> None:
     callback, module = pruning(), Boring(zoo.Residual(), "SGD", momentum=0.9)
     fit(module, callback, tmp_path, accumulate_grad_batches=3, gradient_clip_val=0.5, max_epochs=6)
-    assert callback._pruner is not None
-    assert callback._pruner.done
+    assert callback.graph is not None
+    assert callback.reached
 
 
 def test_an_iterative_schedule_that_ends_early_says_so(tmp_path: Path) -> None:

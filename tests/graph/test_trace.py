@@ -7,6 +7,7 @@ import torch
 import zoo
 from exactness import difference, masked, outputs, sliced
 from torch import nn
+from torchvision.ops import roi_align
 
 from lightning_taylor.errors import UnsupportedModelError
 from lightning_taylor.graph.channels import Role
@@ -178,3 +179,95 @@ def test_modules_that_no_path_reaches_are_listed() -> None:
     model, x = zoo.build("residual")
     model.spare = zoo.conv(8, 8).double()
     assert trace_channels(model, x).unseen == ("spare",)
+
+
+class Split(nn.Module):
+    """Two halves of one layer, each with a reader of its own: they have to stay as wide as each other."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.one, self.other = zoo.conv(3, 8), zoo.conv(4, 6), zoo.conv(4, 6)
+        self.head = nn.Linear(6, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        a, b = self.stem(x).chunk(2, dim=1)
+        return self.head((torch.relu(self.one(a)) + torch.relu(self.other(b))).mean((2, 3)))
+
+
+def test_halves_that_must_stay_balanced_do_not_pass_by_losing_as_many() -> None:
+    graph = trace_channels(Split(), torch.randn(1, 3, 8, 8))
+    assert set(graph.groups) == {"one"}
+    assert "assumes its width" in graph.frozen["stem"]
+
+
+def test_what_meets_a_grouped_convolution_is_frozen_by_its_reason() -> None:
+    class Gated(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.stem, self.grouped, self.gate = zoo.conv(3, 8), zoo.conv(8, 8, groups=2), zoo.conv(3, 8)
+            self.head = nn.Linear(8, 3)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.head((self.grouped(self.stem(x)) * torch.sigmoid(self.gate(x))).mean((2, 3)))
+
+    graph = trace_channels(Gated(), torch.randn(1, 3, 8, 8), verify=False)
+    assert not graph.groups
+    assert "2 groups must keep equal widths" in graph.frozen["gate"]
+
+
+class Ranked(nn.Module):
+    """Detections: an evaluation path whose ranking hangs on the last digit, a training path that does not."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.head = zoo.conv(3, 8), zoo.conv(8, 2)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        out = self.head(torch.relu(self.stem(x))).flatten(1)
+        return out.mean(1) if self.training else (out * 1e15).sin()
+
+
+def test_an_output_that_a_last_digit_turns_over_proves_nothing_while_another_does() -> None:
+    graph = trace_channels(Ranked(), torch.randn(1, 3, 8, 8))
+    assert {name: group.size for name, group in graph.groups.items()} == {"stem": 8}
+
+
+class Regions(nn.Module):
+    """Two levels of one width, pooled over regions that the net itself proposes, gathered in one table."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fine, self.coarse, self.corner = zoo.conv(3, 8), zoo.conv(3, 8, stride=2), nn.Linear(8, 2)
+        self.head = nn.Linear(8 * 4, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        levels = [torch.relu(self.fine(x)), torch.relu(self.coarse(x))]
+        corner = torch.sigmoid(self.corner(levels[0].mean((2, 3))))
+        boxes = torch.cat([torch.zeros_like(corner[:, :1]), corner, corner + 4], dim=1)
+        table = torch.zeros(2, levels[0].shape[1], 2, 2, dtype=x.dtype)
+        for row, level in enumerate(levels):
+            table[torch.tensor([row])] = roi_align(level, boxes, 2)
+        return self.head(table.flatten(1))
+
+
+def test_pooled_regions_keep_the_channels_of_their_maps_and_rows_of_a_table_are_of_one_width() -> None:
+    model, x = zoo.randomize(Regions().double()), torch.randn(1, 3, 8, 8, dtype=torch.float64)
+    graph = trace_channels(model, x)
+    assert {name: group.size for name, group in graph.groups.items()} == {"fine": 8}
+    assert "coordinates of regions" in graph.frozen["corner"]
+    remove = graph.sample(0.5, torch.Generator().manual_seed(0))
+    assert difference(outputs(masked(model, graph, remove), x), outputs(sliced(model, graph, remove), x)) < 1e-10
+
+
+def test_regions_of_the_input_are_nothing_to_follow() -> None:
+    class Crops(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.corner, self.body, self.head = nn.Linear(3, 2), zoo.conv(3, 6), nn.Linear(6, 3)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            corner = torch.sigmoid(self.corner(x.mean((2, 3))))
+            boxes = torch.cat([torch.zeros_like(corner[:, :1]), corner, corner + 4], dim=1)
+            return self.head(torch.relu(self.body(roi_align(x, boxes, 4))).mean((2, 3)))
+
+    assert set(trace_channels(Crops(), torch.randn(1, 3, 8, 8)).groups) == {"body"}

@@ -49,6 +49,14 @@ def test_a_record_survives_a_checkpoint_that_loads_weights_only(make_graph):
     assert Record.from_plain(json.loads(json.dumps(record.to_plain()))) == record
 
 
+def test_a_measured_figure_travels_with_its_event():
+    record = Record([Event(1, {}, 1, 1, 1, seconds=0.0, measured={"latency": 0.7})])
+    assert Record.from_plain(json.loads(json.dumps(record.to_plain()))) == record
+    plain = record.to_plain()
+    del plain["events"][0]["measured"]
+    assert Record.from_plain(plain).events[0].measured == {}
+
+
 def test_what_was_saved_does_not_change_with_the_record(make_graph):
     record, _ = recorded(make_graph([6, 5]), REMOVALS)
     plain = record.to_plain()

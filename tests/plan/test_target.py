@@ -34,6 +34,38 @@ def test_the_way_falls_from_all_to_exactly_the_target(fraction, curve, early, la
     assert 1 >= target.interpolate(early, curve).flops >= target.interpolate(late, curve).flops >= fraction
 
 
+@given(percents, st.floats(0, 2))
+def test_a_measured_part_is_met_only_by_a_measurement_within_it(fraction, ratio):
+    dense = Cost(1000, 1000, 10)
+    target = Target(flops=1.0, latency=fraction)
+    assert target.met(dense, dense, {"latency": ratio}) == (ratio <= fraction)
+    assert not target.met(dense, dense)
+    assert not target.met(dense, dense, {"memory": 0.0})
+    assert not target.met(dense, dense, {"latency": float("nan")})
+    assert target.achieved(dense, dense, {"latency": ratio, "memory": 0.5}) == {"flops": 1.0, "latency": ratio}
+    assert target.achieved(dense, dense) == {"flops": 1.0}
+
+
+def test_the_parts_that_are_missed_are_named_with_what_there_is():
+    target = Target(flops=0.5, params=0.5, latency=0.5, memory=0.5)
+    missed = target.missed(Cost(600, 400, 10), Cost(1000, 1000, 10), {"latency": 0.7, "memory": 0.4})
+    assert missed == {"flops": 0.6, "latency": 0.7}
+
+
+def test_a_target_splits_into_what_is_exact_and_what_is_measured():
+    target = Target(params=0.5, latency=0.7, memory=0.8)
+    assert target.exact == Target(params=0.5)
+    assert target.to_measure == ("latency", "memory")
+    assert Target(memory=0.8).exact is None
+    assert Target(flops=0.5).to_measure == ()
+    assert target.limits(Cost(10, 10, 10)) == {"params": 5}
+
+
+def test_a_measured_part_is_approached_along_the_same_curve():
+    way = Target(latency=0.6, memory=0.2).interpolate(0.5, "linear")
+    assert (way.latency, way.memory) == (pytest.approx(0.8), pytest.approx(0.6))
+
+
 def test_the_cubic_way_is_ahead_of_the_linear_one_in_the_middle():
     target = Target(flops=0.2)
     assert target.interpolate(0.5, "cubic").flops == pytest.approx(0.2 + 0.8 / 8)

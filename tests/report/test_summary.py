@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from lightning_taylor.plan import Target
+from lightning_taylor.plan import Event, Record, Target
 from lightning_taylor.report import Change, LayerChange, PruningSummary
 
 
@@ -23,6 +23,16 @@ def test_a_summary_sets_before_and_after_side_by_side(summary):
 @pytest.mark.parametrize(("fraction", "met"), [(0.25, True), (0.249, False)])
 def test_a_summary_says_whether_the_target_was_met(summary, fraction, met):
     assert replace(summary, asked={"flops": 0.9, "params": fraction}).met is met
+
+
+def test_a_measured_target_is_judged_by_what_the_last_event_measured(summary, dense):
+    target = Target(flops=0.5, latency=0.7, memory=0.6)
+    last = Event(5, {}, 20, 10, 2, seconds=0.5, measured={"latency": 0.65, "memory": 0.6})
+    shrunk = dense.shrink({"first": range(6)})
+    found = PruningSummary.of(shrunk, target, record=Record([last]))
+    assert found.met
+    assert found.achieved == {**summary.achieved, "latency": 0.65, "memory": 0.6}
+    assert not PruningSummary.of(shrunk, target, record=Record([replace(last, measured={})])).met
 
 
 def test_a_summary_of_a_dense_graph_has_lost_nothing(dense):

@@ -48,6 +48,14 @@ def test_an_unclear_latency_is_not_given_as_a_fraction(summary):
     assert cells(render(replace(summary, latency=clear)), "latency")[3] == "50.0%"
 
 
+def test_a_measured_target_stands_beside_what_was_measured(summary):
+    asked = {"latency": 0.7, "memory": 0.6}
+    text = render(replace(summary, asked=asked, measured={"memory": 0.55}))
+    assert cells(text, "peak memory") == ["peak memory", "", "", "55.0%", "60.0%"]
+    assert "TARGET NOT MET" in text
+    assert "latency 70.0% (not measured), memory 60.0%" in " ".join(text.split())
+
+
 def test_every_line_fits_eighty_columns_and_is_ascii(summary):
     many = replace(
         summary,

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from lightning_taylor.report import compare_latency, latency, measure_latency
+from lightning_taylor.plan import compare_latency, latency, measure_latency
 
 
 class Clock:

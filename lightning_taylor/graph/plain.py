@@ -1,0 +1,74 @@
+"""A channel graph in the types that ``torch.load(weights_only=True)`` accepts, for the checkpoint that it travels in.
+
+The graph travels whole. To trace again would need a batch and the dense model, and a resumed fit has neither: its
+model already has the widths of the checkpoint when the first batch comes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+
+from lightning_taylor.graph.channels import Axis, ChannelGraph, ChannelGroup, Operation, Role, Slice
+
+__all__ = ["graph_from_plain", "graph_to_plain"]
+
+
+def graph_to_plain(graph: ChannelGraph) -> dict[str, Any]:
+    """The graph as dicts, lists, strings, ints and int32 tensors.
+
+    Example:
+        >>> from lightning_taylor.graph.trace import trace_channels
+        >>> net = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.ReLU(), torch.nn.Linear(4, 2))
+        >>> graph = trace_channels(net, torch.rand(1, 3))
+        >>> graph_from_plain(graph_to_plain(graph)).groups["0"].size
+        4
+    """
+    return {
+        "groups": {name: [_slice_to_plain(s) for s in group.slices] for name, group in graph.groups.items()},
+        "frozen": dict(graph.frozen),
+        "layers": {layer: list(axis) for layer, axis in graph.layers.items()},
+        "shapes": {name: list(shape) for name, shape in graph.shapes.items()},
+        "dense": {name: list(shape) for name, shape in graph.dense.items()},
+        "parameters": sorted(graph.parameters),
+        "operations": [[o.module, o.name, o.flops, [list(axis) for axis in o.axes]] for o in graph.operations],
+        "unseen": list(graph.unseen),
+        "dense_sizes": dict(graph.dense_sizes),
+    }
+
+
+def graph_from_plain(plain: Mapping[str, Any]) -> ChannelGraph:
+    """The graph that ``graph_to_plain`` was called on."""
+    return ChannelGraph(
+        groups={
+            name: ChannelGroup(name, tuple(_slice_from_plain(s) for s in slices))
+            for name, slices in plain["groups"].items()
+        },
+        frozen=dict(plain["frozen"]),
+        layers={layer: _axis(axis) for layer, axis in plain["layers"].items()},
+        shapes={name: tuple(shape) for name, shape in plain["shapes"].items()},
+        dense={name: tuple(shape) for name, shape in plain["dense"].items()},
+        parameters=frozenset(plain["parameters"]),
+        operations=tuple(
+            Operation(module, name, flops, tuple(_axis(axis) for axis in axes))
+            for module, name, flops, axes in plain["operations"]
+        ),
+        unseen=tuple(plain["unseen"]),
+        dense_sizes=dict(plain["dense_sizes"]),
+    )
+
+
+def _slice_to_plain(s: Slice) -> list[Any]:
+    return [s.tensor, s.dim, s.index.to(torch.int32), str(s.role)]
+
+
+def _slice_from_plain(plain: list[Any]) -> Slice:
+    tensor, dim, index, role = plain
+    return Slice(tensor, dim, index.cpu().to(torch.int64), Role(role))
+
+
+def _axis(plain: list[Any]) -> Axis:
+    tensor, dim = plain
+    return tensor, dim

@@ -1,0 +1,167 @@
+"""How to speak to a Trainer: its strategy and ranks, its gradient scale, its other callbacks."""
+
+from __future__ import annotations
+
+import pickle
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypeVar, cast
+
+import torch
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.strategies import DDPStrategy, DeepSpeedStrategy, SingleDeviceStrategy, Strategy
+from torch import Tensor
+
+from lightning_taylor.errors import PruningError, UncoupledChannelsError, UnsupportedModelError
+from lightning_taylor.graph.channels import ChannelGraph
+from lightning_taylor.graph.trace import ForwardCall, trace_calls
+from lightning_taylor.plan import fingerprint
+
+__all__ = [
+    "check_agreement",
+    "check_strategy",
+    "example_call",
+    "gradient_scale",
+    "holders",
+    "incoming_checkpoint",
+    "remaining_scale",
+    "remaining_steps",
+    "share",
+    "trace_step",
+    "widths_changed",
+]
+
+T = TypeVar("T")
+
+
+def check_strategy(strategy: Strategy, allow_untested: bool) -> None:
+    """Refuse what cannot work: parameters that are sharded, or held by another runtime.
+
+    Raises:
+        MisconfigurationException: naming the strategy and those that work.
+    """
+    supported = isinstance(strategy, SingleDeviceStrategy | DDPStrategy) and not isinstance(strategy, DeepSpeedStrategy)
+    if (not supported or "XLA" in type(strategy).__name__) and not allow_untested:
+        raise MisconfigurationException(
+            f"TaylorPruning does not work with {type(strategy).__name__}: it cannot cut parameters that are sharded or "
+            "held by another runtime. Use a single device or strategy='ddp', or pass allow_untested_strategy=True"
+        )
+
+
+def share(strategy: Strategy, make: Callable[[], T]) -> T:
+    """What rank zero makes, on every rank; if it raises there, it raises everywhere.
+
+    Raises:
+        Exception: whatever ``make`` raised on rank zero.
+    """
+    made: tuple[T | None, Exception | None] = None, None
+    if strategy.is_global_zero:
+        try:
+            made = make(), None
+        except Exception as error:
+            if getattr(strategy, "world_size", 1) == 1:
+                raise
+            made = None, _portable(error)
+    result, error = cast(tuple[T, Exception | None], strategy.broadcast(made))
+    if error is not None:
+        raise error
+    return result
+
+
+def check_agreement(strategy: Strategy, remove: Mapping[str, Tensor]) -> None:
+    """Compare a decision over all ranks.
+
+    Raises:
+        UncoupledChannelsError: on every rank, if any of them has another one; nothing was removed.
+    """
+    # Equal counts with unequal indices would pass DDP's own checks and let the ranks drift apart.
+    mine = fingerprint(remove)
+    if not strategy.reduce_boolean_decision(mine == strategy.broadcast(mine)):
+        raise UncoupledChannelsError("the ranks were told to remove different channels; nothing was removed")
+
+
+def _portable(error: Exception) -> Exception:
+    """An error that survives the way to another process; most do as they are."""
+    try:
+        pickle.loads(pickle.dumps(error))
+    except Exception:
+        return PruningError(f"{type(error).__name__} on rank 0: {error}")
+    return error
+
+
+def widths_changed(strategy: Strategy, pl_module: LightningModule) -> None:
+    """Let everything that keeps shapes forget them: DDP's buckets and accumulators, compiled code."""
+    if isinstance(strategy, DDPStrategy):
+        strategy.model = pl_module
+        strategy._pl_static_graph_delay_done = False
+        strategy.configure_ddp()
+    if "torch._dynamo" in sys.modules:
+        torch.compiler.reset()  # eight sizes of one frame are too many for its cache
+
+
+def example_call(inputs: Any, pl_module: LightningModule) -> ForwardCall:
+    """What a user gave as example inputs, on the module's device, as a call of the module."""
+    inputs = pl_module._apply_batch_transfer_handler(inputs)
+    if isinstance(inputs, dict):
+        return ForwardCall("", (), inputs)
+    return ForwardCall("", inputs if isinstance(inputs, tuple) else (inputs,))
+
+
+def trace_step(pl_module: LightningModule, calls: list[ForwardCall], ignore: Sequence[str]) -> ChannelGraph:
+    """The graph of what a training step called.
+
+    Raises:
+        UnsupportedModelError: if it called nothing.
+    """
+    if not calls:
+        raise UnsupportedModelError(
+            f"the training step of {type(pl_module).__name__} called no module with parameters before its first "
+            "backward pass, so there is nothing to trace; pass example_inputs="
+        )
+    return trace_calls(pl_module, calls, ignore=ignore)
+
+
+def gradient_scale(trainer: Trainer, pl_module: LightningModule) -> float | Tensor:
+    """What a loss has been multiplied by when ``backward`` runs, without waiting for the device."""
+    scale = _scaler_scale(trainer)
+    # In manual optimization who accumulates divides, or not, in the training step. The quotient is a new tensor: the
+    # scaler updates its own in place.
+    return scale / (trainer.accumulate_grad_batches if pl_module.automatic_optimization else 1)
+
+
+def remaining_scale(trainer: Trainer, optimizer: torch.optim.Optimizer) -> float | Tensor:
+    """What the gradients are still multiplied by when an optimizer is about to step: 1, but for a fused one."""
+    # Lightning leaves it to these optimizers to unscale, inside of their step.
+    unscales = getattr(optimizer, "_step_supports_amp_scaling", False)
+    return _scaler_scale(trainer) / 1 if unscales else 1.0
+
+
+def _scaler_scale(trainer: Trainer) -> float | Tensor:
+    scaler: Any = getattr(trainer.precision_plugin, "scaler", None)
+    scale = getattr(scaler, "_scale", None)
+    if scale is None:
+        scale = scaler.get_scale() if scaler is not None and scaler.is_enabled() else 1.0
+    return scale
+
+
+def holders(trainer: Trainer, own: object) -> dict[str, object]:
+    """The Trainer's other callbacks by their names, for what they may keep of the model."""
+    return {type(callback).__name__: callback for callback in trainer.callbacks if callback is not own}  # type: ignore[attr-defined]
+
+
+def incoming_checkpoint(trainer: Trainer) -> Mapping[str, Any]:
+    """The checkpoint that is being restored; empty if none is.
+
+    Lightning has no public name for it, and shows it to callbacks only after the model was loaded.
+    """
+    return getattr(trainer._checkpoint_connector, "_loaded_checkpoint", {})
+
+
+def remaining_steps(trainer: Trainer) -> float:
+    """Batches with an optimizer step from now to the end of the fit; infinite if nobody knows."""
+    total = trainer.estimated_stepping_batches
+    if total < 0 or total == float("inf"):
+        return float("inf")
+    # Not global_step: with several optimizers each of them counts there.
+    return total - trainer.fit_loop.epoch_loop._batches_that_stepped

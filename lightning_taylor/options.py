@@ -1,0 +1,128 @@
+"""What a user asks ``TaylorPruning`` for, checked as a whole: every wrong value is named in one go."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from numbers import Real
+from typing import Any, get_args
+
+from lightning_taylor.plan import Schedule, Target
+from lightning_taylor.plan.guard import Guard
+from lightning_taylor.scores import Criterion, Normalization
+
+__all__ = ["CHECKS", "Options", "check_arguments"]
+
+Check = Callable[[str, Any], Iterator[str]]
+"""From an argument's name and value to what is wrong with it, in words."""
+
+
+@dataclass(frozen=True)
+class Options:
+    """What to reach and how to choose: the arguments of ``TaylorPruning`` that its session needs; see there."""
+
+    target: Target
+    criterion: Criterion
+    normalization: Normalization = "l2"
+    flops_penalty: float = 0.0
+    min_channels: int = 1
+    round_to: int = 1
+
+
+def check_arguments(arguments: Mapping[str, Any]) -> None:
+    """Check all arguments of ``TaylorPruning`` together.
+
+    Args:
+        arguments: name -> what the user gave; names that are missing are taken for right.
+
+    Raises:
+        ValueError: listing every argument that is wrong, with its value and what it takes.
+
+    Example:
+        >>> check_arguments({"target": 0.5, "round_to": 8})
+        >>> check_arguments({"target": -1, "round_to": 0})
+        Traceback (most recent call last):
+        ValueError: 2 arguments of TaylorPruning are wrong:
+        - target flops=-1 is not a fraction of the dense model in (0, 1]: 1 leaves the model as it is, 0.5 halves it
+        - round_to must be a whole number of at least 1, got 0
+    """
+    problems = [text for name, value in arguments.items() if name in CHECKS for text in CHECKS[name](name, value)]
+    if len(problems) > 1:
+        listed = "\n- ".join(problems)
+        raise ValueError(f"{len(problems)} arguments of TaylorPruning are wrong:\n- {listed}")
+    if problems:
+        raise ValueError(problems[0])
+
+
+def _target(name: str, value: Any) -> Iterator[str]:
+    try:
+        Target.of(value)
+    except ValueError as error:
+        yield str(error)
+
+
+def _instance(kind: type, wanted: str) -> Check:
+    """None, or an instance of a class; the class itself is a frequent slip."""
+
+    def check(name: str, value: Any) -> Iterator[str]:
+        if isinstance(value, type) and issubclass(value, kind):
+            yield f"{name} takes {wanted}, got the class {value.__name__}; write {value.__name__}(...)"
+        elif value is not None and not isinstance(value, kind):
+            yield f"{name} takes {wanted}, got {value!r}"
+
+    return check
+
+
+def _normalization(name: str, value: Any) -> Iterator[str]:
+    if value not in get_args(Normalization):
+        yield f"{name} must be one of {', '.join(map(repr, get_args(Normalization)))}, got {value!r}"
+
+
+def _penalty(name: str, value: Any) -> Iterator[str]:
+    number = isinstance(value, Real) and not isinstance(value, bool)
+    if not number or not 0 <= value < math.inf:
+        yield f"{name} must be a number of at least 0 (the paper uses 1e-3), got {value!r}"
+
+
+def _patterns(name: str, value: Any) -> Iterator[str]:
+    if isinstance(value, str):
+        yield f"{name} takes a list of patterns, got the string {value!r}; write [{value!r}]"
+    elif not isinstance(value, Sequence):
+        yield f"{name} takes a list of name patterns, got {value!r}"
+    elif wrong := [pattern for pattern in value if not isinstance(pattern, str) or not pattern]:
+        yield f"{name} takes name patterns such as 'layer4' or '*.conv1', got {wrong[0]!r} among them"
+
+
+def _count(name: str, value: Any) -> Iterator[str]:
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        yield f"{name} must be a whole number of at least 1, got {value!r}"
+
+
+def _inputs(name: str, value: Any) -> Iterator[str]:
+    """Not a shape, a number or a text; of anything else only the model itself can judge."""
+    shape = isinstance(value, list | tuple) and all(isinstance(n, int) for n in value)
+    if shape or isinstance(value, str | bytes | Real):
+        way = f"torch.rand({', '.join(map(str, value))})" if shape and value else "torch.rand(1, 3, 224, 224)"
+        yield f"{name} takes what the model's forward takes, such as {way}, got {value!r}"
+
+
+def _switch(name: str, value: Any) -> Iterator[str]:
+    if not isinstance(value, bool):
+        yield f"{name} must be True or False, got {value!r}"
+
+
+CHECKS: Mapping[str, Check] = {
+    "target": _target,
+    "schedule": _instance(Schedule, "Gradual(...), Iterative(...) or OneShot(...)"),
+    "criterion": _instance(Criterion, "a criterion such as Taylor() or WeightMagnitude()"),
+    "normalization": _normalization,
+    "flops_penalty": _penalty,
+    "ignore": _patterns,
+    "min_channels": _count,
+    "round_to": _count,
+    "example_inputs": _inputs,
+    "measure_latency": _switch,
+    "guard": _instance(Guard, 'a Guard such as Guard("val_acc", max_drop=0.02)'),
+    "allow_untested_strategy": _switch,
+}

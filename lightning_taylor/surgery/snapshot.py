@@ -1,0 +1,138 @@
+"""A model and its optimizers as they were, to go back to after a removal that went too far."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import chain
+from typing import Any, final
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from lightning_taylor.surgery.copies import Copy
+from lightning_taylor.surgery.optimizer_state import unwrapped
+from lightning_taylor.surgery.transaction import Transaction, signals_deferred
+
+__all__ = ["Snapshot"]
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class Snapshot:
+    """Values of every tensor and of all optimizer state, on the CPU, in plain types.
+
+    Attributes:
+        tensors: qualified name of each parameter and buffer -> its value.
+        states: of each optimizer, position of a parameter (over all groups) -> its state.
+        copies: of each copy, name -> value.
+    """
+
+    tensors: Mapping[str, Tensor]
+    states: Sequence[Mapping[int, Mapping[str, Any]]]
+    copies: Sequence[Mapping[str, Tensor]]
+
+    @classmethod
+    def take(cls, model: nn.Module, optimizers: Iterable[Optimizer] = (), copies: Iterable[Copy] = ()) -> Snapshot:
+        """The values now.
+
+        Args:
+            model: the living model.
+            optimizers: all that hold parameters of it, or Lightning's wrappers of them.
+            copies: what mirrors it; see ``find_copies``.
+
+        Example:
+            >>> net = nn.Linear(2, 3)
+            >>> snapshot = Snapshot.take(net)
+            >>> with torch.no_grad():
+            ...     _ = net.bias.zero_()
+            >>> snapshot.restore(net)
+            >>> bool((net.bias == 0).all())
+            False
+        """
+        return cls(
+            tensors={name: _kept(t) for name, t in _named(model).items()},
+            states=[_states(optimizer) for optimizer in unwrapped(optimizers)],
+            copies=[{name: _kept(t) for name, t in _named(c.tensors).items()} for c in copies],
+        )
+
+    def restore(self, model: nn.Module, optimizers: Iterable[Optimizer] = (), copies: Iterable[Copy] = ()) -> None:
+        """Give everything its old value and shape back, all or nothing; the tensors stay the same objects.
+
+        Gradients are dropped. Learning rates and schedulers are not touched.
+
+        Args:
+            model: the one that ``take`` saw, or another of the same definition.
+            optimizers: as for ``take``, in the same order.
+            copies: as for ``take``, in the same order.
+        """
+        with torch.inference_mode(False), torch.no_grad(), signals_deferred(), Transaction() as transaction:
+            _put_back(model, self.tensors, transaction)
+            for c, values in zip(copies, self.copies, strict=True):
+                _put_back(c.tensors, values, transaction)
+            for optimizer, states in zip(unwrapped(optimizers), self.states, strict=True):
+                _restore_states(optimizer, states, transaction)
+
+    def to_plain(self) -> dict[str, Any]:
+        """The snapshot in types that load with ``weights_only=True``."""
+        return {
+            "tensors": dict(self.tensors),
+            "states": [dict(states) for states in self.states],
+            "copies": [dict(values) for values in self.copies],
+        }
+
+    @classmethod
+    def from_plain(cls, plain: Mapping[str, Any]) -> Snapshot:
+        """The snapshot that ``to_plain`` was called on."""
+        return cls(plain["tensors"], plain["states"], plain["copies"])
+
+
+def _named(tensors: nn.Module | Mapping[str, Tensor]) -> dict[str, Tensor]:
+    if isinstance(tensors, nn.Module):
+        return dict(chain(tensors.named_parameters(), tensors.named_buffers()))
+    return dict(tensors)
+
+
+def _kept(tensor: Tensor) -> Tensor:
+    # A copy even on the CPU, and with its strides: channels_last has to come back too.
+    return torch.empty_like(tensor, device="cpu").copy_(tensor.detach()).detach()
+
+
+def _states(optimizer: Optimizer) -> dict[int, dict[str, Any]]:
+    return {
+        position: {
+            key: _kept(v) if isinstance(v, Tensor) else copy.deepcopy(v) for key, v in optimizer.state[p].items()
+        }
+        for position, p in enumerate(_parameters(optimizer))
+        if p in optimizer.state
+    }
+
+
+def _parameters(optimizer: Optimizer) -> list[Tensor]:
+    return [p for group in optimizer.param_groups for p in group["params"]]
+
+
+def _put_back(tensors: nn.Module | Any, values: Mapping[str, Tensor], transaction: Transaction) -> None:
+    living = _named(tensors)
+    new = {name: torch.empty_like(value, device=living[name].device).copy_(value) for name, value in values.items()}
+    if not isinstance(tensors, nn.Module):
+        transaction.set_items(tensors, new)
+        return
+    for name, value in new.items():
+        transaction.set_storage(living[name], value)
+    for module in tensors.modules():
+        transaction.follow_shapes(module, {})
+
+
+def _restore_states(optimizer: Optimizer, states: Mapping[int, Mapping[str, Any]], transaction: Transaction) -> None:
+    for position, p in enumerate(_parameters(optimizer)):
+        state, old = optimizer.state[p], states.get(position, {})
+        # Not the parameter's device: a step count may live on the CPU beside moments that do not.
+        devices = {key: value.device for key, value in state.items() if isinstance(value, Tensor)}
+        transaction.clear(state)
+        for key, value in old.items():
+            if isinstance(value, Tensor):
+                value = torch.empty_like(value, device=devices.get(key, p.device)).copy_(value)
+            transaction.add_item(state, key, copy.deepcopy(value))

@@ -1,0 +1,190 @@
+from __future__ import annotations
+
+import itertools
+import random
+from dataclasses import replace
+
+import pytest
+import torch
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
+
+from lightning_taylor.errors import TargetUnreachableError
+from lightning_taylor.plan import CostModel, Demand, Target, check_reachable, reachable_minimum, select, select_measured
+
+
+class Gauge:
+    """Stands in for a meter: each resource is a function of the FLOPs fraction; remembers what it was asked."""
+
+    def __init__(self, graph, **curves):
+        self.graph = graph
+        self.curves = curves
+        self.asked = []
+
+    def ratios(self, shapes, resources):
+        cost = CostModel(replace(self.graph, shapes=shapes))
+        self.asked.append((cost.now.flops / cost.dense.flops, tuple(resources)))
+        return {name: self.curves[name](self.asked[-1][0]) for name in resources}
+
+
+@pytest.fixture
+def vgg(make_graph):
+    return _vgg(make_graph)
+
+
+def _vgg(make_graph):
+    return make_graph([32, 64, 128, 128], [1, 1, 1, 4], [12544, 3136, 784, 196])
+
+
+def some_scores(graph, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    return {name: torch.rand(group.size, generator=generator) for name, group in graph.groups.items()}
+
+
+def remaining(graph, remove):
+    cost = CostModel(graph)
+    now = cost.at({name: len(index) for name, index in remove.items()})
+    return {n: getattr(now, n) / getattr(cost.dense, n) for n in ("flops", "params", "channels")}
+
+
+def curve(floor, power):
+    return lambda f: floor + (1 - floor) * f**power
+
+
+curves = st.builds(curve, st.floats(0, 0.5), st.floats(0.6, 2))
+
+
+@settings(max_examples=60, deadline=None)
+@given(curves, st.integers(20, 99), st.integers(0, 2**32))
+def test_a_measured_target_is_met_and_nearly_used_up(make_graph, latency, percent, seed):
+    graph = _vgg(make_graph)
+    gauge, limit = Gauge(graph, latency=latency), percent / 100
+    assume(latency(reachable_minimum(graph).flops / CostModel(graph).dense.flops) < limit - 0.03)
+    found = select_measured(some_scores(graph, seed), graph, Target(latency=limit), gauge)
+    assert found.measured == {"latency": latency(remaining(graph, found.remove)["flops"])}
+    assert limit - 0.015 <= found.measured["latency"] <= limit
+    assert len(gauge.asked) <= 8
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(0, 2**32), st.integers(5, 99), st.integers(2, 8))
+def test_any_noise_ends_in_a_met_figure_or_in_an_error(make_graph, seed, percent, most):
+    graph, noise = _vgg(make_graph), random.Random(seed)
+    gauge = Gauge(graph, latency=lambda f: f * noise.uniform(0.5, 1.5))
+    try:
+        found = select_measured(some_scores(graph), graph, Target(latency=percent / 100), gauge, most=most)
+    except TargetUnreachableError:
+        pass
+    else:
+        assert found.measured["latency"] <= percent / 100
+    assert len(gauge.asked) <= most
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.integers(30, 99), st.integers(30, 99), st.integers(30, 99), st.integers(30, 99))
+def test_exact_and_measured_parts_hold_together(make_graph, flops, channels, latency, memory):
+    graph = _vgg(make_graph)
+    target = Target(flops=flops / 100, channels=channels / 100, latency=latency / 100, memory=memory / 100)
+    gauge = Gauge(graph, latency=curve(0.1, 0.8), memory=curve(0.2, 1.5))
+    found = select_measured(some_scores(graph), graph, target, gauge)
+    fractions = {**remaining(graph, found.remove), **found.measured}
+    assert all(fractions[name] <= fraction for name, fraction in target.asked.items())
+
+
+def test_a_selection_that_the_exact_parts_suffice_for_is_that_of_select(vgg):
+    scores, gauge = some_scores(vgg), Gauge(vgg, latency=lambda f: f)
+    found = select_measured(scores, vgg, Target(flops=0.4, latency=0.9), gauge)
+    expected = select(scores, vgg, Target(flops=0.4))
+    assert {name: index.tolist() for name, index in found.remove.items()} == {
+        name: index.tolist() for name, index in expected.items()
+    }
+    assert len(gauge.asked) == 1
+
+
+def test_only_what_is_asked_for_is_measured(vgg):
+    gauge = Gauge(vgg, latency=lambda f: f, memory=lambda f: f)
+    select_measured(some_scores(vgg), vgg, Target(memory=0.5), gauge)
+    assert {resources for _, resources in gauge.asked} == {("memory",)}
+    found = select_measured(some_scores(vgg), vgg, Target(flops=0.5))
+    assert found.measured == {}
+
+
+def test_a_demand_that_is_met_already_removes_and_measures_nothing(vgg):
+    gauge = Gauge(vgg, latency=lambda f: f)
+    found = select_measured(some_scores(vgg), vgg, Target(latency=1.0), gauge)
+    assert (found.remove, found.measured) == ({}, {"latency": 1.0})
+    pruned = vgg.shrink({"l0": range(5)})
+    found = select_measured(some_scores(pruned), pruned, Target(latency=0.9), gauge, now={"latency": 0.89})
+    assert (found.remove, found.measured) == ({}, {"latency": 0.89})
+    assert not gauge.asked
+
+
+def test_the_same_measurements_give_the_same_answer(vgg):
+    samples = [0.9, 0.4, 0.7, 0.55, 0.6, 0.58, 0.595]
+    found = []
+    for _ in range(2):
+        answers = itertools.cycle(samples)
+        gauge = Gauge(vgg, latency=lambda f, answers=answers: next(answers))
+        found.append(select_measured(some_scores(vgg), vgg, Target(latency=0.6), gauge))
+    assert found[0].measured == found[1].measured
+    assert {n: i.tolist() for n, i in found[0].remove.items()} == {n: i.tolist() for n, i in found[1].remove.items()}
+
+
+def test_a_number_of_channels_goes_whole_and_is_measured_once(vgg):
+    gauge = Gauge(vgg, latency=lambda f: f)
+    demand = Demand(Target(channels=0.999, latency=0.3), channels=20)
+    found = select_measured(some_scores(vgg), vgg, demand, gauge)
+    assert sum(map(len, found.remove.values())) == 20
+    assert len(gauge.asked) == 1
+    assert found.measured["latency"] == gauge.asked[0][0]
+
+
+def test_a_number_of_channels_stops_early_once_only_exact_parts_are_missing(vgg):
+    gauge, pruned = Gauge(vgg, latency=lambda f: f), vgg.shrink({"l3": range(3)})
+    demand = Demand(Target(channels=0.96, latency=0.99), channels=20)
+    found = select_measured(some_scores(pruned), pruned, demand, gauge, now={"latency": 0.98})
+    assert sum(map(len, found.remove.values())) == 349 - 337
+
+
+@pytest.mark.parametrize("demand", [Target(latency=0.3), Target(latency=0.3, flops=0.9)])
+def test_an_unreachable_latency_is_an_error_with_the_measured_figure(vgg, demand):
+    gauge = Gauge(vgg, latency=curve(0.4, 1))
+    with pytest.raises(TargetUnreachableError, match=r"latency=0\.3 cannot be met.*latency=0\.4\d* of.*measured on"):
+        select_measured(some_scores(vgg), vgg, demand, gauge)
+    assert gauge.asked[-1][0] < 0.01
+
+
+def test_nothing_left_to_remove_is_unreachable_too(make_graph):
+    graph = make_graph([4]).shrink({"l0": range(3)})
+    gauge = Gauge(graph, latency=lambda f: 0.8)
+    for demand in (Target(latency=0.5), Demand(Target(latency=0.5), channels=1)):
+        with pytest.raises(TargetUnreachableError, match=r"latency=0\.8"):
+            select_measured({"l0": torch.rand(1)}, graph, demand, gauge, now={"latency": 0.8})
+
+
+def test_a_measured_target_without_a_meter_is_refused_not_met(vgg):
+    scores, target = some_scores(vgg), Target(flops=0.9, memory=0.5)
+    with pytest.raises(ValueError, match="needs a meter to measure memory"):
+        select_measured(scores, vgg, target)
+    with pytest.raises(ValueError, match=r"needs a measurement of .*memory.*select_measured"):
+        select(scores, vgg, target)
+    with pytest.raises(ValueError, match="needs a meter to measure memory"):
+        check_reachable(target, vgg)
+    with pytest.raises(ValueError, match="most=1"):
+        select_measured(scores, vgg, target, Gauge(vgg), most=1)
+
+
+def test_a_check_measures_the_smallest_network_once(vgg):
+    gauge = Gauge(vgg, latency=curve(0.4, 1), memory=curve(0.1, 1))
+    target = Target(flops=0.5, latency=0.5, memory=0.2)
+    least = check_reachable(target, vgg, ["l0", "l1", "l2"], min_channels=2, meter=gauge)
+    assert gauge.asked == [(least.flops / CostModel(vgg).dense.flops, ("latency", "memory"))]
+    with pytest.raises(TargetUnreachableError, match=r"target latency=0\.3 cannot.*latency=0\.4.*the 1 frozen"):
+        check_reachable(Target(latency=0.3, memory=0.2), vgg, meter=gauge)
+
+
+def test_a_check_does_not_measure_what_fails_already(vgg):
+    gauge = Gauge(vgg, latency=lambda f: f)
+    with pytest.raises(TargetUnreachableError, match=r"channels=0\.001"):
+        check_reachable(Target(channels=0.001, latency=0.9), vgg, meter=gauge)
+    assert not gauge.asked

@@ -1,0 +1,45 @@
+"""What the README says can be typed as it stands."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+from lightning_taylor.cli import main
+
+README = Path(__file__).parent.parent / "README.md"
+BLOCKS = re.findall(r"^```(\w+)\n(.*?)^```", README.read_text(), flags=re.MULTILINE | re.DOTALL)
+
+
+def blocks(language: str) -> list[str]:
+    return [text for name, text in BLOCKS if name == language]
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("number", range(len(blocks("python"))))
+def test_python_blocks_run(number: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    exec(compile(blocks("python")[number], f"README block {number}", "exec"), {"__name__": "__readme__"})
+
+
+@pytest.mark.parametrize("number", range(len(blocks("yaml"))))
+def test_yaml_blocks_are_configurations(number: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    config = tmp_path / "config.yaml"
+    config.write_text(blocks("yaml")[number])
+    with pytest.raises(SystemExit) as stopped:
+        main(["fit", "--config", "digits", "--config", str(config), "--print_config"])
+    assert stopped.value.code in (0, None)
+    assert "lightning_taylor.TaylorPruning" in capsys.readouterr().out
+
+
+def test_commands_name_what_exists() -> None:
+    commands = [line for text in blocks("bash") for line in text.splitlines()]
+    known = r"(pip install uv && )?uv run (lightning-taylor (fit|validate|test|predict)|pytest)\b"
+    assert commands
+    assert all(re.match(known, line) for line in commands)
+
+
+def test_the_readme_stays_within_a_screenful_or_three() -> None:
+    assert len(README.read_text().splitlines()) <= 150
