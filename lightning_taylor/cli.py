@@ -46,11 +46,10 @@ WARNINGS = (
     # Lightning's own use of a name that torch is about to drop.
     ".*LeafSpec.*is deprecated",
 )
-"""Warnings that a user can do nothing about."""
 CHATTER = re.compile("💡 Tip: |TPU available: False|Loading `train_dataloader` to estimate")
-"""What Lightning's log says of products and of itself."""
+"""Warnings, and lines of Lightning's log, that a user can do nothing about."""
 BOILERPLATE = re.compile(
-    r"$|Does not validate against|Subtypes: |Errors:$|Given value|Not a valid subclass of|Subclass types expect|"
+    r"Does not validate against|Subtypes: |Errors:$|Given value|Not a valid subclass of|Subclass types expect|"
     r"a class path \(str\)|a dict with|Expected a <class 'NoneType'>|Expected a path but "
 )
 """Lines of jsonargparse's messages about a union that are true of every wrong value."""
@@ -176,7 +175,7 @@ def _readable(message: str, options: Sequence[str] = ()) -> str:
     """
     complaints: dict[tuple[tuple[str, str], ...], list[str]] = {}
     within: list[tuple[int, tuple[str, str]]] = []
-    for line in message.splitlines():
+    for line in filter(str.strip, message.splitlines()):
         text = line.lstrip(" ").removeprefix("- ")
         indent = len(line) - len(line.lstrip(" "))
         within = [frame for frame in within if frame[0] < indent]
@@ -202,6 +201,8 @@ def _explain(text: str, owner: str, options: Sequence[str]) -> str:
     if hit := re.match(r"Expected a dot import path string: (\S+)$", text):
         return f"no class is called {hit[1]!r}; give its import path{_nearest(hit[1], RECIPES)}"
     if hit := re.match(r"(?:Subcommand '\w+' does not accept option |unrecognized arguments: -*)'?([^\s'=]+)", text):
+        if hit[1] in shipped_configs():
+            return f"no option {hit[1]!r}; did you mean --config {hit[1]}?"
         near = _nearest(hit[1], options) or _nearest(hit[1].split(".")[0], options)
         return f"no option {hit[1]!r}{near}"
     if text.startswith('expected "subcommand"'):
@@ -235,8 +236,7 @@ def _quiet() -> Iterator[None]:
     log.addFilter(keep)
     try:
         with warnings.catch_warnings():
-            for message in WARNINGS:
-                warnings.filterwarnings("ignore", message)
+            warnings.filterwarnings("ignore", "|".join(WARNINGS))
             yield
     finally:
         log.removeFilter(keep)
@@ -247,8 +247,8 @@ def _says_what_to_change(error: Exception) -> bool:
     if _debugging() or not isinstance(error, ValueError | FileNotFoundError | MisconfigurationException):
         return False
     *_, (frame, line) = traceback.walk_tb(error.__traceback__)
-    ours = frame.f_globals.get("__name__", "").split(".")[0] in ("lightning_taylor", "lightning")
-    return ours and linecache.getline(frame.f_code.co_filename, line).lstrip().startswith("raise ")
+    raises = linecache.getline(frame.f_code.co_filename, line).lstrip().startswith("raise ")
+    return raises and frame.f_globals.get("__name__", "").split(".")[0] in ("lightning_taylor", "lightning")
 
 
 def _debugging() -> bool:

@@ -220,5 +220,5 @@ def _check_reaches(schedule: Schedule, needed: int, total_steps: int, purpose: s
     if total_steps < needed:
         raise ValueError(
             f"{schedule} needs {needed} optimizer steps {purpose}, but the fit has {total_steps}: "
-            "train longer or choose an earlier schedule"
+            "train longer, choose an earlier schedule, or leave it out to have one laid over the fit"
         )
