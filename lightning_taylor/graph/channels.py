@@ -140,13 +140,13 @@ class ChannelGraph:
             ValueError: for an unknown group, an index out of range, indices that are not sorted and unique, or a
                 group that would lose its last channel.
         """
+        if not isinstance(remove, Mapping):
+            raise TypeError(f"remove maps group names to indices, such as {{'conv1': [0, 3]}}, got {remove!r}")
         checked = {}
         for name, indices in remove.items():
             if name not in self.groups:
                 raise ValueError(f"no channel group {name!r}; this graph has {_some(self.groups)}")
-            index_R = torch.as_tensor(
-                indices if isinstance(indices, Tensor) else list(indices), dtype=torch.int64
-            ).cpu()
+            index_R = _whole_numbers(name, indices)
             _check_indices(name, index_R, self.groups[name].size)
             if index_R.numel():
                 checked[name] = index_R
@@ -221,6 +221,19 @@ def _new_positions(kept: Tensor, width: int) -> Tensor:
     mask = torch.zeros(width, dtype=torch.int64)
     mask[kept] = 1
     return mask.cumsum(0) - 1
+
+
+def _whole_numbers(name: str, indices: Tensor | Iterable[int]) -> Tensor:
+    """The indices as int64 on the CPU; what is no whole number is refused, not rounded."""
+    try:
+        given = indices if isinstance(indices, Tensor) else torch.as_tensor(list(indices))
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise ValueError(f"group {name!r}: indices must be whole numbers, got {indices!r}") from error
+    if given.dtype is torch.bool:
+        raise ValueError(f"group {name!r}: indices must be whole numbers; of a mask take mask.nonzero().flatten()")
+    if given.numel() and (given.is_floating_point() or given.is_complex()):
+        raise ValueError(f"group {name!r}: indices must be whole numbers, got {given.dtype}: {given.tolist()}")
+    return given.to("cpu", torch.int64)
 
 
 def _check_indices(name: str, index_R: Tensor, size: int) -> None:

@@ -116,6 +116,8 @@ def _named_tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
 
 
 def _check_supported(model: nn.Module) -> None:
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"a trace takes a torch.nn.Module, got {model!r}")
     for name, module in model.named_modules():
         where = f"module {name!r}" if name else "the model"
         if isinstance(module, torch.jit.ScriptModule):
@@ -127,3 +129,8 @@ def _check_supported(model: nn.Module) -> None:
     for name, tensor in model.named_parameters():
         if isinstance(tensor, UninitializedTensorMixin):
             raise UnsupportedModelError(f"parameter {name!r} is lazy; run one forward pass before the trace")
+    for name, tensor in _named_tensors(model):
+        if tensor.is_meta:
+            raise UnsupportedModelError(f"{name!r} is on the meta device; give it values before the trace")
+        if tensor.layout is not torch.strided:
+            raise UnsupportedModelError(f"{name!r} is sparse ({tensor.layout}); make it dense before the trace")

@@ -44,6 +44,7 @@ class Ledger:
         self._reason_index: dict[str, int] = {}
         self._frozen_by = np.full(total, -1, dtype=np.int64)
         self._ties: list[np.ndarray] = []
+        self._cuts: list[tuple[np.ndarray, np.ndarray, str]] = []
         self.order: dict[Axis, int] = {}
 
     def labels(self, tensor: str) -> tuple[Tensor, ...]:
@@ -69,6 +70,27 @@ class Ledger:
         at = _distinct(labels)
         at = at[self._frozen_by[at] < 0]
         self._frozen_by[at] = self._reason(reason)
+
+    def cut(self, part: Tensor, whole: Tensor, reason: str) -> None:
+        """Note a part that is taken out of a tensor at positions that the model's code counts; see ``settle_cuts``."""
+        inside, outside = _squeezed(part).numpy().ravel(), _squeezed(whole).numpy().ravel()
+        if len(inside) != len(outside):
+            self._cuts.append((inside, outside, reason))
+
+    def settle_cuts(self) -> None:
+        """Freeze what is cut unevenly; call it when all ties are known.
+
+        Code that takes the first half of the channels takes the first half of what is left, too. That is the same
+        half only if whatever goes takes as large a share of the part as of the whole.
+        """
+        component = self.components()
+        for part, whole, reason in self._cuts:
+            there = whole[whole >= 0]
+            names, at, in_whole = np.unique(component[there], return_inverse=True, return_counts=True)
+            mine = component[part[part >= 0]]
+            in_part = np.bincount(np.searchsorted(names, mine), minlength=len(names))
+            uneven = in_part * len(whole) != in_whole * len(part)
+            self.freeze(torch.from_numpy(there[uneven[at]]), reason)
 
     def assign(self, labels: Tensor, role: Role) -> None:
         """Note what the axes that these labels belong to do with their channels."""
@@ -137,8 +159,13 @@ class Ledger:
 
 def _distinct(labels: Tensor) -> np.ndarray:
     """The labels in a tensor, each once, neutral left out, without walking its expanded dimensions."""
+    found = np.unique(_squeezed(labels).numpy())
+    return found[found >= 0]
+
+
+def _squeezed(labels: Tensor) -> Tensor:
+    """The labels with one entry along each expanded dimension."""
     for d in range(labels.ndim):
         if labels.shape[d] > 1 and labels.stride(d) == 0:
             labels = labels.narrow(d, 0, 1)
-    found = np.unique(labels.numpy())
-    return found[found >= 0]
+    return labels

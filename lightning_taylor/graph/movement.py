@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_map
 
 from lightning_taylor.graph.channels import Role
-from lightning_taylor.graph.labels import Labels, collapse, compressed, is_constant, pairs, varying
+from lightning_taylor.graph.labels import Labels, collapse, compressed, is_constant, pairs, varies, varying
 from lightning_taylor.graph.ledger import NEUTRAL
 from lightning_taylor.graph.tracer import Call, Rule
 
@@ -32,10 +32,31 @@ def move(call: Call) -> Labels | Sequence[Labels | None] | None:
     slots = len(carried[0].slots)
     weight = all(x is not None and x.weight for x in operands)
     if weight and all(len(x.slots) == slots for x in carried):
-        moved = [_apply(call, [x.slots[i] if x else None for x in operands]) for i in range(slots)]
+        moved = [_moved(call, [x.slots[i] if x else None for x in operands]) for i in range(slots)]
         return [Labels(tuple(together), weight=True) for together in zip(*moved, strict=True)]
-    chosen = _one_slot_each(call, operands)
-    return [Labels((x,)) for x in _apply(call, chosen)]
+    return [Labels((x,)) for x in _moved(call, _one_slot_each(call, operands))]
+
+
+def _moved(call: Call, slots: Sequence[Tensor | None]) -> list[Tensor]:
+    """The labels after the operator; frozen where it counts positions that would be others after a removal."""
+    ledger, results = call.tracer.ledger, _apply(call, slots)
+    first = slots[0]
+    if first is not None and call.name in _CUTS:
+        for part in results:
+            ledger.cut(part, first, f"taken apart at fixed positions by {call.where}")
+    if first is not None and any(varies(first, d) for d in _reordered(call)):
+        ledger.freeze(first, f"picked or reordered at fixed positions by {call.where}")
+    return results
+
+
+def _reordered(call: Call) -> list[int]:
+    """The dimensions along which an operator picks or shifts entries by their numbers."""
+    if call.name == "index":
+        return [d for d, index in enumerate(call.get("indices")) if index is not None]
+    if call.name == "roll":
+        dims = call.get("dims")
+        return list(dims) if dims else list(range(call.operands[0].ndim))
+    return [call.get("dim")] if call.name in ("index_select", "gather") else []
 
 
 def pointwise(call: Call) -> Labels | None:
@@ -258,6 +279,7 @@ _MOVES = """view _unsafe_view reshape _reshape_alias permute transpose t numpy_T
 split split_with_sizes split_copy unbind cat stack flip roll repeat detach alias as_strided unfold im2col
 pixel_shuffle pixel_unshuffle channel_shuffle native_channel_shuffle index index_select gather narrow diagonal movedim
 lift_fresh lift rot90 tril triu select_scatter slice_scatter repeat_interleave""".split()
+_CUTS = "slice select split split_with_sizes split_copy unbind narrow".split()
 _POINTWISE = """hardswish hardtanh hardsigmoid _prelu_kernel prelu clone copy _to_copy where masked_fill fill zero
 contiguous leaky_relu relu6 dropout native_dropout rrelu_with_noise_functional threshold celu selu mish""".split()
 _LIKE = "zeros_like ones_like empty_like full_like rand_like randn_like bernoulli".split()

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import sys
+import warnings
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -68,6 +69,8 @@ def _eager() -> contextlib.AbstractContextManager[Any]:
 def quiet(seed: int = 0, dtype: torch.dtype | None = None) -> Iterator[None]:
     """No gradients, fused attention shortcuts off, random numbers seeded and given back, compiled code run eagerly.
 
+    Warnings too: those of the model are given where it really runs.
+
     Args:
         seed: of every device's default generator inside the block.
         dtype: the default dtype inside the block, for models that make tensors of their own.
@@ -80,7 +83,10 @@ def quiet(seed: int = 0, dtype: torch.dtype | None = None) -> Iterator[None]:
         _eager(),
         torch.autocast("cuda", enabled=False),
         torch.autocast("cpu", enabled=False),
+        warnings.catch_warnings(),
     ):
+        # The model's own warnings come in its own passes; one about missing gradients would be false here.
+        warnings.simplefilter("ignore")
         torch.manual_seed(seed)
         torch.backends.mha.set_fastpath_enabled(False)
         if dtype is not None:

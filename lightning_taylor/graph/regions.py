@@ -34,7 +34,7 @@ def put(call: Call) -> Labels | None:
     if not plain or any(x.weight for x in carried) or not all(is_constant(slot, (0,)) for slot in slots):
         return freeze_all(call, f"written by an index ({call.where})")
     wide = [collapse(slot, (0,), keepdim=True).expand(table.shape) for slot in slots if len(slot)]
-    return Labels((wide[0] if len(wide) == 1 else combine(call, *wide, table.shape),)) if wide else None
+    return Labels((wide[0] if len(wide) == 1 else combine(call, wide[0], wide[1], table.shape),)) if wide else None
 
 
 RULES: dict[str, Rule] = {"roi_align": pool, "roi_pool": pool, "index_put": put}

@@ -60,8 +60,9 @@ def trace_channels(
         The graph; it may have no groups, then ``frozen`` says why.
 
     Raises:
-        UnsupportedModelError: if the model is scripted, quantized or lazy, or its forward pass raises.
-        ValueError: if an ``ignore`` pattern matches no layer.
+        UnsupportedModelError: if the model is scripted, quantized, lazy, sparse or on the meta device, or its forward
+            pass raises, returns no tensor, or no finite number.
+        ValueError: if an ``ignore`` pattern matches no layer, or there is no example.
 
     Example:
         >>> net = torch.nn.Sequential(torch.nn.Conv2d(3, 8, 3), torch.nn.ReLU(), torch.nn.Conv2d(8, 5, 3))
@@ -82,8 +83,11 @@ def trace_calls(
     model: nn.Module, calls: Sequence[ForwardCall], *, ignore: Sequence[str] = (), verify: bool = True
 ) -> ChannelGraph:
     """Like ``trace_channels``, for a model whose parts are called one by one from the training step."""
+    _check_patterns(ignore)
     net = private_copy(model)
     batch = _batch_size(calls)
+    if not batch:
+        raise ValueError("the example inputs are a batch without an example; give at least one")
     few = [few_of(c, batch) for c in calls]
     dtype, few = _settle_precision(net, few, calls)
     reveal(net, torch.Generator().manual_seed(0))
@@ -92,9 +96,23 @@ def trace_calls(
     tensors = {id(t): t for t in (*net.parameters(), *net.buffers())}
     shapes = {name: tuple(tensors[key].shape) for key, name in names.items()}
     ledger = Ledger(shapes)
+    returned: list[Any] = []
     for training in (False, True):
         examples = None if training else _batch_size(few)
-        _trace_path(net, few, ledger, names, training=training, examples=examples, dtype=dtype)
+        try:
+            returned += _trace_path(net, few, ledger, names, training=training, examples=examples, dtype=dtype)
+        except Exception as error:
+            raise UnsupportedModelError(
+                f"the trace of {type(net).__name__} raised {type(error).__name__}, after a forward pass that did not: "
+                f"{error}"
+            ) from error
+    if next(tensors_in(returned), None) is None:
+        raise UnsupportedModelError(
+            f"the forward pass of {type(net).__name__} returned {type(returned[-1]).__name__} without a tensor in it, "
+            "so nothing tells which channels are its result; return tensors, or tuples, lists, dicts or dataclasses "
+            "of them"
+        )
+    ledger.settle_cuts()
     _ignore(ledger, ignore, net)
     unseen = _unseen(ledger, net)
     if verify:
@@ -128,7 +146,8 @@ def _trace_path(
     training: bool,
     examples: int | None,
     dtype: torch.dtype,
-) -> None:
+) -> list[Any]:
+    returned: list[Any] = []
     tracer = Tracer(ledger, names, _RULES, movement.fallback, examples)
     with _mode(net, training), quiet(dtype=dtype), _watched(net, tracer):
         for call in calls:
@@ -136,6 +155,8 @@ def _trace_path(
                 out = net.get_submodule(call.module)(*call.args, **call.kwargs)
             for tensor in tensors_in(out):
                 tracer.freeze(tracer.labels_of(tensor), "reaches the output")
+            returned.append(out)
+    return returned
 
 
 def _outputs(net: nn.Module, calls: Sequence[ForwardCall], dtype: torch.dtype) -> list[Tensor]:
@@ -158,16 +179,28 @@ def _settle_precision(
     failure: Exception | None = None
     for dtype, given in attempts:
         given = [ForwardCall(c.module, cast(c.args, dtype), cast(dict(c.kwargs), dtype)) for c in given]
-        net.to(dtype)
+        # Not net.to(dtype): that would cut complex numbers to their real part.
+        net._apply(lambda t, dtype=dtype: t.to(dtype) if t.is_floating_point() else t)
         try:
-            _outputs(net, given, dtype)
+            outputs = _outputs(net, given, dtype)
         except Exception as error:
             failure = error
         else:
+            _check_finite(net, outputs)
             return dtype, given
     raise UnsupportedModelError(
         f"the forward pass of {type(net).__name__} raised {type(failure).__name__} on the example inputs: {failure}"
     ) from failure
+
+
+def _check_finite(net: nn.Module, outputs: list[Tensor]) -> None:
+    """Outputs without a number agree with any others, so nothing could be proven by them."""
+    if outputs and not any(bool(t.isfinite().any()) for t in outputs if t.numel()):
+        names = [name for name, p in net.named_parameters() if not bool(p.isfinite().all())]
+        cause = f"{names[0]!r} is not finite" if names else "look at the example inputs"
+        raise UnsupportedModelError(
+            f"the forward pass of {type(net).__name__} gives no finite number on the example inputs: {cause}"
+        )
 
 
 @contextmanager
@@ -220,6 +253,13 @@ def _ignore(ledger: Ledger, patterns: Sequence[str], net: nn.Module) -> None:
             )
         for layer in hit:
             ledger.freeze_axes([ledger.layers[layer]], f"ignored by the pattern {pattern!r}")
+
+
+def _check_patterns(patterns: Any) -> None:
+    if isinstance(patterns, str):
+        raise ValueError(f"ignore takes a list of patterns, got the string {patterns!r}; write [{patterns!r}]")
+    if not isinstance(patterns, Sequence) or not all(isinstance(p, str) and p for p in patterns):
+        raise ValueError(f"ignore takes a list of name patterns such as ['layer4', '*.conv1'], got {patterns!r}")
 
 
 def _matches(layer: str, pattern: str) -> bool:

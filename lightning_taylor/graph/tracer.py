@@ -8,7 +8,7 @@ tied that should be. Then the removal of one channel either raises or changes th
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, is_dataclass
 from typing import Any
 
 import torch
@@ -95,6 +95,9 @@ def tensors_in(values: Any) -> Iterator[Tensor]:
             yield from tensors_in(value)
     elif hasattr(values, "__dict__") and not isinstance(values, nn.Module | type):
         yield from tensors_in(vars(values))
+    elif is_dataclass(values) and not isinstance(values, type):  # one with slots
+        for entry in fields(values):
+            yield from tensors_in(getattr(values, entry.name, None))
 
 
 class Tracer(TorchDispatchMode):

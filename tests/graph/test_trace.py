@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -107,9 +108,44 @@ def test_a_zero_initialised_branch_does_not_hide_a_mistake() -> None:
 
 
 def test_code_that_assumes_a_width_is_frozen_with_the_error_it_would_raise() -> None:
-    graph = trace_channels(*zoo.build("hard_coded"))
+    class Folded(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.stem, self.head = zoo.conv(3, 8), nn.Linear(8, 3)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.head(self.stem(x).view(-1, 8, x.shape[2] * x.shape[3]).mean(2))
+
+    graph = trace_channels(Folded(), torch.randn(1, 3, 8, 8))
     assert "assumes its width" in graph.frozen["stem"]
-    assert "a" in graph.frozen
+    assert "shape '[-1, 8, 64]'" in graph.frozen["stem"]
+
+
+PICKING: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
+    "split_with_sizes": lambda v: v.split([5, 1], 1)[0],
+    "split": lambda v: v.chunk(2, 1)[1],
+    "slice": lambda v: torch.cat([v[:, :3], v[:, 3:].relu()], 1),
+    "select": lambda v: torch.stack([v.select(1, 4), v.select(1, 2)], 1),
+    "index": lambda v: v[:, torch.tensor([2, 0, 1])],
+    "roll": lambda v: v.roll(1, 1),
+}
+
+
+@pytest.mark.parametrize("name", PICKING)
+def test_channels_that_code_counts_by_position_stay(name: str) -> None:
+    class Picks(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.stem, self.mix, self.head = zoo.conv(3, 6), nn.LazyConv2d(4, 1), nn.Linear(4, 2)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.head(self.mix(PICKING[name](self.stem(x))).amax((2, 3)))
+
+    model = Picks()
+    model(torch.randn(1, 3, 8, 8))
+    graph = trace_channels(model, torch.randn(1, 3, 8, 8))
+    assert set(graph.groups) == {"mix"}
+    assert f"at fixed positions by {name}" in graph.frozen["stem"]
 
 
 def test_padding_channels_stay_and_the_others_go() -> None:
@@ -197,7 +233,7 @@ class Split(nn.Module):
 def test_halves_that_must_stay_balanced_do_not_pass_by_losing_as_many() -> None:
     graph = trace_channels(Split(), torch.randn(1, 3, 8, 8))
     assert set(graph.groups) == {"one"}
-    assert "assumes its width" in graph.frozen["stem"]
+    assert "taken apart at fixed positions by split" in graph.frozen["stem"]
 
 
 def test_what_meets_a_grouped_convolution_is_frozen_by_its_reason() -> None:

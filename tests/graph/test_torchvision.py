@@ -1,0 +1,176 @@
+"""Real architectures, in double precision: what the graph calls removable is removed exactly, and how much that is.
+
+Batch-norm statistics, affines and biases are random (``zoo.randomize``), and so is what a model starts constant
+(ViT's head of zeros, ConvNeXt's layer scale of 1e-6), or a removal would change nothing and prove nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+import torch
+import torchvision
+import zoo
+from exactness import difference, masked, sliced
+from torch import Tensor, nn
+from torchvision.models.detection.backbone_utils import resnet_fpn_backbone
+
+from lightning_taylor.graph.channels import ChannelGraph
+from lightning_taylor.graph.copying import reveal
+from lightning_taylor.graph.trace import trace_channels
+from lightning_taylor.graph.tracer import tensors_in
+
+
+@dataclass(frozen=True)
+class Net:
+    """A row of the table.
+
+    Attributes:
+        name: in torchvision's registry.
+        removable: output channels over all layers that belong to a group.
+        heads: layers that make the network's outputs, which are not counted.
+        channels: how many output channels there are; as many as are removable if None.
+        side: of the input image or clip.
+        slow: whether it takes more than about fifteen seconds.
+    """
+
+    name: str
+    removable: int
+    heads: tuple[str, ...] = ("fc",)
+    channels: int | None = None
+    side: int = 64
+    slow: bool = False
+
+
+NETS = [
+    Net("alexnet", 9344, ("classifier.6",)),
+    Net("vgg11_bn", 10944, ("classifier.6",), slow=True),
+    Net("vgg16", 12416, ("classifier.6",), slow=True),
+    Net("resnet18", 4800),
+    Net("resnet50", 26560),
+    Net("densenet121", 10240, ("classifier",)),
+    Net("googlenet", 9584, ("fc", "aux1.fc2", "aux2.fc2")),
+    Net("inception_v3", 18112, ("AuxLogits.fc", "fc"), side=299, slow=True),
+    Net("mobilenet_v2", 17056, ("classifier.1",)),
+    Net("mobilenet_v3_large", 18560, ("classifier.3",)),
+    Net("efficientnet_b0", 30348, ("classifier.1",)),
+    Net("mnasnet0_5", 10312, ("classifier.1",)),
+    Net("squeezenet1_1", 2944, ("classifier.1",)),
+    Net("r3d_18", 4800, side=32),
+    Net("r2plus1d_18", 12675, side=32),
+    Net("s3d", 10608, ("classifier.1",), side=32),
+    Net("fcn_resnet50", 27072, ("classifier.4",), slow=True),
+    Net("deeplabv3_mobilenet_v3_large", 19072, ("classifier.4",)),
+    Net("lraspp_mobilenet_v3_large", 17536, ("classifier.low_classifier", "classifier.high_classifier")),
+    Net("resnet18_fpn", 5824, tuple(f"fpn.layer_blocks.{i}.0" for i in range(4))),
+    Net("fasterrcnn_mobilenet_v3_large_fpn", 20608, (), 20708, side=128, slow=True),
+    Net("regnet_y_400mf", 6040, ("fc",), 18784),
+    Net("shufflenet_v2_x0_5", 2800, ("fc",), 3976, slow=True),
+    Net("convnext_tiny", 26496, ("classifier.2",), 41184),
+    Net("vit_b_16", 36864, ("heads.head",), 83712, side=224, slow=True),
+]
+
+
+@dataclass(frozen=True)
+class Traced:
+    net: Net
+    model: nn.Module
+    inputs: tuple[Any, ...]
+    graph: ChannelGraph
+
+
+@pytest.fixture(
+    scope="module",
+    params=[pytest.param(net, id=net.name, marks=[pytest.mark.slow] if net.slow else []) for net in NETS],
+)
+def traced(request: pytest.FixtureRequest) -> Traced:
+    net: Net = request.param
+    torch.manual_seed(0)
+    model, inputs = build(net)
+    zoo.randomize(model.double())
+    reveal(model, torch.Generator().manual_seed(1))
+    return Traced(net, model, inputs, trace_channels(model, inputs))
+
+
+def build(net: Net) -> tuple[nn.Module, tuple[Any, ...]]:
+    if "rcnn" in net.name:
+        return detector(net)
+    if net.name == "resnet18_fpn":
+        model: nn.Module = resnet_fpn_backbone(backbone_name="resnet18", weights=None, trainable_layers=5)
+    else:
+        model, _ = zoo.torchvision_model(net.name, net.side)
+    if net.name == "s3d":
+        # Its last pooling spans the 7x7 positions of a clip of 224 px; it has no weights, and small clips are faster.
+        model.avgpool = nn.AvgPool3d((2, 1, 1), stride=1)
+        return model, (torch.randn(1, 3, 14, net.side, net.side, dtype=torch.float64),)
+    clip = (4,) if "d_18" in net.name else ()
+    return model, (torch.randn(1, 3, *clip, net.side, net.side, dtype=torch.float64),)
+
+
+def detector(net: Net) -> tuple[nn.Module, tuple[Any, ...]]:
+    small = {"min_size": net.side, "max_size": net.side}
+    model = torchvision.models.get_model(net.name, weights=None, weights_backbone=None, num_classes=5, **small)
+    boxes = torch.tensor([[10, 10, 60, 60], [30, 40, 100, 120]], dtype=torch.float64)
+    target = {"boxes": boxes, "labels": torch.tensor([1, 2])}
+    return model, ([torch.rand(3, net.side, net.side, dtype=torch.float64)], [target])
+
+
+def run(model: nn.Module, inputs: tuple[Any, ...], *, training: bool) -> list[Tensor]:
+    """Every output of the evaluation or the training path, the latter without its randomness.
+
+    What is random in training (dropout, batch statistics, stochastic depth) has no modules inside it; what decides
+    which path is taken, and runs auxiliary heads, has.
+    """
+    for module in model.modules():
+        module.training = training and next(module.children(), None) is not None
+    torch.manual_seed(0)
+    with torch.no_grad():
+        return [t for t in tensors_in(model(*inputs)) if t.is_floating_point()]
+
+
+def removals(graph: ChannelGraph) -> Iterator[dict[str, Tensor]]:
+    """A quarter of every group, three quarters, and of each another share: what must stay balanced shows itself."""
+    generator = torch.Generator().manual_seed(2)
+    yield graph.sample(0.25, generator)
+    yield graph.sample(0.75, generator)
+    shares = torch.rand(len(graph.groups), generator=generator).tolist()
+    halves = [graph.sample(share, generator) for share in shares]
+    yield {name: half[name] for name, half in zip(graph.groups, halves, strict=True) if name in half}
+
+
+def twice(values: Any) -> Any:
+    return torch.cat([values, values]) if isinstance(values, Tensor) else values * 2
+
+
+def test_every_channel_but_the_outputs_is_removable_or_the_count_says_how_many(traced: Traced) -> None:
+    graph, net = traced.graph, traced.net
+    heads = {layer for layer, reason in graph.frozen.items() if reason == "reaches the output"}
+    assert heads == set(net.heads)
+    assert graph.unseen == ()
+    carried: dict[str, set[int]] = {layer: set() for layer in graph.layers if layer not in heads}
+    for layer in carried:
+        for _, s in graph.slices_by_axis().get(graph.layers[layer], []):
+            carried[layer].update(s.index.flatten().tolist())
+    channels = sum(graph.width(graph.layers[layer]) for layer in carried)
+    assert (sum(map(len, carried.values())), channels) == (net.removable, net.channels or net.removable)
+
+
+@pytest.mark.parametrize("training", [False, True], ids=["evaluation", "training"])
+def test_the_sliced_net_computes_what_the_masked_net_computes(traced: Traced, training: bool) -> None:
+    dense = run(traced.model, traced.inputs, training=training)
+    for remove in removals(traced.graph):
+        expected = run(masked(traced.model, traced.graph, remove), traced.inputs, training=training)
+        found = run(sliced(traced.model, traced.graph, remove), traced.inputs, training=training)
+        assert difference(expected, found) < 1e-10
+        assert difference(expected, dense) > 1e-6, "the removal must matter for the comparison to count"
+
+
+def test_the_sliced_net_goes_on_training(traced: Traced) -> None:
+    smaller = sliced(traced.model, traced.graph, next(removals(traced.graph))).train()
+    with torch.no_grad():
+        answers = list(tensors_in(smaller(*map(twice, traced.inputs))))
+    assert answers
+    assert all(bool(t.isfinite().all()) for t in answers)
