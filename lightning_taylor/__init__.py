@@ -6,6 +6,7 @@ Example:
     >>> trainer = L.Trainer(callbacks=[TaylorPruning(target=0.5)], logger=False, accelerator="cpu")
 """
 
+from lightning_taylor.best import PrunedModelCheckpoint
 from lightning_taylor.callback import TaylorPruning
 from lightning_taylor.checkpoint import PrunedCheckpointMixin, load_pruned
 from lightning_taylor.errors import (
@@ -34,6 +35,7 @@ __all__ = [
     "OneShot",
     "OptimizerStateError",
     "PrunedCheckpointMixin",
+    "PrunedModelCheckpoint",
     "PruningError",
     "Random",
     "Target",

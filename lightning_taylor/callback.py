@@ -11,7 +11,16 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch import Tensor, nn
 from typing_extensions import override
 
-from lightning_taylor.checkpoint import ShapeFitter, check_return, comes_back, origin_of, widths_of
+from lightning_taylor.checkpoint import (
+    ShapeFitter,
+    changed_settings,
+    check_return,
+    comes_back,
+    origin_of,
+    settings_of,
+    was_pruned,
+    widths_of,
+)
 from lightning_taylor.graph.capture import CallRecorder
 from lightning_taylor.graph.channels import ChannelGraph
 from lightning_taylor.graph.copying import batch_size
@@ -19,7 +28,9 @@ from lightning_taylor.graph.trace import ForwardCall, require_groups
 from lightning_taylor.host import (
     check_agreement,
     check_strategy,
+    compiled_graphs,
     example_call,
+    forget_compiled,
     gradient_scale,
     holders,
     incoming_checkpoint,
@@ -27,6 +38,7 @@ from lightning_taylor.host import (
     remaining_steps,
     share,
     trace_step,
+    warn_of_unreachable,
     widths_changed,
 )
 from lightning_taylor.options import Options, check_arguments
@@ -34,7 +46,7 @@ from lightning_taylor.plan import Schedule, Target
 from lightning_taylor.plan.guard import Guard
 from lightning_taylor.scores import Criterion, Normalization, Taylor
 from lightning_taylor.session import Session
-from lightning_taylor.surgery import find_copies, unreachable_copies
+from lightning_taylor.surgery import find_copies
 from lightning_taylor.surgery.transaction import signals_deferred
 
 __all__ = ["TaylorPruning"]
@@ -104,6 +116,8 @@ class TaylorPruning(Callback):
         self._global_step = 0
         self._grad_scale: float | Tensor = 1.0
         self._examples = 1
+        self._compiled = 0
+        self._told: set[str] = set()
 
     @property
     def graph(self) -> ChannelGraph | None:
@@ -114,6 +128,11 @@ class TaylorPruning(Callback):
     def reached(self) -> bool:
         """Whether the target is met."""
         return self._session.reached
+
+    @property
+    def remaining(self) -> dict[str, float]:
+        """FLOPs, parameters and channels as fractions of the dense model; empty before the first training batch."""
+        return self._session.fractions() if self._session.traced else {}
 
     @override
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
@@ -135,6 +154,7 @@ class TaylorPruning(Callback):
         check_strategy(trainer.strategy, self.allow_untested_strategy)
         check_return(trainer.strategy, pl_module)
         self._session.begin_fit()
+        self._compiled = compiled_graphs()
 
     @override
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
@@ -142,22 +162,30 @@ class TaylorPruning(Callback):
         state = checkpoint.get("callbacks", {}).get(self.state_key)
         if state:
             self._session.load(state, pl_module)
+            changed = changed_settings(state.get("settings", {}), self._settings())
+            if changed and trainer.state.fn == "fit":
+                rank_zero_warn(changed)
+        elif was_pruned(checkpoint):
+            rank_zero_warn(
+                "the checkpoint's network was pruned before, but the checkpoint holds no state of TaylorPruning: what "
+                "the network has now counts as dense"
+            )
 
     @override
     def state_dict(self) -> dict[str, Any]:
         """Called when a checkpoint is saved: everything that a resumed fit needs, in plain types."""
-        return {**self._session.to_plain(), "widths": widths_of(self.graph)}
+        return {**self._session.to_plain(), "widths": widths_of(self.graph), "settings": self._settings()}
 
     @override
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Called when the train begins: lay the schedule, and trace if the inputs are known."""
-        if trainer.fast_dev_run:
+        if trainer.fast_dev_run:  # type: ignore[attr-defined]
             rank_zero_info("TaylorPruning does nothing in a fast_dev_run")
             return
-        for owner in unreachable_copies(pl_module, holders(trainer, self)):
-            rank_zero_warn(
-                f"{owner} looks like a copy of the parameters without their names, which TaylorPruning cannot prune "
-                "along: it will have the wrong shapes after the first event"
+        warn_of_unreachable(trainer, pl_module, self, self._told)
+        if self.guard and not trainer.enable_validation:
+            raise ValueError(
+                f"{self.guard!r} needs a validation, and this fit has none: give it a validation_step and its data"
             )
         self._session.lay_schedule(self.schedule, remaining_steps(trainer))
         inputs = self.example_inputs if self.example_inputs is not None else pl_module.example_input_array
@@ -183,7 +211,8 @@ class TaylorPruning(Callback):
         if pl_module.automatic_optimization:
             self._end_recording(trainer, pl_module)
         self._grad_scale = gradient_scale(trainer, pl_module)
-        self._session.before_backward()
+        # An optimizer with a closure, such as LBFGS, evaluates a batch several times; only the last one counts.
+        self._session.before_backward(again=pl_module.automatic_optimization)
 
     @override
     def on_after_backward(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -196,8 +225,9 @@ class TaylorPruning(Callback):
     ) -> None:
         """Called before ``optimizer.step()``: gradients are synchronised, not yet clipped."""
         parameters = [p for group in optimizer.param_groups for p in group["params"]]
-        left = remaining_scale(trainer, optimizer)
-        self._session.before_step(self._examples, self._grad_scale, parameters, left)
+        if not pl_module.automatic_optimization:
+            self._session.end_objective(self._examples, self._grad_scale)
+        self._session.before_step(parameters, remaining_scale(trainer, optimizer))
 
     @override
     def on_train_batch_end(
@@ -237,7 +267,8 @@ class TaylorPruning(Callback):
         if trainer.is_global_zero and self._session.traced:
             if not self.reached:
                 rank_zero_warn(self._session.shortfall)
-            self._session.show(folder, measure_latency=self.measure_latency)
+            compiled = compiled_graphs() - self._compiled
+            self._session.show(folder, measure_latency=self.measure_latency, compiled=compiled)
 
     @override
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
@@ -269,6 +300,7 @@ class TaylorPruning(Callback):
         """Trace on rank zero, share the graph, and start to score."""
         graph = share(trainer.strategy, lambda: require_groups(trace_step(pl_module, calls, self.ignore)))
         self._session.begin(pl_module, graph, calls)
+        forget_compiled()
         share(trainer.strategy, lambda: self._session.measure_with(calls))
 
     def _event(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -278,6 +310,7 @@ class TaylorPruning(Callback):
             rank_zero_warn(decided)
             return
         check_agreement(trainer.strategy, decided.remove)
+        warn_of_unreachable(trainer, pl_module, self, self._told)  # some are made in the course of the fit
         copies = find_copies(pl_module, holders(trainer, self))
         self._session.remove(decided, trainer.optimizers, copies)
         if decided.remove:
@@ -289,10 +322,15 @@ class TaylorPruning(Callback):
             pl_module.log_dict(fractions, on_step=True, on_epoch=False, batch_size=1, rank_zero_only=True)
             pl_module.log("flops", fractions["pruning/flops"], prog_bar=True, logger=False, batch_size=1)
 
+    def _settings(self) -> dict[str, str]:
+        return settings_of(self.options, schedule=self.schedule, guard=self.guard)
+
     def _detach(self) -> None:
         if self._recorder:
             self._recorder.close()
             self._recorder = None
+        if self._session.active and not self.reached:
+            forget_compiled()  # the hooks that are taken off now were compiled in
         self._session.close()
 
     def _close_fitter(self) -> None:

@@ -12,6 +12,7 @@ difference means that the checkpoint belongs to another model, and is an error t
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import fields
 from itertools import chain
 from typing import Any, TypeVar, final
 
@@ -30,11 +31,14 @@ from lightning_taylor.graph.resize import follow_shapes, hold
 __all__ = [
     "PrunedCheckpointMixin",
     "ShapeFitter",
+    "changed_settings",
     "check_return",
     "comes_back",
     "fit_shapes",
     "load_pruned",
     "origin_of",
+    "settings_of",
+    "was_pruned",
     "widths_of",
 ]
 
@@ -61,6 +65,22 @@ def widths_of(graph: ChannelGraph | None) -> dict[str, Any]:
     return {"dense": {name: list(graph.dense[name]) for name in dims}, "dims": dims}
 
 
+def settings_of(options: Any, **others: object) -> dict[str, str]:
+    """What a checkpoint says about how it was pruned, in words: the fields of a dataclass, and some more."""
+    return {
+        **{f.name: repr(getattr(options, f.name)) for f in fields(options)},
+        **{k: repr(v) for k, v in others.items()},
+    }
+
+
+def changed_settings(saved: Mapping[str, str], now: Mapping[str, str]) -> str | None:
+    """Which settings are not those of the checkpoint, in words; None if all are."""
+    changed = [f"{k}={now[k]}, which was {saved[k]}" for k in now if k in saved and saved[k] != now[k]]
+    if not changed:
+        return None
+    return f"the fit is resumed with other settings than its checkpoint's: {'; '.join(changed)}. The new ones hold"
+
+
 def fit_shapes(module: nn.Module, state_dict: Mapping[str, Any], widths: Widths, prefix: str = "") -> None:
     """Give a module's tensors the shapes that a state dict has; their values are undefined until it is loaded.
 
@@ -74,8 +94,8 @@ def fit_shapes(module: nn.Module, state_dict: Mapping[str, Any], widths: Widths,
         prefix: what the module's names begin with in the state dict.
 
     Raises:
-        UncoupledChannelsError: if another dimension differs, or a dense one is smaller than the module's; nothing is
-            changed.
+        UncoupledChannelsError: if another dimension differs, or a dense one is smaller than the module's or the
+            checkpoint's; nothing is changed.
 
     Example:
         >>> net = nn.Sequential(nn.Linear(3, 8), nn.Linear(8, 2))
@@ -118,7 +138,7 @@ def _misfit(name: str, living: Tensor, incoming: Tensor, widths: Widths) -> str 
         a != b and d not in dims for d, (a, b) in enumerate(zip(here, there, strict=False))
     ):
         return said
-    if dense and any(a > b for a, b in zip(here, dense, strict=True)):
+    if dense and any(max(a, b) > c for a, b, c in zip(here, there, dense, strict=True)):
         return f"{said} ({tuple(dense)} before it was pruned)"
     return None
 
@@ -163,7 +183,7 @@ class ShapeFitter:
         local_metadata[KEY] = self._widths()
 
     def _fit(self, module: nn.Module, state_dict: Any, prefix: str, local_metadata: dict[str, Any], *_: Any) -> None:
-        saved = local_metadata.get(KEY) or self._fallback()
+        saved = _readable(local_metadata.get(KEY) or self._fallback())
         if saved is not None:
             fit_shapes(module, state_dict, _either(saved, self._widths()), prefix)
 
@@ -191,12 +211,26 @@ def _either(saved: Widths, own: Widths) -> Widths:
     return saved if saved["dims"] else own
 
 
+def was_pruned(checkpoint: Mapping[str, Any]) -> bool:
+    """Whether a checkpoint says of itself that its model had more channels once."""
+    state, dense = checkpoint["state_dict"], (origin_of(checkpoint) or {"dense": {}})["dense"]
+    return any(list(state[name].shape) != list(shape) for name, shape in dense.items() if name in state)
+
+
+def _readable(widths: Any) -> Widths | None:
+    if widths is not None and not (isinstance(widths, Mapping) and {"dense", "dims"} <= widths.keys()):
+        raise UncoupledChannelsError(
+            "what the checkpoint says about its widths cannot be read: it is damaged, or was written by another release"
+        )
+    return widths
+
+
 def origin_of(checkpoint: Mapping[str, Any]) -> Widths | None:
     """What a whole checkpoint says about its widths: from the metadata of its state dict, or the callback's state."""
     metadata = getattr(checkpoint.get("state_dict"), "_metadata", None) or {}
     described = metadata.get("", {}).get(KEY)
     if described is not None:
-        return described
+        return _readable(described)
     return checkpoint.get("callbacks", {}).get(STATE_KEY, {}).get("widths")
 
 
@@ -216,16 +250,22 @@ def load_pruned(cls: type[Module], checkpoint_path: Any, **kwargs: Any) -> Modul
     Raises:
         UncoupledChannelsError: if the checkpoint belongs to another model; the message lists the differences.
     """
+    _check_class(cls)
 
-    def on_load_checkpoint(self: LightningModule, checkpoint: dict[str, Any]) -> None:
+    def on_load_checkpoint(self: Any, checkpoint: dict[str, Any]) -> None:
         cls.on_load_checkpoint(self, checkpoint)
         _fit_to(self, checkpoint)
 
     # A subclass for the time of the loading: to patch the user's class would be seen by other threads.
-    loading = type(cls.__name__, (cls,), {"on_load_checkpoint": on_load_checkpoint, "__module__": cls.__module__})
+    loading: Any = type(cls.__name__, (cls,), {"on_load_checkpoint": on_load_checkpoint, "__module__": cls.__module__})
     module = loading.load_from_checkpoint(checkpoint_path, **kwargs)
     module.__class__ = cls
     return module
+
+
+def _check_class(cls: object) -> None:
+    if not (isinstance(cls, type) and issubclass(cls, LightningModule)):
+        raise TypeError(f"load_pruned takes a LightningModule class, got {cls!r}")
 
 
 class PrunedCheckpointMixin:

@@ -30,6 +30,7 @@ class Guarding:
         self.held = False
         self.ended = False
         self._good: dict[str, Any] | None = None
+        self._told = False
 
     def validated(
         self, metrics: Mapping[str, float], pruner: Pruner, optimizers: Iterable[Optimizer], copies: Iterable[Copy]
@@ -58,9 +59,15 @@ class Guarding:
         value = metrics[self.guard.monitor]
         if not pruner.record.events:
             self.dense = value
+        elif self.dense is None:
+            told, self._told = self._told, True
+            said = f"{self.guard!r} holds nothing back: there was no validation before the first event to compare with"
+            return None if told else said
         was, self.held = self.held, self.dense is not None and self.guard.holds(self.dense, value)
         if not self.held:
             self._keep(pruner, optimizers, copies)
+            # A network that was good enough at the target is what was asked for; what becomes of it is not pruning.
+            self.ended = pruner.done
             return f"{self._figures(value)}: pruning goes on" if was else None
         if self.guard.action == "pause":
             return None if was else f"{self._figures(value)}: events wait until it recovers"
@@ -87,6 +94,7 @@ class Guarding:
         self.dense, self.held, self.ended, self._good = dense, held, ended, good
 
     def _keep(self, pruner: Pruner, optimizers: Iterable[Optimizer], copies: Iterable[Copy]) -> None:
+        self._good = None
         if self.guard.action == "rollback" and not pruner.done:
             self._good = {
                 "graph": graph_to_plain(pruner.graph),

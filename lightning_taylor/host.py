@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import pickle
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -10,18 +11,23 @@ from typing import Any, TypeVar, cast
 import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.callbacks import GradientAccumulationScheduler
 from lightning.pytorch.strategies import DDPStrategy, DeepSpeedStrategy, SingleDeviceStrategy, Strategy
+from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
 from lightning_taylor.errors import PruningError, UncoupledChannelsError, UnsupportedModelError
 from lightning_taylor.graph.channels import ChannelGraph
 from lightning_taylor.graph.trace import ForwardCall, trace_calls
 from lightning_taylor.plan import fingerprint
+from lightning_taylor.surgery import unreachable_copies
 
 __all__ = [
     "check_agreement",
     "check_strategy",
+    "compiled_graphs",
     "example_call",
+    "forget_compiled",
     "gradient_scale",
     "holders",
     "incoming_checkpoint",
@@ -29,6 +35,7 @@ __all__ = [
     "remaining_steps",
     "share",
     "trace_step",
+    "warn_of_unreachable",
     "widths_changed",
 ]
 
@@ -96,8 +103,19 @@ def widths_changed(strategy: Strategy, pl_module: LightningModule) -> None:
         strategy.model = pl_module
         strategy._pl_static_graph_delay_done = False
         strategy.configure_ddp()
+    forget_compiled()
+
+
+def forget_compiled() -> None:
+    """Let compiled code be compiled anew: for other widths, or for hooks that it does not look out for."""
     if "torch._dynamo" in sys.modules:
-        torch.compiler.reset()  # eight sizes of one frame are too many for its cache
+        torch.compiler.reset()  # and eight sizes of one frame are too many for its cache
+
+
+def compiled_graphs() -> int:
+    """How many graphs were compiled in this process so far."""
+    dynamo: Any = sys.modules.get("torch._dynamo")
+    return int(dynamo.utils.counters["stats"]["unique_graphs"]) if dynamo else 0
 
 
 def example_call(inputs: Any, pl_module: LightningModule) -> ForwardCall:
@@ -147,7 +165,24 @@ def _scaler_scale(trainer: Trainer) -> float | Tensor:
 
 def holders(trainer: Trainer, own: object) -> dict[str, object]:
     """The Trainer's other callbacks by their names, for what they may keep of the model."""
-    return {type(callback).__name__: callback for callback in trainer.callbacks if callback is not own}  # type: ignore[attr-defined]
+    found: dict[str, object] = {}
+    for callback in trainer.callbacks:  # type: ignore[attr-defined]
+        name = type(callback).__name__
+        same = sum(type(other).__name__ == name for other in found.values())
+        if callback is not own:
+            found[f"{name}[{same}]" if same else name] = callback
+    return found
+
+
+def warn_of_unreachable(trainer: Trainer, pl_module: LightningModule, own: object, told: set[str]) -> None:
+    """Name what looks like a copy of the parameters and cannot follow, once for each that is not in ``told``."""
+    for owner in unreachable_copies(pl_module, holders(trainer, own)):
+        if owner not in told:
+            told.add(owner)
+            rank_zero_warn(
+                f"{owner} looks like a copy of the parameters without their names, which TaylorPruning cannot prune "
+                "along: it will have the wrong shapes after the next event"
+            )
 
 
 def incoming_checkpoint(trainer: Trainer) -> Mapping[str, Any]:
@@ -163,5 +198,11 @@ def remaining_steps(trainer: Trainer) -> float:
     total = trainer.estimated_stepping_batches
     if total < 0 or total == float("inf"):
         return float("inf")
+    accumulations = [c for c in trainer.callbacks if isinstance(c, GradientAccumulationScheduler)]  # type: ignore[attr-defined]
+    if accumulations and trainer.max_epochs is not None and trainer.max_epochs > 0:
+        # The Trainer's estimate knows the accumulation of the present epoch only.
+        batches, at = trainer.num_training_batches, accumulations[0].get_accumulate_grad_batches
+        planned = sum(math.ceil(batches / at(epoch)) for epoch in range(trainer.max_epochs))
+        total = planned if trainer.max_steps == -1 else min(planned, trainer.max_steps)
     # Not global_step: with several optimizers each of them counts there.
     return total - trainer.fit_loop.epoch_loop._batches_that_stepped

@@ -81,7 +81,7 @@ def _normalization(name: str, value: Any) -> Iterator[str]:
 
 def _penalty(name: str, value: Any) -> Iterator[str]:
     number = isinstance(value, Real) and not isinstance(value, bool)
-    if not number or not 0 <= value < math.inf:
+    if not number or not 0 <= float(value) < math.inf:
         yield f"{name} must be a number of at least 0 (the paper uses 1e-3), got {value!r}"
 
 
@@ -101,9 +101,9 @@ def _count(name: str, value: Any) -> Iterator[str]:
 
 def _inputs(name: str, value: Any) -> Iterator[str]:
     """Not a shape, a number or a text; of anything else only the model itself can judge."""
-    shape = isinstance(value, list | tuple) and all(isinstance(n, int) for n in value)
-    if shape or isinstance(value, str | bytes | Real):
-        way = f"torch.rand({', '.join(map(str, value))})" if shape and value else "torch.rand(1, 3, 224, 224)"
+    shape = value if isinstance(value, list | tuple) and all(isinstance(n, int) for n in value) else None
+    if shape is not None or isinstance(value, str | bytes | Real):
+        way = f"torch.rand({', '.join(map(str, shape))})" if shape else "torch.rand(1, 3, 224, 224)"
         yield f"{name} takes what the model's forward takes, such as {way}, got {value!r}"
 
 

@@ -35,6 +35,8 @@ from lightning_taylor.surgery.transaction import signals_deferred
 
 __all__ = ["Pruner"]
 
+_NO_GRADIENT = "no gradient has reached what reads its channels; is a part of the model frozen?"
+
 
 class Pruner:
     """Scores a model's channels and removes them, event by event, down to a target.
@@ -51,6 +53,8 @@ class Pruner:
         self.options = options
         self.blind: Mapping[str, str] = {}
         """Groups that the criterion cannot score, with the reason."""
+        self.unscored: Mapping[str, str] = {}
+        """Groups that had no score at the last event, with the reason."""
         self._scorer: Scorer | None = None
         self._meter: Measure | None = None
         self.reset(graph, record or Record())
@@ -112,6 +116,17 @@ class Pruner:
         """Take what the hooks gathered in one micro-batch into the scores."""
         if self._scorer:
             self._scorer.end_batch(examples=examples, grad_scale=grad_scale)
+            self._scorer.resume()
+
+    def drop_batch(self) -> None:
+        """Forget what was gathered of the present batch."""
+        if self._scorer:
+            self._scorer.drop_batch()
+
+    def pause(self) -> None:
+        """Leave what is left of the present batch alone."""
+        if self._scorer:
+            self._scorer.pause()
 
     def before_backward(self) -> None:
         """The backward pass of a loss begins."""
@@ -140,6 +155,8 @@ class Pruner:
             TargetUnreachableError: if all groups have scores, and even their minimum is too much.
         """
         scores = self._scorer.scores() if self._scorer else {}
+        unscored = [name for name in self.graph.groups if name not in scores]
+        self.unscored = {name: self.blind.get(name, _NO_GRADIENT) for name in unscored}
         if not scores:
             return "no channel has a score: no finite gradient reached a consumer of any group since the last event"
         options = self.options
@@ -155,7 +172,6 @@ class Pruner:
                 flops_penalty=options.flops_penalty,
             )
         except TargetUnreachableError as error:
-            unscored = [name for name in self.graph.groups if name not in scores]
             if not unscored:
                 raise
             return f"{error}. No gradient has reached the consumers of {', '.join(unscored[:8])}: are they frozen?"

@@ -121,6 +121,8 @@ class Session:
         """The graph is known: check what can be reached, and start to score."""
         self._pruner = Pruner(model, graph, self.options)
         self._pruner.start()
+        if self._spent_batch:
+            self._pruner.pause()  # its backward pass is still to come
         self.report.begin(calls)
 
     def measure_with(self, calls: Sequence[ForwardCall]) -> None:
@@ -135,9 +137,11 @@ class Session:
             self._pruner.load_scorer_state(self._scores)
             self._scores = {}
 
-    def before_backward(self) -> None:
-        """The backward pass of a loss begins."""
+    def before_backward(self, *, again: bool) -> None:
+        """The backward pass of a loss begins; ``again``: the only one of its batch, evaluated before perhaps."""
         if self._pruner and self._schedule:
+            if again:
+                self._pruner.drop_batch()
             self._pruner.before_backward()
 
     def after_backward(self) -> None:
@@ -145,21 +149,15 @@ class Session:
         if self._pruner and self._schedule:
             self._pruner.after_backward()
 
-    def before_step(
-        self, examples: int, grad_scale: float | Tensor, parameters: Iterable[Tensor], left: float | Tensor
-    ) -> None:
-        """An optimizer is about to step.
-
-        Args:
-            examples: how many the batch has.
-            grad_scale: what the losses were multiplied by.
-            parameters: what the optimizer steps.
-            left: what their gradients still carry of it.
-        """
+    def end_objective(self, examples: int, grad_scale: float | Tensor) -> None:
+        """What was gathered until here is of one objective; what comes now is perhaps of its opponent."""
         if self._pruner and self._schedule:
-            # What was gathered is of one objective; what comes before the next step is perhaps of its opponent.
             self._pruner.end_batch(examples, grad_scale)
-            self._pruner.before_step(parameters, left)
+
+    def before_step(self, parameters: Iterable[Tensor], grad_scale: float | Tensor) -> None:
+        """An optimizer is about to step these parameters, whose gradients still carry a scale."""
+        if self._pruner and self._schedule:
+            self._pruner.before_step(parameters, grad_scale)
 
     def end_batch(self, examples: int, grad_scale: float | Tensor, *, stepped: bool) -> bool:
         """A batch is over.
@@ -214,10 +212,10 @@ class Session:
         assert self._pruner is not None
         return self._pruner.fractions()
 
-    def show(self, folder: str | Path, *, measure_latency: bool) -> None:
+    def show(self, folder: str | Path, *, measure_latency: bool, compiled: int = 0) -> None:
         """Print the table, and write it as data into a folder."""
         assert self._pruner is not None
-        self.report.show(self._pruner, folder, measure_latency=measure_latency)
+        self.report.show(self._pruner, folder, measure_latency=measure_latency, compiled=compiled)
 
     def close(self) -> None:
         """Leave nothing on the model."""

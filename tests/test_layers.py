@@ -23,12 +23,13 @@ LEVEL = {
     "report": 5,
     "session": 6,
     "callback": 7,
+    "best": 8,
     "recipes": 8,
     "study": 8,
     "cli": 9,
     "": 10,
 }
-MAY_USE_LIGHTNING = {"checkpoint", "host", "callback", "recipes", "cli", "report/loggers"}
+MAY_USE_LIGHTNING = {"checkpoint", "host", "callback", "best", "recipes", "cli", "report/loggers"}
 SOURCES = sorted(PACKAGE.rglob("*.py"))
 
 

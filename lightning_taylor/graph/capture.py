@@ -6,8 +6,11 @@ that is not made from inside another one is recorded; the trace repeats them on 
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Callable
 from typing import Any
 
+import torch
 from torch import nn
 from torch.utils.hooks import RemovableHandle
 
@@ -34,11 +37,13 @@ class CallRecorder:
         self._seen: set[Any] = set()
         self._depth = 0
         self._handles: list[RemovableHandle] = []
+        # Compiled code would compile the hooks along, or not call them; and the next batch is compiled soon enough.
+        self._stance = torch.compiler.set_stance("force_eager") if "torch._dynamo" in sys.modules else None
         for name, module in model.named_modules():
             if next(module.parameters(), None) is not None:
-                enter = self._entering(name)
+                enter, leave = _Hook(self._entering(name)), _Hook(self._leave)
                 self._handles.append(module.register_forward_pre_hook(enter, with_kwargs=True))
-                self._handles.append(module.register_forward_hook(self._leave, always_call=True))
+                self._handles.append(module.register_forward_hook(leave, always_call=True))
 
     def __enter__(self) -> CallRecorder:
         return self
@@ -56,6 +61,9 @@ class CallRecorder:
         for handle in self._handles:
             handle.remove()
         self._handles.clear()
+        if self._stance is not None:
+            self._stance.__exit__(None, None, None)
+            self._stance = None
 
     def _entering(self, name: str) -> Any:
         def enter(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -75,6 +83,20 @@ class CallRecorder:
         if (call.module, shapes) not in self._seen:
             self._seen.add((call.module, shapes))
             self.calls.append(call)
+
+
+class _Hook:
+    """A function that stays behind when the module it hangs on is copied or pickled: there the hook does nothing."""
+
+    def __init__(self, run: Callable[..., None] | None = None) -> None:
+        self.run = run
+
+    def __call__(self, *args: Any) -> None:
+        if self.run is not None:
+            self.run(*args)
+
+    def __reduce__(self) -> tuple[type[_Hook], tuple[()]]:
+        return _Hook, ()
 
 
 def _is_redirected(module: nn.Module) -> bool:

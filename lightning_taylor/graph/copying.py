@@ -36,7 +36,7 @@ def private_copy(model: nn.Module) -> nn.Module:
     try:
         for p, _ in grads:
             p.grad = None
-        return copy.deepcopy(model, memo)
+        return _uncompiled(copy.deepcopy(model, memo))
     except Exception as error:
         raise UnsupportedModelError(
             f"{type(model).__name__} cannot be copied for the trace ({type(error).__name__}: {error}); "
@@ -45,6 +45,18 @@ def private_copy(model: nn.Module) -> nn.Module:
     finally:
         for p, grad in grads:
             p.grad = grad
+
+
+def _uncompiled(net: nn.Module) -> nn.Module:
+    """Without the compiled functions of the model that it is a copy of, which call that model and not the copy."""
+    own = {id(module) for module in net.modules()}
+    for module in net.modules():
+        if vars(module).get("_compiled_call_impl") is not None:
+            module._compiled_call_impl = None
+        compiled = getattr(vars(module).get("forward"), "_torchdynamo_orig_callable", None)
+        if compiled is not None and id(getattr(compiled, "__self__", None)) not in own:
+            del module.forward
+    return net
 
 
 def reveal(model: nn.Module, generator: torch.Generator) -> None:

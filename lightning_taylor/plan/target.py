@@ -165,7 +165,7 @@ class Target:
         """
         if not 0 <= progress <= 1:
             raise ValueError(f"progress must lie in [0, 1], got {progress}")
-        if curve not in _EXPONENT:
+        if not isinstance(curve, str) or curve not in _EXPONENT:
             raise ValueError(f"curve must be one of {', '.join(map(repr, _EXPONENT))}, got {curve!r}")
         share = (1 - progress) ** _EXPONENT[curve]
         return Target(**{name: min(1.0, t + (1 - t) * share) for name, t in self.asked.items()})

@@ -60,7 +60,7 @@ class FitReport:
         self.before, self.after = dict(plain["before"]), dict(plain["after"])
         self.curve = [dict(row) for row in plain["curve"]]
 
-    def show(self, pruner: Pruner, folder: str | Path, *, measure_latency: bool) -> PruningSummary:
+    def show(self, pruner: Pruner, folder: str | Path, *, measure_latency: bool, compiled: int = 0) -> PruningSummary:
         """Print the table and write ``pruning.json`` into a folder.
 
         A network that took hours is there by now: what cannot be measured, printed or written is a warning.
@@ -69,10 +69,11 @@ class FitReport:
             pruner.graph,
             pruner.options.target,
             record=pruner.record,
-            unscored=pruner.blind,
+            unscored={**pruner.blind, **pruner.unscored},
             metrics_before=self.before,
             metrics_after=self.after,
             latency=self._latency(pruner) if measure_latency and pruner.record.events else None,
+            compiled_graphs=compiled,
         )
         path = Path(folder) / "pruning.json"
         console = Console(file=sys.stdout, soft_wrap=False)

@@ -58,6 +58,7 @@ class PruningSummary:
         metrics: metric name -> its value before and after; only those measured on both sides.
         latency: dense against pruned, if it was measured at the end.
         measured: "latency" and "memory" as fractions of the dense model's, as the last event measured them.
+        compiled_graphs: how many graphs ``torch.compile`` made in the course of the fit; 0 without it.
     """
 
     asked: Mapping[str, float]
@@ -71,6 +72,7 @@ class PruningSummary:
     metrics: Mapping[str, Change] = field(default_factory=dict)
     latency: LatencyComparison | None = None
     measured: Mapping[str, float] = field(default_factory=dict)
+    compiled_graphs: int = 0
 
     @classmethod
     def of(
@@ -83,6 +85,7 @@ class PruningSummary:
         metrics_before: Mapping[str, float] | None = None,
         metrics_after: Mapping[str, float] | None = None,
         latency: LatencyComparison | None = None,
+        compiled_graphs: int = 0,
     ) -> PruningSummary:
         """The summary of a pruned graph, which knows its dense shapes.
 
@@ -94,6 +97,7 @@ class PruningSummary:
             metrics_before: metric name -> value of the dense model.
             metrics_after: the same of the pruned one; metrics that only one side has are left out.
             latency: dense against pruned.
+            compiled_graphs: how many ``torch.compile`` made.
         """
         cost = CostModel(graph)
         first, last = metrics_before or {}, metrics_after or {}
@@ -112,6 +116,7 @@ class PruningSummary:
             metrics={name: Change(float(first[name]), float(last[name])) for name in first if name in last},
             latency=latency,
             measured=dict(record.events[-1].measured) if record and record.events else {},
+            compiled_graphs=compiled_graphs,
         )
 
     @property
@@ -140,6 +145,7 @@ class PruningSummary:
             "events": [dict(event) for event in self.events],
             "metrics": {name: vars(change) for name, change in self.metrics.items()},
             "latency": self.latency.to_plain() if self.latency else None,
+            **({"compiled_graphs": self.compiled_graphs} if self.compiled_graphs else {}),
         }
         return _finite(plain)
 

@@ -83,6 +83,9 @@ class Random(Criterion):
     Args:
         seed: another seed, another order.
 
+    Raises:
+        ValueError: for a seed that is no whole number.
+
     Source: the baseline of Molchanov et al. 2017, section 3.
 
     Example:
@@ -91,6 +94,8 @@ class Random(Criterion):
     """
 
     def __init__(self, seed: int = 0) -> None:
+        if isinstance(seed, bool) or not isinstance(seed, int):
+            raise ValueError(f"seed must be a whole number, got {seed!r}")
         self.seed = seed
 
     @override

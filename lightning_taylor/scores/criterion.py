@@ -51,6 +51,16 @@ class Scorer(ABC):
         """The sums since the last event; None for a criterion that gathers nothing."""
         return None
 
+    def pause(self) -> None:  # noqa: B027
+        """Leave the passes alone until ``resume``.
+
+        To begin in the middle of a batch: gradient checkpointing runs the forward pass a second time in the backward
+        pass, and must find it as it was.
+        """
+
+    def resume(self) -> None:  # noqa: B027
+        """Watch the passes again."""
+
     def before_backward(self) -> None:  # noqa: B027
         """The backward pass of a loss begins: what the hooks saw in other passes does not count.
 
@@ -76,7 +86,7 @@ class Scorer(ABC):
         """
 
     def drop_batch(self) -> None:  # noqa: B027
-        """Forget what the hooks gathered since the last ``end_batch``."""
+        """Forget what was gathered since the last ``end_batch``: the optimizer evaluates the batch once more."""
 
     def before_step(  # noqa: B027
         self, parameters: Iterable[Tensor] | None = None, *, grad_scale: float | Tensor = 1.0

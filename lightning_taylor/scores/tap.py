@@ -6,6 +6,8 @@ in-place activations, and does not have the input. So the input passes through a
 input for its backward pass, the very storage that the layer saves for its weight's gradient, and the graph frees both
 together. Gradient checkpointing sees an ordinary saved tensor, which it packs, recomputes and unpacks.
 
+Compiled code breaks its graph at the tap: dynamo cannot follow a backward pass that writes into a Python object.
+
 How it could still fail: a layer with a frozen weight does not save its input, so a model may overwrite that input in
 place afterwards; with the tap, autograd notices and raises in the backward pass.
 
@@ -41,13 +43,15 @@ class Tap:
         self._positions: Positions = positions
         self._calls: list[Tensor] = []
         self._kept: list[Tensor] = []
+        self.paused = False
 
+    @torch.compiler.disable
     def __call__(
         self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
         """Called before the layer's forward pass: let its input pass through the identity."""
         x = args[0] if args else kwargs.get("input")
-        if not (torch.is_grad_enabled() and isinstance(x, Tensor) and x.requires_grad):
+        if self.paused or not (torch.is_grad_enabled() and isinstance(x, Tensor) and x.requires_grad):
             return None
         tapped = _Identity.apply(x, self)
         return ((tapped, *args[1:]), kwargs) if args else (args, {**kwargs, "input": tapped})

@@ -38,6 +38,9 @@ class Taylor(Criterion):
     before the absolute value. For a plain stack of convolution, ReLU and pooling this is the paper's post-ReLU
     feature map, with the positions ``p`` counted at the consumer.
 
+    In compiled code (``torch.compile``) every layer that reads a channel is a graph break while scores are gathered;
+    once the target is met there is none. ``fullgraph=True`` allows no break and hence no score: use ``TaylorBatch``.
+
     Units: of the loss, for one example; assumes a mean-reduced loss (see ``formulas.taylor``). Averaged over the
     examples since the last event, of all ranks.
 
@@ -109,6 +112,16 @@ class _TaylorScorer(Scorer):
     @override
     def metric(self) -> ChannelSums:
         return self._sums
+
+    @override
+    def pause(self) -> None:
+        for tap in self._taps.values():
+            tap.paused = True
+
+    @override
+    def resume(self) -> None:
+        for tap in self._taps.values():
+            tap.paused = False
 
     @override
     def before_backward(self) -> None:

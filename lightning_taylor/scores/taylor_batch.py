@@ -105,6 +105,10 @@ class _TaylorBatchScorer(Scorer):
                 self._fold()
             self._pending.update(entries)
 
+    @override
+    def drop_batch(self) -> None:
+        self._pending = {}
+
     def _fold(self) -> None:
         """Square what the steps since the last call contributed, one step of each weight at most."""
         if not self._pending:

@@ -91,6 +91,8 @@ def unwrapped(optimizers: Iterable[Optimizer]) -> Iterator[Optimizer]:
     A wrapper is whatever has an ``.optimizer``. Lightning's shares the state of the one that it wraps, so only the
     wrapped one comes; a wrapper with a state of its own (Lookahead's slow weights) comes as well.
     """
+    if isinstance(optimizers, Optimizer) or not isinstance(optimizers, Iterable):
+        raise TypeError(f"optimizers takes a list of optimizers, got {type(optimizers).__name__}; write [optimizer]")
     seen: set[int] = set()
     for outermost in optimizers:
         chain = [outermost]

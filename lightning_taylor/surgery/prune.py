@@ -77,6 +77,7 @@ def prune_channels(
           (2): Linear(in_features=2, out_features=2, bias=True)
         )
     """
+    _check_types(model, graph)
     smaller = graph.shrink(remove)
     keep = graph.keep(remove)
     touched = touched_tensors(model, keep)
@@ -97,6 +98,13 @@ def prune_channels(
             for copy in copies:
                 copy.cut(keep, transaction)
     return smaller
+
+
+def _check_types(model: object, graph: object) -> None:
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"prune_channels takes a torch.nn.Module, got {model!r}")
+    if not isinstance(graph, ChannelGraph):
+        raise TypeError(f"prune_channels takes the ChannelGraph of trace_channels, got {type(graph).__name__}")
 
 
 def _check_shape(t: Touched, graph: ChannelGraph) -> None:

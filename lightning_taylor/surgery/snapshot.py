@@ -27,12 +27,12 @@ class Snapshot:
     Attributes:
         tensors: qualified name of each parameter and buffer -> its value.
         states: of each optimizer, position of a parameter (over all groups) -> its state.
-        copies: of each copy, name -> value.
+        copies: of each copy, by its owner, name -> value.
     """
 
     tensors: Mapping[str, Tensor]
     states: Sequence[Mapping[int, Mapping[str, Any]]]
-    copies: Sequence[Mapping[str, Tensor]]
+    copies: Mapping[str, Mapping[str, Tensor]]
 
     @classmethod
     def take(cls, model: nn.Module, optimizers: Iterable[Optimizer] = (), copies: Iterable[Copy] = ()) -> Snapshot:
@@ -55,7 +55,7 @@ class Snapshot:
         return cls(
             tensors={name: _kept(t) for name, t in _named(model).items()},
             states=[_states(optimizer) for optimizer in unwrapped(optimizers)],
-            copies=[{name: _kept(t) for name, t in _named(c.tensors).items()} for c in copies],
+            copies={c.owner: {name: _kept(t) for name, t in _named(c.tensors).items()} for c in copies},
         )
 
     def restore(self, model: nn.Module, optimizers: Iterable[Optimizer] = (), copies: Iterable[Copy] = ()) -> None:
@@ -66,11 +66,13 @@ class Snapshot:
         Args:
             model: the one that ``take`` saw, or another of the same definition.
             optimizers: as for ``take``, in the same order.
-            copies: as for ``take``, in the same order.
+            copies: as for ``take``; one that was not there yet gets the model's values.
         """
         with torch.inference_mode(False), torch.no_grad(), signals_deferred(), Transaction() as transaction:
             _put_back(model, self.tensors, transaction)
-            for c, values in zip(copies, self.copies, strict=True):
+            for c in copies:
+                own = self.copies.get(c.owner)
+                values = own or {name: self.tensors[c.prefix + name] for name in _named(c.tensors)}
                 _put_back(c.tensors, values, transaction)
             for optimizer, states in zip(unwrapped(optimizers), self.states, strict=True):
                 _restore_states(optimizer, states, transaction)
@@ -80,7 +82,7 @@ class Snapshot:
         return {
             "tensors": dict(self.tensors),
             "states": [dict(states) for states in self.states],
-            "copies": [dict(values) for values in self.copies],
+            "copies": {owner: dict(values) for owner, values in self.copies.items()},
         }
 
     @classmethod

@@ -44,8 +44,9 @@ class Transaction:
     def set_storage(self, tensor: Tensor, new: Tensor) -> None:
         """Let the living ``tensor`` hold what ``new`` holds, and drop its gradient."""
         old, old_grad = tensor.detach(), tensor.grad
-        hold(tensor, new)
+        # The way back is noted before the first change: an exception may come between any two lines.
         self._undo.append(lambda: _restore(tensor, old, old_grad))
+        hold(tensor, new)
         tensor.grad = None
 
     def set_items(self, mapping: MutableMapping[str, Any], new: Mapping[str, Any]) -> None:

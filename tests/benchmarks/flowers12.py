@@ -43,10 +43,17 @@ def accuracy(run: L.Trainer) -> float:
 
 
 def fine_tuned(args: argparse.Namespace, seed: int, data: ImageFolder) -> tuple[ImageClassifier, float]:
+    kept = args.out.parent / f"start_{seed}_{args.dense_epochs}.pt"
+    if kept.exists():
+        module = ImageClassifier("squeezenet1_1", None, num_classes=12)
+        state = torch.load(kept)
+        module.net.load_state_dict(state["net"])
+        return module, state["accuracy"]
     L.seed_everything(seed, verbose=False)
     module = ImageClassifier("squeezenet1_1", str(args.weights), optimizer="sgd", lr=1e-3, schedule="constant")
     run = trainer(args.dense_epochs, [], args.folder)
     run.fit(module, data)
+    torch.save({"net": module.net.state_dict(), "accuracy": accuracy(run)}, kept)
     return module, accuracy(run)
 
 
@@ -65,12 +72,13 @@ def continued(
         Gradual(every_n_steps=args.every, start_step=4, end_step=steps // 2),
         None if name == "dense" else CRITERIA[name](),
         normalization=args.normalization,
+        flops_penalty=args.flops_penalty,
         measure_latency=False,
     )
     run = trainer(args.epochs, [] if name == "dense" else [pruner], args.folder)
     began = time.perf_counter()
     run.fit(module, data)
-    achieved = 1.0 if name == "dense" else pruner._pruner.fractions()["flops"]  # type: ignore[union-attr]
+    achieved = 1.0 if name == "dense" else pruner.remaining["flops"]
     return {"accuracy": accuracy(run), "flops": round(achieved, 4), "seconds": round(time.perf_counter() - began, 1)}
 
 
@@ -82,7 +90,9 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--criteria", nargs="+", default=["Taylor", "WeightMagnitude", "Random"], choices=CRITERIA)
     parser.add_argument("--targets", type=float, nargs="+", default=[0.5, 0.3])
+    parser.add_argument("--dense", action=argparse.BooleanOptionalAction, default=True)
     parser.add_argument("--normalization", default="l2")
+    parser.add_argument("--flops-penalty", type=float, default=0.0)
     parser.add_argument("--dense-epochs", type=int, default=8)
     parser.add_argument("--epochs", type=int, default=16)
     parser.add_argument("--every", type=int, default=4)
@@ -95,13 +105,15 @@ def main() -> None:
     warnings.filterwarnings("ignore")
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     rows = [json.loads(line) for line in args.out.read_text().splitlines()] if args.out.exists() else []
-    keys = ("seed", "criterion", "target", "normalization", "lr", "epochs")
+    keys = ("seed", "criterion", "target", "normalization", "flops_penalty", "lr", "epochs")
     done = {tuple(row[k] for k in keys) for row in rows}
+    jobs = [("dense", 1.0)] if args.dense else []
+    jobs += [(criterion, target) for target in args.targets for criterion in args.criteria]
     for seed in args.seeds:
         data = ImageFolder(str(args.root), size=128, batch_size=32, num_workers=0, cache=True)
         start: tuple[ImageClassifier, float] | None = None
-        for name, target in [("dense", 1.0), *((c, t) for t in args.targets for c in args.criteria)]:
-            key = (seed, name, target, args.normalization, args.lr, args.epochs)
+        for name, target in jobs:
+            key = (seed, name, target, args.normalization, args.flops_penalty, args.lr, args.epochs)
             if key in done:
                 continue
             start = start or fine_tuned(args, seed, data)

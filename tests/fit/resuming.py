@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import itertools
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from lightning.pytorch.callbacks import Checkpoint, EMAWeightAveraging, Stochast
 from torch import Tensor, nn
 
 from fit.boring import Boring, trainer
+from fit.rank_launch import all_well, on_ranks
 from lightning_taylor import Gradual, TaylorPruning
 
 BATCHES, EPOCHS = 8, 3
@@ -142,12 +144,20 @@ KINDS: dict[str, dict[str, Any]] = {
     "ema": {"callbacks": lambda: [EMAWeightAveraging(decay=0.9)]},
     "ema first": {"callbacks": lambda: [EMAWeightAveraging(decay=0.9)], "first": True},
     "swa": {"callbacks": lambda: [StochasticWeightAveraging(1e-3, swa_epoch_start=1, annealing_epochs=1)]},
-    "accumulated": {"trainer": {"accumulate_grad_batches": 3}},
+    "accumulated": {"trainer": {"accumulate_grad_batches": 3, "max_epochs": 5}},
     "two optimizers": {"module": TwoOptimizers},
 }
 
 
-def run(folder: Path, kind: str, *, kill: int | None = None, resume: Path | None = None, **kwargs: Any) -> L.Trainer:
+def run(
+    folder: Path,
+    kind: str,
+    *,
+    kill: int | None = None,
+    resume: Path | None = None,
+    extra: Sequence[L.Callback] = (),
+    **kwargs: Any,
+) -> L.Trainer:
     """One fit; leaves ``kept_<rank>.pt``, or the checkpoint ``kill.ckpt`` if it is killed."""
     torch.manual_seed(0)
     settings = KINDS[kind]
@@ -156,19 +166,49 @@ def run(folder: Path, kind: str, *, kill: int | None = None, resume: Path | None
         pruner = TaylorPruning(0.5, Gradual(2, 1, 6), measure_latency=False)
     others = settings["callbacks"]() if "callbacks" in settings else []
     callbacks = [*others, pruner] if settings.get("first") else [pruner, *others]
-    callbacks.append(Keep(folder))
+    callbacks += [*extra, Keep(folder)]
     if kill is not None:
         callbacks.append(KillAfter(kill, folder / "kill.ckpt"))
-    options = {
-        "max_epochs": EPOCHS,
-        "enable_checkpointing": True,
-        "default_root_dir": folder,
-        **settings.get("trainer", {}),
-        **kwargs,
-    }
-    fitter = trainer(callbacks, **options)
+    options = {"max_epochs": EPOCHS, "enable_checkpointing": True, "default_root_dir": folder}
+    fitter = trainer(callbacks, **{**options, **settings.get("trainer", {}), **kwargs})
     fitter.fit(settings.get("module", Module)(), ckpt_path=resume, weights_only=True)
     return fitter
+
+
+def steps_of(kind: str) -> int:
+    """How many steps a fit of this kind has; every batch of two optimizers is one."""
+    settings = KINDS[kind].get("trainer", {})
+    per_epoch = -(-BATCHES // settings.get("accumulate_grad_batches", 1))
+    return per_epoch * settings.get("max_epochs", EPOCHS)
+
+
+def run_ranks(ranks: int, folder: Path, kind: str, **kwargs: Any) -> None:
+    """The same in a new process per rank; one that was to be killed comes back too."""
+    folder.mkdir(exist_ok=True)
+    several = {"strategy": "ddp", "devices": ranks} if ranks > 1 else {"devices": 1}
+    results = on_ranks(ranks, _run_rank, folder, kind, {**several, **kwargs})
+    all_well([None if isinstance(result, KilledError) and "kill" in kwargs else result for result in results])
+
+
+def _run_rank(rank: int, folder: Path, kind: str, kwargs: dict[str, Any]) -> None:
+    run(folder, kind, **kwargs)
+
+
+def parted(ranks: int, kind: str, whole: Path, parts: Path) -> list[str]:
+    """What differs between a fit and a resumed one, on any rank.
+
+    Left out on other ranks than the first, since the checkpoint has those of the first: running statistics where
+    every rank has its own. DDP makes them alike at each forward pass, but not in manual optimization; and averages
+    of them differ, which at the end go into the model. Without pruning it is the same.
+    """
+    found = []
+    for rank in range(ranks):
+        one, other = (kept(folder, rank) for folder in (whole, parts))
+        if rank and (kind == "two optimizers" or "average" in one):
+            for results, part in itertools.product((one, other), ("model", "average")):
+                results[part] = {n: t for n, t in results.get(part, {}).items() if "running_" not in n}
+        found += [f"rank {rank}{where}" for where in differences(one, other)]
+    return found
 
 
 def kept(folder: Path, rank: int = 0) -> dict[str, Any]:

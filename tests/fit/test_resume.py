@@ -1,4 +1,4 @@
-"""A fit that is killed after any step and resumed from the unpruned definition ends bit for bit as if it had not been."""
+"""Killed after any step and resumed from the unpruned definition, a fit ends bit for bit as if it had not been."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ from pathlib import Path
 import pytest
 
 from fit.resuming import KINDS, KilledError, differences, kept, run
-
 
 # Killed at the end of the epoch before its averaging starts, SWA does not resume alike, with or without pruning.
 CASES = [(kind, kill) for kind in KINDS for kill in (1, 3, 4, 6, 8) if (kind, kill) != ("swa", 8)]

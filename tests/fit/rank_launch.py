@@ -1,0 +1,89 @@
+"""Functions on several forked ranks, as ``torchrun`` would start them, with an end to every wait.
+
+Forked from the warm process: to import Lightning anew on every rank would take longer than the tests themselves.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import pickle
+import socket
+import tempfile
+import time
+import traceback
+from collections.abc import Callable
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+from typing import Any
+
+import torch
+
+WAIT = 240.0
+
+
+def on_ranks(ranks: int, function: Callable[..., Any], *args: Any, wait: float = WAIT) -> list[Any]:
+    """What ``function(rank, *args)`` returns on each rank, or the exception that it raised there.
+
+    Raises:
+        TimeoutError: naming the ranks that were still waiting; they are killed.
+    """
+    context = multiprocessing.get_context("fork")
+    port = _free_port()
+    with tempfile.TemporaryDirectory() as folder:
+        files = [Path(folder, f"{rank}.pkl") for rank in range(ranks)]
+        processes = [
+            context.Process(target=_run, args=(files[rank], rank, ranks, port, function, args)) for rank in range(ranks)
+        ]
+        for process in processes:
+            process.start()
+        try:
+            waiting = _join(processes, wait)
+            if waiting:
+                raise TimeoutError(f"ranks {waiting} of {ranks} were still at work after {wait:g} s")
+            return [pickle.loads(file.read_bytes()) for file in files]
+        finally:
+            for process in processes:
+                process.kill()
+                process.join()
+
+
+def all_well(results: list[Any]) -> list[Any]:
+    """The results, if no rank raised."""
+    for rank, result in enumerate(results):
+        if isinstance(result, BaseException):
+            raise AssertionError(f"rank {rank} raised") from result
+    return results
+
+
+def _join(processes: list[BaseProcess], wait: float) -> list[int]:
+    end = time.monotonic() + wait
+    for process in processes:
+        process.join(max(0.0, end - time.monotonic()))
+    return [rank for rank, process in enumerate(processes) if process.is_alive()]
+
+
+def _run(file: Path, rank: int, ranks: int, port: int, function: Callable[..., Any], args: tuple[Any, ...]) -> None:
+    where = {"LOCAL_RANK": rank, "NODE_RANK": 0, "WORLD_SIZE": ranks, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    os.environ.update({name: str(value) for name, value in where.items()})
+    torch.set_num_threads(1)
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # the reports; errors go to stderr
+    try:
+        result: Any = function(rank, *args)
+    except BaseException as error:
+        traceback.print_exc()
+        result = error
+    temporary = file.with_suffix(".part")
+    try:
+        temporary.write_bytes(pickle.dumps(result))
+    except Exception:
+        temporary.write_bytes(pickle.dumps(RuntimeError(f"{type(result).__name__}: {result}")))
+    temporary.rename(file)
+    # Not through the interpreter's end: a process group that waits for a rank that died would hold it there.
+    os._exit(0)
+
+
+def _free_port() -> int:
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        return s.getsockname()[1]

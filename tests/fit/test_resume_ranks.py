@@ -1,0 +1,80 @@
+"""Killed by an exception, a signal or on several ranks: resumed, a fit ends bit for bit as if it had not been."""
+
+from __future__ import annotations
+
+import os
+import signal
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import pytest
+from campaigns import ranks as rank_campaign
+from campaigns import resume as resume_campaign
+from lightning.pytorch.callbacks import ModelCheckpoint, OnExceptionCheckpoint
+from lightning.pytorch.utilities.exceptions import SIGTERMException
+
+from fit.rank_launch import all_well, on_ranks
+from fit.resuming import KilledError, differences, kept, run
+
+EVENT = 5  # the schedule's first, in the first epoch of eight steps
+
+
+class Strikes(L.Callback):
+    """Ends the fit after a step, right after the pruning's own hook."""
+
+    def __init__(self, how: str, step: int) -> None:
+        self.how, self.step = how, step
+
+    def on_train_batch_end(self, trainer: L.Trainer, *_: Any) -> None:
+        if trainer.global_step == self.step:
+            if self.how == "SIGTERM":
+                os.kill(os.getpid(), signal.SIGTERM)
+            else:
+                raise KilledError
+
+
+def saver_of(saver: str, folder: Path) -> L.Callback:
+    if saver == "OnExceptionCheckpoint":
+        return OnExceptionCheckpoint(folder, "kill")
+    return ModelCheckpoint(folder, "kill", save_top_k=0, save_on_exception=True)
+
+
+def _killed(rank: int, folder: Path, saver: str, how: str, step: int) -> str:
+    folder.mkdir()
+    try:
+        run(folder, "plain", extra=[Strikes(how, step), saver_of(saver, folder)])
+    except (KilledError, SIGTERMException) as error:
+        return type(error).__name__
+    return "ended"
+
+
+@pytest.mark.filterwarnings("ignore:.*is set, but there is no last checkpoint", "ignore:.*was called without a model")
+@pytest.mark.parametrize("step", [EVENT, EVENT + 1])
+@pytest.mark.parametrize("how", ["exception", "SIGTERM"])
+@pytest.mark.parametrize("saver", ["OnExceptionCheckpoint", "ModelCheckpoint"])
+def test_a_fit_that_was_struck_after_a_step_resumes_bitwise(how: str, saver: str, step: int, tmp_path: Path) -> None:
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    whole.mkdir()
+    run(whole, "plain")
+    # In a child: a signal would end the tests with it.
+    (ended,) = all_well(on_ranks(1, _killed, parts, saver, how, step))
+    assert ended == {"exception": "KilledError", "SIGTERM": "SIGTERMException"}[how]
+    (saved,) = parts.glob("*.ckpt")
+    run(parts, "plain", resume=saved, extra=[saver_of(saver, parts)] if saver == "ModelCheckpoint" else [])
+    assert differences(kept(whole), kept(parts)) == []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("precision", resume_campaign.PRECISIONS)
+@pytest.mark.parametrize("kind", resume_campaign.KINDS)
+def test_resume_equals_uninterrupted_on_every_rank(kind: str, precision: str) -> None:
+    for ranks in (1, 2):
+        found = resume_campaign.cell(ranks, precision, kind, kills=2, seed=1)
+        assert found == {step: [] for step in found}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("ranks", [2, 4])
+def test_ranks_are_equal_through_random_fits(ranks: int) -> None:
+    assert rank_campaign.main(["--events", "8", "--ranks", str(ranks), "--seed", "2"])
