@@ -7,7 +7,8 @@ import lightning_taylor
 
 PUBLIC = {
     "TaylorPruning", "Target", "Gradual", "Iterative", "OneShot",
-    "Guard", "load_pruned", "PrunedCheckpointMixin", "PrunedModelCheckpoint", "Criterion", "Taylor", "TaylorBatch", "WeightMagnitude", "Random",
+    "Guard", "load_pruned", "PrunedCheckpointMixin", "PrunedModelCheckpoint",
+    "Criterion", "Taylor", "TaylorBatch", "WeightMagnitude", "Random",
     "trace_channels", "prune_channels", "ChannelGraph", "ChannelGroup",
     "PruningError", "NothingToPruneError", "OptimizerStateError", "TargetUnreachableError",
     "UncoupledChannelsError", "UnsupportedModelError",

@@ -1,0 +1,214 @@
+"""The fit that the kill campaign kills: its configurations, and what must hold afterwards."""
+
+from __future__ import annotations
+
+import copy
+import traceback
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+import zoo
+from fit.boring import trainer
+from fit.resuming import BATCHES, EPOCHS, Keep, Module, StatefulLoader, TwoOptimizers
+from lightning.pytorch.callbacks import (
+    EMAWeightAveraging,
+    ModelCheckpoint,
+    OnExceptionCheckpoint,
+    StochasticWeightAveraging,
+)
+from lightning.pytorch.utilities.exceptions import SIGTERMException
+from torch import Tensor, nn
+
+from campaigns.strikes import Strike, StruckError, counting_lines
+from lightning_taylor import Gradual, Iterative, OneShot, Random, TaylorBatch, TaylorPruning
+from lightning_taylor.graph.attributes import attribute_changes
+from lightning_taylor.plan.guard import Guard
+
+PARTS = (
+    "callback",
+    "session",
+    "pruner",
+    "guarding",
+    "checkpoint",
+    "host",
+    "surgery",
+    "scores",
+    "plan",
+    "report",
+    "graph",
+)
+
+MOST_STEPS = BATCHES * EPOCHS
+
+
+class Checked(Module):
+    """With a validation, for the guard."""
+
+    def validation_step(self, batch: Any, batch_idx: int) -> None:
+        self.log("val_acc", (self.net(batch[0]).argmax(1) == batch[1]).float().mean())
+
+    def val_dataloader(self) -> Any:
+        return StatefulLoader(batches=2)
+
+
+def _gradual() -> TaylorPruning:
+    return TaylorPruning(0.5, Gradual(3, 2, 14), measure_latency=False)
+
+
+CONFIGS: dict[str, dict[str, Any]] = {
+    "gradual": {"pruner": _gradual},
+    "exception checkpoint": {"pruner": _gradual, "exception": True, "net": zoo.vgg},
+    "ema": {"pruner": _gradual, "others": lambda: [EMAWeightAveraging(decay=0.9)]},
+    "iterative": {"pruner": lambda: TaylorPruning(0.6, Iterative(1, 2), measure_latency=False), "net": zoo.Concat},
+    "two optimizers": {"pruner": _gradual, "module": TwoOptimizers},
+    "swa": {
+        "pruner": _gradual,
+        "others": lambda: [StochasticWeightAveraging(1e-3, swa_epoch_start=1, annealing_epochs=1)],
+    },
+    "accumulated": {
+        "pruner": lambda: TaylorPruning(0.5, Gradual(2, 1, 6), measure_latency=False),
+        "trainer": {"accumulate_grad_batches": 3},
+        "exception": True,
+    },
+    "default schedule": {"pruner": lambda: TaylorPruning(0.5), "net": zoo.Inverted, "exception": True},
+    "rollback": {
+        "pruner": lambda: TaylorPruning(
+            0.5, Gradual(3, 8, 16), guard=Guard("val_acc", 1.0, "rollback"), measure_latency=False
+        ),
+        "module": Checked,
+    },
+    "one shot": {
+        "pruner": lambda: TaylorPruning(0.4, OneShot(9), TaylorBatch(), measure_latency=False),
+        "net": zoo.OptionA,
+        "optimizer": "SGD",
+    },
+    "random": {
+        "pruner": lambda: TaylorPruning(0.5, Iterative(2, 3), Random(3), measure_latency=False),
+        "net": zoo.Halves,
+        "others": lambda: [EMAWeightAveraging(decay=0.9)],
+        "exception": True,
+    },
+}
+
+
+def build(config: str) -> L.LightningModule:
+    """A fresh, unpruned module."""
+    settings = CONFIGS[config]
+    kind: Callable[..., Any] = settings.get("module", Module)
+    if kind is TwoOptimizers:
+        return TwoOptimizers()
+    return kind(settings.get("net", zoo.Residual)(), settings.get("optimizer", "AdamW"))
+
+
+def run(folder: Path, config: str, *, resume: Path | None = None, strike: Strike | None = None) -> dict[str, Any]:
+    """One fit, perhaps struck, and what was found wrong with what it left in memory."""
+    torch.manual_seed(0)
+    settings = CONFIGS[config]
+    pruner, module = settings["pruner"](), build(config)
+    steps = 2 if config == "accumulated" else 3
+    saver = ModelCheckpoint(
+        folder / "checkpoints", "step{step}", every_n_train_steps=steps, save_top_k=-1, save_last=True
+    )
+    others = settings["others"]() if "others" in settings else []
+    if settings.get("exception"):
+        others.append(OnExceptionCheckpoint(folder / "checkpoints", "exception"))
+    strike = strike or Strike("", "")
+    with strike.armed() as striking:
+        fitter = trainer(
+            [*striking, *others, pruner, saver, Keep(folder)],
+            max_epochs=EPOCHS,
+            enable_checkpointing=True,
+            default_root_dir=folder,
+            num_sanity_val_steps=0,
+            **settings.get("trainer", {}),
+        )
+        before = hooks(module)
+        status = _fit(fitter, module, resume)
+    faults = [] if status in ("finished", "ended") else [f"internal traceback: {status}"]
+    faults += ["left behind: hooks"] * (hooks(module) > before)
+    faults += [f"wrong shapes: {text}" for text in disagreements(module, pruner, fitter.optimizers)]
+    return {"status": status, "reached": pruner.reached, "faults": faults}
+
+
+def _fit(fitter: L.Trainer, module: L.LightningModule, resume: Path | None) -> str:
+    """How a fit ended: "finished", "ended" by what was meant to end it, or a traceback."""
+    try:
+        fitter.fit(module, ckpt_path=resume, weights_only=True)
+    except (StruckError, SIGTERMException, SystemExit, KeyboardInterrupt):
+        return "ended"
+    except OSError as error:
+        return "ended" if error.errno == 28 else traceback.format_exc()
+    except AttributeError as error:
+        # Lightning's own: averaging that is resumed after its last step ends like this, with or without pruning.
+        swa = "StochasticWeightAveraging" in str(error) and fitter.global_step >= MOST_STEPS
+        return "finished" if swa else traceback.format_exc()
+    except BaseException:
+        return traceback.format_exc()
+    return "finished"
+
+
+def calibrate(folder: Path, config: str) -> dict[str, Any]:
+    """An undisturbed fit, for comparison, and how many lines of each part of the package it runs."""
+    run(folder, config)
+    lines: Counter[str] = Counter()
+    counted = folder / "counted"
+    counted.mkdir()
+    with counting_lines(lines):
+        result = run(counted, config)
+    return {**result, "lines": dict(lines)}
+
+
+def hooks(module: nn.Module) -> int:
+    """How many hooks of any kind there are."""
+    kinds = (
+        "_forward_hooks",
+        "_forward_pre_hooks",
+        "_backward_hooks",
+        "_load_state_dict_pre_hooks",
+        "_state_dict_hooks",
+    )
+    return sum(len(getattr(m, kind)) for m in module.modules() for kind in kinds)
+
+
+def disagreements(module: nn.Module, pruner: TaylorPruning, optimizers: Any) -> list[str]:
+    """Where the model, its attributes, its optimizers and the pruner's graph do not say the same."""
+    found = [f"{type(m).__name__}.{n}" for m in module.modules() for n in attribute_changes(m, {})]
+    if pruner.graph is not None:
+        tensors = {**dict(module.named_parameters()), **dict(module.named_buffers())}
+        found += [n for n, shape in pruner.graph.shapes.items() if tuple(tensors[n].shape) != shape]
+    for p, state in (item for optimizer in optimizers for item in optimizer.state.items()):
+        found += [k for k, v in state.items() if isinstance(v, Tensor) and v.ndim and v.shape != p.shape]
+    try:
+        copy.deepcopy(module.net).eval()(torch.randn(2, 3, 12, 12))
+    except Exception as error:
+        found.append(f"forward: {error}")
+    return found
+
+
+def check_checkpoint(checkpoint: dict[str, Any], config: str) -> list[str]:
+    """Where the shapes in a checkpoint do not agree with each other."""
+    state, module = checkpoint["state_dict"], build(config)
+    own = checkpoint["callbacks"]["TaylorPruning"]
+    found = []
+    if own["graph"] is not None:
+        found += [n for n, shape in own["graph"]["shapes"].items() if list(state[n].shape) != shape]
+        removed = sum(len(rows) for event in own["record"]["events"] for rows in event["removed"].values())
+        sizes = {name: slices[0][2].shape[0] for name, slices in own["graph"]["groups"].items()}
+        if sum(own["graph"]["dense_sizes"].values()) - removed != sum(sizes.values()):
+            found.append("the record and the graph disagree")
+    names = {id(p): name for name, p in module.named_parameters()}
+    made: Any = module.configure_optimizers()
+    for optimizer, saved in zip(
+        made[0] if isinstance(made, tuple) else made, checkpoint["optimizer_states"], strict=True
+    ):
+        order = [names[id(p)] for group in optimizer.param_groups for p in group["params"]]
+        for position, values in saved["state"].items():
+            shape = state[order[position]].shape
+            found += [
+                f"{k} of {order[position]}" for k, v in values.items() if v is not None and v.ndim and v.shape != shape
+            ]
+    return [f"wrong shapes: in a checkpoint: {text}" for text in found]
