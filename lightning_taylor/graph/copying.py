@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.parameter import UninitializedTensorMixin
+from torch.nn.parameter import is_lazy
 
 from lightning_taylor.errors import UnsupportedModelError
 from lightning_taylor.graph.tracer import tensors_in
@@ -139,7 +139,7 @@ def _check_supported(model: nn.Module) -> None:
                 f"{where} ({type(module).__name__}) is quantized; prune the floating-point model, then quantize it"
             )
     for name, tensor in model.named_parameters():
-        if isinstance(tensor, UninitializedTensorMixin):
+        if is_lazy(tensor):
             raise UnsupportedModelError(f"parameter {name!r} is lazy; run one forward pass before the trace")
     for name, tensor in _named_tensors(model):
         if tensor.is_meta:

@@ -97,7 +97,7 @@ def pad(call: Call) -> Labels | Sequence[Labels | None] | None:
     assert labels is not None
     amounts = call.get("pad")
     padded = {-1 - i // 2 for i, amount in enumerate(amounts) if amount}
-    if len(labels.slots) > 1:
+    if len(labels.slots) != 1:
         return freeze_all(call, f"a padded parameter ({call.where})")
     slot = labels.slots[0]
     if varying(slot) & padded:
@@ -147,7 +147,7 @@ def glu(call: Call) -> Labels | None:
 
 def _over(call: Call, dims: tuple[int, ...], shape: torch.Size) -> Labels | None:
     labels = call.tracer.labels_of(call.operands[0])
-    if labels is None or len(labels.slots) > 1 or not is_constant(labels.slots[0], dims):
+    if labels is None or len(labels.slots) != 1 or not is_constant(labels.slots[0], dims):
         freeze_all(call, f"channels lie along the positions that {call.where} works over")
         return None
     return Labels((collapse(labels.slots[0], dims, keepdim=True).expand(shape),))

@@ -191,10 +191,8 @@ class Tracer(TorchDispatchMode):
     def _follow(self, call: Call) -> None:
         rule = self._rules.get(call.name) or self._fallback(call.func) or _unknown
         result = rule(call)
-        if isinstance(call.out, Tensor):
-            results: Sequence[Any] = (result[0] if isinstance(result, tuple | list) else result,)
-        else:
-            results = result if isinstance(result, tuple | list) else (result,)
+        # One label for several outputs is that of the first.
+        results: Sequence[Labels | None] = (result,) if result is None or isinstance(result, Labels) else result
         for tensor, labels in zip(tensors_in(call.out), results, strict=False):
             if any(tensor is given for given in call.operands):
                 self._write(call, tensor, labels)

@@ -87,7 +87,7 @@ class _TaylorScorer(Scorer):
         self._sums = ChannelSums(self._assembly.channels, dtype=self._assembly.dtype, device=self._assembly.device)
         self._taps = {name: Tap(reader.module, positions) for name, reader in everyone.items()}
         self._handles: list[RemovableHandle] = [
-            reader.module.register_forward_pre_hook(self._taps[name], with_kwargs=True)
+            reader.module.register_forward_pre_hook(self._taps[name], with_kwargs=True)  # type: ignore[arg-type]
             for name, reader in everyone.items()
         ]
 
