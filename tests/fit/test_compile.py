@@ -1,0 +1,161 @@
+"""Compiled models: the same scores and sizes as uncompiled, at any number of sizes, with the compiler still at work."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import pytest
+import torch
+import torch.nn.functional as F
+import zoo
+from torch import Tensor
+
+from fit.boring import Boring
+from fit.harness import Survivors, assert_close, fit, hooks_on, pruning, scores_of
+from lightning_taylor import Gradual, Iterative, Taylor, TaylorBatch
+
+pytestmark = [
+    # The compiler's own code against this Python and this torch.
+    pytest.mark.filterwarnings("ignore::DeprecationWarning"),
+    pytest.mark.filterwarnings("ignore::FutureWarning"),
+    pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf:UserWarning"),
+]
+
+
+@pytest.fixture(autouse=True)
+def _fresh_compiler() -> Iterator[None]:
+    torch.compiler.reset()
+    torch._dynamo.utils.counters.clear()
+    yield
+    torch.compiler.reset()
+    os.environ.pop("_TORCHINDUCTOR_PYOBJECT_TENSOR_DATA_PTR", None)  # inductor's own, for its compiled code
+
+
+class Compiled(Boring):
+    """One of the ways to compile; ``forward`` is what ``module.compile()`` compiles."""
+
+    def __init__(self, how: str = "none", backend: str = "eager", rate: float = 1e-3) -> None:
+        super().__init__(zoo.OptionA(), "AdamW" if rate else "SGD", lr=rate)
+        if how == "child":
+            self.net = torch.compile(self.net, backend=backend)  # type: ignore[assignment]
+        if how == "child in place":
+            self.net.compile(backend=backend)
+        if how == "module in place":
+            self.compile(backend=backend)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.net(x)
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        return F.cross_entropy(self(batch[0]), batch[1])
+
+
+def compiled(how: str, backend: str = "eager", rate: float = 1e-3) -> Any:
+    module = Compiled(how, backend, rate)
+    return torch.compile(module, backend=backend) if how == "module" else module
+
+
+WAYS = ["module", "module in place", "child", "child in place"]
+
+
+@pytest.mark.parametrize(
+    ("how", "criterion"),
+    [*((how, Taylor()) for how in WAYS), ("module", TaylorBatch()), ("child in place", TaylorBatch())],
+)
+def test_scores_equal_those_of_the_uncompiled_run(how: str, criterion: Any, tmp_path: Path) -> None:
+    expected = scores_of(lambda: Compiled(rate=0.0), tmp_path, criterion=criterion)
+    found = scores_of(lambda: compiled(how, rate=0.0), tmp_path, criterion=criterion)
+    # A compiled child is wrapped by a module of its own, whose name is part of the path.
+    assert_close({name.replace("._orig_mod", ""): score_C for name, score_C in found.items()}, expected)
+    assert torch._dynamo.utils.counters["frames"]["total"] > 0
+
+
+@pytest.mark.parametrize("how", ["module", *(pytest.param(how, marks=pytest.mark.slow) for how in WAYS[1:])])
+def test_a_compiled_fit_lands_where_the_uncompiled_one_does(how: str, tmp_path: Path) -> None:
+    widths = []
+    for way in ("none", how):
+        torch.manual_seed(0)
+        pruner = pruning(schedule=Gradual(3, 2, 14))
+        survivors, module = Survivors(pruner), compiled(way)
+        fit(module, pruner, tmp_path, others=[survivors])
+        assert pruner.reached
+        assert survivors.steps > 1
+        assert survivors.still == []
+        net = module.net
+        assert hooks_on(net) == 0
+        assert net(torch.randn(2, 3, 12, 12)).shape == (2, 4)
+        widths.append([tuple(p.shape) for p in net.parameters()])
+    assert widths[0] == widths[1]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("how", ["module", "child in place"])
+def test_more_sizes_than_the_compiler_keeps(how: str, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Dynamo gives a frame up after eight sizes, and says so; here there are a dozen."""
+    pruner = pruning(schedule=Iterative(1, 1), target=0.4)
+    with caplog.at_level(logging.WARNING, "torch._dynamo"):
+        fit(compiled(how), pruner, tmp_path, max_steps=16)
+    assert pruner.reached
+    report = json.loads((tmp_path / "pruning.json").read_text())
+    assert len(report["events"]) > torch._dynamo.config.recompile_limit
+    assert [r.message for r in caplog.records if "recompile_limit" in r.getMessage()] == []
+    assert not any("limit" in key for key in torch._dynamo.utils.counters["frames"])
+    assert not any("recompile_limit" in reason for reason in torch._dynamo.utils.counters["graph_break"])
+
+
+def test_the_report_counts_what_was_compiled(tmp_path: Path) -> None:
+    counts = []
+    for how in ("none", "child in place"):
+        torch._dynamo.utils.counters.clear()
+        pruner = pruning(schedule=Gradual(3, 2, 14))
+        fit(compiled(how), pruner, tmp_path)
+        report = json.loads((tmp_path / "pruning.json").read_text())
+        counts.append(report.get("compiled_graphs"))
+        sizes = len(report["events"]) + 1
+    assert counts[0] is None
+    # At least one graph for every size of the network.
+    assert counts[1] >= sizes
+
+
+def test_once_the_target_is_reached_the_whole_net_is_one_graph_again(tmp_path: Path) -> None:
+    """The taps may break the graph while they score; afterwards nothing of them is left in the compiled code."""
+
+    class Counting(L.Callback):
+        def on_train_batch_start(self, trainer: L.Trainer, pl_module: L.LightningModule, *_: Any) -> None:
+            if trainer.global_step == 10:
+                torch._dynamo.utils.counters.clear()
+
+    pruner = pruning(schedule=Gradual(2, 2, 6))
+    fit(compiled("child in place"), pruner, tmp_path, others=[Counting()])
+    assert pruner.reached
+    # Nothing was compiled anew from a while after the last event on.
+    assert sum(torch._dynamo.utils.counters["graph_break"].values()) == 0
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 0
+
+
+@pytest.mark.slow
+def test_ahead_of_time_autograd_gives_the_same_scores(tmp_path: Path) -> None:
+    expected = scores_of(lambda: Compiled(rate=0.0), tmp_path)
+    found = scores_of(lambda: compiled("child in place", "aot_eager", rate=0.0), tmp_path)
+    assert_close(found, expected)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::UserWarning")
+@pytest.mark.skipif(shutil.which("g++") is None, reason="inductor needs a C++ compiler")
+def test_inductor_lands_with_the_scores_of_the_uncompiled_run(tmp_path: Path) -> None:
+    expected = scores_of(lambda: Compiled(rate=0.0), tmp_path)
+    found = scores_of(lambda: compiled("child in place", "inductor", rate=0.0), tmp_path)
+    assert_close(found, expected, 1e-3)
+    pruner = pruning(schedule=Gradual(6, 2, 14))
+    survivors = Survivors(pruner)
+    fit(compiled("module", "inductor"), pruner, tmp_path, others=[survivors])
+    assert pruner.reached
+    assert survivors.still == []
