@@ -73,6 +73,7 @@ def continued(
         None if name == "dense" else CRITERIA[name](),
         normalization=args.normalization,
         flops_penalty=args.flops_penalty,
+        min_channels=args.min_channels,
         measure_latency=False,
     )
     run = trainer(args.epochs, [] if name == "dense" else [pruner], args.folder)
@@ -93,6 +94,7 @@ def main() -> None:
     parser.add_argument("--dense", action=argparse.BooleanOptionalAction, default=True)
     parser.add_argument("--normalization", default="l2")
     parser.add_argument("--flops-penalty", type=float, default=0.0)
+    parser.add_argument("--min-channels", type=int, default=1)
     parser.add_argument("--dense-epochs", type=int, default=8)
     parser.add_argument("--epochs", type=int, default=16)
     parser.add_argument("--every", type=int, default=4)
@@ -105,7 +107,7 @@ def main() -> None:
     warnings.filterwarnings("ignore")
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     rows = [json.loads(line) for line in args.out.read_text().splitlines()] if args.out.exists() else []
-    keys = ("seed", "criterion", "target", "normalization", "flops_penalty", "lr", "epochs")
+    keys = ("seed", "criterion", "target", "normalization", "flops_penalty", "min_channels", "lr", "epochs")
     done = {tuple(row[k] for k in keys) for row in rows}
     jobs = [("dense", 1.0)] if args.dense else []
     jobs += [(criterion, target) for target in args.targets for criterion in args.criteria]
@@ -113,7 +115,8 @@ def main() -> None:
         data = ImageFolder(str(args.root), size=128, batch_size=32, num_workers=0, cache=True)
         start: tuple[ImageClassifier, float] | None = None
         for name, target in jobs:
-            key = (seed, name, target, args.normalization, args.flops_penalty, args.lr, args.epochs)
+            settings = (args.normalization, args.flops_penalty, args.min_channels, args.lr, args.epochs)
+            key = (seed, name, target, *settings)
             if key in done:
                 continue
             start = start or fine_tuned(args, seed, data)

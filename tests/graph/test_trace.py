@@ -199,7 +199,7 @@ def test_activations_kept_on_the_module_do_not_stop_the_copy() -> None:
 def test_scripted_models_are_refused_by_name() -> None:
     model, x = zoo.build("vgg")
     model.eval()
-    with pytest.warns(FutureWarning, match="torch.jit"):
+    with pytest.warns((FutureWarning, DeprecationWarning), match="torch.jit"):
         scripted = torch.jit.trace(model, x)
     with pytest.raises(UnsupportedModelError, match="scripted"):
         trace_channels(nn.Sequential(scripted), x)
