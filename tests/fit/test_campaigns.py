@@ -30,7 +30,6 @@ def test_some_fits_and_checkpoints_work_or_are_refused_in_words(case: Case) -> N
     assert _bad(case) == ""
 
 
-@pytest.mark.campaign
 @pytest.mark.slow
 def test_all_fits_and_checkpoints_work_or_are_refused_in_words() -> None:
     assert [found for case in SLOW if (found := _bad(case))] == []
@@ -50,7 +49,6 @@ def test_killed_fits_go_on_from_their_last_checkpoint() -> None:
     assert [o for o in outcomes if o.faults or "not bitwise" in o.notes] == []
 
 
-@pytest.mark.campaign
 @pytest.mark.slow
 def test_many_killed_fits_go_on_from_their_last_checkpoint() -> None:
     outcomes = campaign(count=44, seed=11)

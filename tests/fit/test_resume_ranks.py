@@ -65,7 +65,6 @@ def test_a_fit_that_was_struck_after_a_step_resumes_bitwise(how: str, saver: str
     assert differences(kept(whole), kept(parts)) == []
 
 
-@pytest.mark.campaign
 @pytest.mark.slow
 @pytest.mark.parametrize("precision", resume_campaign.PRECISIONS)
 @pytest.mark.parametrize("kind", resume_campaign.KINDS)
@@ -75,7 +74,6 @@ def test_resume_equals_uninterrupted_on_every_rank(kind: str, precision: str) ->
         assert found == {step: [] for step in found}
 
 
-@pytest.mark.campaign
 @pytest.mark.slow
 @pytest.mark.parametrize("ranks", [2, 4])
 def test_ranks_are_equal_through_random_fits(ranks: int) -> None:

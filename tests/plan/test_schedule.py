@@ -108,12 +108,6 @@ def test_a_schedule_that_makes_no_sense_is_refused(build, message):
         build()
 
 
-def built(parser, config):
-    # jsonargparse renamed it; the oldest version that Lightning takes knows the old name only.
-    make = getattr(parser, "instantiate", None) or parser.instantiate_classes
-    return make(parser.parse_object(config))
-
-
 @pytest.mark.parametrize(
     "schedule",
     [Gradual(5, 0, 40, "linear"), OneShot(12), Iterative(10, 1, start_step=5)],
@@ -123,11 +117,11 @@ def test_schedules_are_built_from_their_class_path(schedule):
     parser.add_argument("--schedule", type=Schedule | None)
     class_path = f"lightning_taylor.plan.{type(schedule).__name__}"
     config = {"schedule": {"class_path": class_path, "init_args": vars(schedule)}}
-    assert built(parser, config).schedule == schedule
+    assert parser.instantiate(parser.parse_object(config)).schedule == schedule
 
 
 def test_a_target_is_built_from_its_fields_or_a_float():
     parser = ArgumentParser(exit_on_error=False)
     parser.add_argument("--target", type=float | Target)
     for config, expected in [({"params": 0.4}, Target(params=0.4)), (0.5, 0.5)]:
-        assert built(parser, {"target": config}).target == expected
+        assert parser.instantiate(parser.parse_object({"target": config})).target == expected
