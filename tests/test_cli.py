@@ -21,6 +21,8 @@ pytest.importorskip("sklearn", reason="needs the extra recipes")
 
 from lightning_taylor import cli
 from lightning_taylor.callback import TaylorPruning
+from lightning_taylor.cli.configs import resolve_configs
+from lightning_taylor.cli.failure import DEBUG
 
 pytestmark = [
     # Lightning 2.6 calls what the newest jsonargparse is about to rename.
@@ -188,7 +190,7 @@ def test_a_model_that_cannot_be_pruned_is_an_error_of_the_run_with_the_reason(ru
 
 
 def test_a_missing_extra_is_answered_with_what_to_install(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cli, "find_spec", lambda name: None if name == "sklearn" else object())
+    monkeypatch.setattr("lightning_taylor.cli.app.find_spec", lambda name: None if name == "sklearn" else object())
     assert_answered(run("fit"), 1, "missing sklearn: pip install 'lightning-taylor[cli,recipes]'")
 
 
@@ -198,7 +200,7 @@ def test_a_bug_of_the_users_keeps_its_traceback() -> None:
 
 
 def test_a_mistake_can_be_asked_for_its_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv(cli.DEBUG, "true")
+    monkeypatch.setenv(DEBUG, "true")
     with pytest.raises(FileNotFoundError, match="nowhere"):
         cli.main(["fit", "--config=flowers12", "--data.root=nowhere"])
     with pytest.raises(ValueError, match="target flops"):
@@ -291,7 +293,7 @@ def test_a_checkpoint_of_an_unpruned_fit_can_be_validated_tested_and_predicted_w
 
 
 def test_who_chooses_a_model_does_not_get_the_main_jobs_callbacks() -> None:
-    assert cli._resolve_configs(["fit", "--model=Mine"]) == ["fit", "--model=Mine"]
-    assert cli._resolve_configs(["fit", "--model.lr=1"])[1] == "--config"
-    assert cli._resolve_configs(["fit", "-c", "digits"])[1:] == ["-c", str(cli.shipped_configs()["digits"])]
-    assert cli._resolve_configs(["--help"]) == ["--help"]
+    assert resolve_configs(["fit", "--model=Mine"]) == ["fit", "--model=Mine"]
+    assert resolve_configs(["fit", "--model.lr=1"])[1] == "--config"
+    assert resolve_configs(["fit", "-c", "digits"])[1:] == ["-c", str(cli.shipped_configs()["digits"])]
+    assert resolve_configs(["--help"]) == ["--help"]
