@@ -17,20 +17,42 @@ from lightning_taylor.errors import (
     UncoupledChannelsError,
     UnsupportedModelError,
 )
+from lightning_taylor.export import export_onnx, export_program, export_state_dict
+from lightning_taylor.graph.attributes import register_attributes
 from lightning_taylor.graph.channels import ChannelGraph, ChannelGroup
 from lightning_taylor.graph.trace import trace_channels
 from lightning_taylor.plan import Gradual, Iterative, OneShot, Target
 from lightning_taylor.plan.guard import Guard
-from lightning_taylor.scores import Criterion, Random, Taylor, TaylorBatch, WeightMagnitude
+from lightning_taylor.report.inspection import Inspection, inspect_model
+from lightning_taylor.scores import (
+    OBD,
+    ActivationMean,
+    ActivationStd,
+    APoZ,
+    Combined,
+    Criterion,
+    MutualInformation,
+    Random,
+    Taylor,
+    TaylorBatch,
+    WeightMagnitude,
+)
 from lightning_taylor.surgery import prune_channels
 
 __all__ = [
+    "OBD",
+    "APoZ",
+    "ActivationMean",
+    "ActivationStd",
     "ChannelGraph",
     "ChannelGroup",
+    "Combined",
     "Criterion",
     "Gradual",
     "Guard",
+    "Inspection",
     "Iterative",
+    "MutualInformation",
     "NothingToPruneError",
     "OneShot",
     "OptimizerStateError",
@@ -46,8 +68,13 @@ __all__ = [
     "UncoupledChannelsError",
     "UnsupportedModelError",
     "WeightMagnitude",
+    "export_onnx",
+    "export_program",
+    "export_state_dict",
+    "inspect_model",
     "load_pruned",
     "prune_channels",
+    "register_attributes",
     "trace_channels",
 ]
 

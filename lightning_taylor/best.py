@@ -12,6 +12,7 @@ from torch import Tensor
 from typing_extensions import override
 
 from lightning_taylor.callback import TaylorPruning
+from lightning_taylor.namesakes import either
 
 __all__ = ["PrunedModelCheckpoint"]
 
@@ -37,6 +38,7 @@ class PrunedModelCheckpoint(ModelCheckpoint):
     @override
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Called when fit, validate, test or predict begins."""
+        _check_trainer(self, trainer)
         super().setup(trainer, pl_module, stage)
         self._validated = None
         if stage == "fit":
@@ -68,6 +70,16 @@ class PrunedModelCheckpoint(ModelCheckpoint):
             # what was saved before would be a link to itself.
             self._last_global_step_saved = trainer.global_step
             self._last_checkpoint_saved = ""
+
+
+def _check_trainer(callback: ModelCheckpoint, trainer: Trainer) -> None:
+    """Refuse a Trainer to which this is no checkpoint callback: it would not let it come after the others."""
+    kinds = zip(either(Trainer), either(ModelCheckpoint), strict=False)
+    if not any(isinstance(trainer, host) and isinstance(callback, kind) for host, kind in kinds):
+        raise MisconfigurationException(
+            "PrunedModelCheckpoint is of lightning.pytorch and this Trainer of pytorch_lightning: use "
+            "lightning_taylor.pl.PrunedModelCheckpoint"
+        )
 
 
 def _pruner_of(trainer: Trainer) -> TaylorPruning:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from inspect import signature
 from typing import Any
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
-from torch import Tensor, nn
+from torch import Tensor
 from typing_extensions import override
 
 from lightning_taylor.checkpoint import (
@@ -21,19 +22,19 @@ from lightning_taylor.checkpoint import (
     was_pruned,
     widths_of,
 )
-from lightning_taylor.graph.capture import CallRecorder
 from lightning_taylor.graph.channels import ChannelGraph
 from lightning_taylor.graph.copying import batch_size
 from lightning_taylor.graph.trace import ForwardCall, require_groups
 from lightning_taylor.host import (
     check_agreement,
     check_strategy,
-    compiled_graphs,
+    check_validation,
+    clear_screen,
+    copies_of,
     example_call,
-    forget_compiled,
     gradient_scale,
-    holders,
     incoming_checkpoint,
+    loadable,
     remaining_scale,
     remaining_steps,
     share,
@@ -41,12 +42,12 @@ from lightning_taylor.host import (
     warn_of_unreachable,
     widths_changed,
 )
-from lightning_taylor.options import Options, check_arguments
+from lightning_taylor.options import Options, as_inputs, check_arguments
 from lightning_taylor.plan import Schedule, Target
 from lightning_taylor.plan.guard import Guard
+from lightning_taylor.report import loggers
 from lightning_taylor.scores import Criterion, Normalization, Taylor
 from lightning_taylor.session import Session
-from lightning_taylor.surgery import find_copies
 from lightning_taylor.surgery.transaction import signals_deferred
 
 __all__ = ["TaylorPruning"]
@@ -59,21 +60,24 @@ class TaylorPruning(Callback):
     important ones are physically removed and the optimizer state is carried along, until the target is reached.
 
     Args:
-        target: what may remain: a fraction of the dense model's FLOPs in (0, 1], or a ``Target`` with several
-            resources at once.
+        target: what may remain: a fraction of the dense model's FLOPs in (0, 1], or a ``Target`` with any of
+            ``flops``, ``params``, ``channels``, ``latency`` and ``memory``, each such a fraction; all have to hold.
         schedule: when channels are removed: ``Gradual``, ``Iterative`` or ``OneShot``. By default a cubic
             ``Gradual`` over the fit's own length: the first tenth dense, events until two thirds, then fine-tuning.
         criterion: how channels are scored; ``Taylor()`` by default.
         normalization: of the scores within each group, before the global ranking: "l2", "l1", "minmax" or "none".
-        flops_penalty: subtracted from the normalised score per MFLOPs that the channel's removal saves (the paper
-            uses 1e-3).
-        ignore: name patterns of layers whose output channels stay; "layer4" covers everything inside.
+        flops_penalty: what a channel's normalised score loses per MFLOP (1e6 FLOPs per example) that its removal
+            saves, in units of the score; the paper uses 1e-3.
+        ignore: name patterns of layers whose output channels stay: "layer4" covers everything inside, "*.conv1"
+            every layer of that name.
         min_channels: fewest channels that a group may keep.
         round_to: groups keep a multiple of this many channels.
-        example_inputs: what the model's ``forward`` takes, for the trace: a tensor, a tuple of arguments or a dict
-            of keyword arguments. By default taken from ``example_input_array`` or the first training batch.
-        measure_latency: whether the report at the end times the dense and the pruned network.
-        guard: holds the pruning back while a validation metric is too far below the dense model's; see ``Guard``.
+        example_inputs: what the model's ``forward`` takes, for the trace: a tensor, a tuple of arguments, a dict of
+            keyword arguments, or a shape such as ``[1, 3, 224, 224]``, examples first, for random numbers. By default
+            taken from ``example_input_array`` or the first training batch.
+        measure_latency: whether the report at the end times the dense and the pruned network, in seconds per batch.
+        guard: holds the pruning back while a validation metric is too far below the dense model's: a ``Guard`` with
+            the metric's name ``monitor``, ``max_drop`` in the metric's units, ``action`` and ``mode``.
         allow_untested_strategy: go on with a strategy that is neither single-device nor DDP.
 
     Raises:
@@ -106,18 +110,17 @@ class TaylorPruning(Callback):
         )
         self.schedule = schedule
         self.ignore = tuple(ignore)
-        self.example_inputs = example_inputs
+        self.example_inputs = as_inputs(example_inputs)
         self.measure_latency = measure_latency
         self.allow_untested_strategy = allow_untested_strategy
         self.guard = guard
         self._session = Session(self.options, guard)
-        self._recorder: CallRecorder | None = None
         self._fitter: ShapeFitter | None = None
         self._global_step = 0
         self._grad_scale: float | Tensor = 1.0
         self._examples = 1
-        self._compiled = 0
         self._told: set[str] = set()
+        self._started = False
 
     @property
     def graph(self) -> ChannelGraph | None:
@@ -143,18 +146,15 @@ class TaylorPruning(Callback):
             widths=lambda: widths_of(self.graph),
             fallback=lambda: origin_of(incoming_checkpoint(trainer)),
         )
-        copies = find_copies(pl_module, holders(trainer, self)) if stage == "fit" else []
+        modules = loadable(trainer, pl_module, self)
         with signals_deferred():  # a Ctrl-C among the hooks would leave some that nobody knows
-            self._fitter.watch(pl_module)
-            for copy in copies:
-                if isinstance(copy.tensors, nn.Module):
-                    self._fitter.watch(copy.tensors)
+            for module in modules:
+                self._fitter.watch(module)
         if stage != "fit":
             return
         check_strategy(trainer.strategy, self.allow_untested_strategy)
         check_return(trainer.strategy, pl_module)
         self._session.begin_fit()
-        self._compiled = compiled_graphs()
 
     @override
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
@@ -177,16 +177,19 @@ class TaylorPruning(Callback):
         return {**self._session.to_plain(), "widths": widths_of(self.graph), "settings": self._settings()}
 
     @override
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Called when fit begins: add the settings to the hyperparameters that are logged."""
+        self._started = False
+        loggers.log_settings(trainer, pl_module, self._hyperparameters())
+
+    @override
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Called when the train begins: lay the schedule, and trace if the inputs are known."""
         if trainer.fast_dev_run:  # type: ignore[attr-defined]
             rank_zero_info("TaylorPruning does nothing in a fast_dev_run")
             return
         warn_of_unreachable(trainer, pl_module, self, self._told)
-        if self.guard and not trainer.enable_validation:
-            raise ValueError(
-                f"{self.guard!r} needs a validation, and this fit has none: give it a validation_step and its data"
-            )
+        check_validation(trainer, self.guard)
         self._session.lay_schedule(self.schedule, remaining_steps(trainer))
         inputs = self.example_inputs if self.example_inputs is not None else pl_module.example_input_array
         if not self._session.traced and inputs is not None:
@@ -194,16 +197,16 @@ class TaylorPruning(Callback):
         else:
             self._session.go_on()
             # A resumed fit needs no trace; what the model is called with is still wanted for the report.
-            with signals_deferred():
-                self._recorder = CallRecorder(pl_module)
+            self._session.listen(pl_module)
 
     @override
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         """Called when the train batch begins: remember the step it starts from."""
         self._global_step = trainer.global_step
         self._examples = batch_size(batch)
-        if self._recorder:
-            self._recorder.clear()
+        # A step that takes the loader's iterator fetches its batch by itself; what is given here is the one before.
+        if "dataloader_iter" not in signature(pl_module.training_step).parameters:
+            self._session.see_batch(batch)
 
     @override
     def on_before_backward(self, trainer: Trainer, pl_module: LightningModule, loss: Tensor) -> None:
@@ -212,7 +215,7 @@ class TaylorPruning(Callback):
             self._end_recording(trainer, pl_module)
         self._grad_scale = gradient_scale(trainer, pl_module)
         # An optimizer with a closure, such as LBFGS, evaluates a batch several times; only the last one counts.
-        self._session.before_backward(again=pl_module.automatic_optimization)
+        self._session.before_backward(loss, again=pl_module.automatic_optimization)
 
     @override
     def on_after_backward(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -236,17 +239,22 @@ class TaylorPruning(Callback):
         """Called when the train batch ends: take the scores in; remove channels if it is time."""
         # In manual optimization the first backward pass may come before other parts have run.
         self._end_recording(trainer, pl_module)
+        session = self._session
+        if session.traced and not self._started:
+            self._started = True
+            loggers.log_start(trainer, pl_module, self._hyperparameters(), session.size)
         stepped = trainer.global_step > self._global_step
-        if self._session.end_batch(self._examples, self._grad_scale, stepped=stepped):
+        if session.end_batch(self._examples, self._grad_scale, stepped=stepped):
             self._event(trainer, pl_module)
-        self._log(pl_module)
+        if session.active:
+            loggers.log_step(pl_module, session.fractions())
 
     @override
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Called when the validation loop ends: note its metrics beside the size of the network; ask the guard."""
         if trainer.sanity_checking or not self._session.active:
             return
-        session, copies = self._session, find_copies(pl_module, holders(trainer, self))
+        session, copies = self._session, copies_of(trainer, pl_module, self)
         metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
         graph = session.graph
         said = session.validated(share(trainer.strategy, lambda: metrics), trainer.optimizers, copies)
@@ -254,41 +262,42 @@ class TaylorPruning(Callback):
             rank_zero_warn(said)
         if session.graph is not graph:
             widths_changed(trainer.strategy, pl_module)
+            loggers.log_size(trainer, session.size)
 
     @override
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Called when the train ends: leave nothing on the model."""
-        self._detach()
+        self._session.close()
 
     @override
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Called when fit ends: say what was asked and what was achieved."""
-        folder = trainer.log_dir or trainer.default_root_dir  # a broadcast: every rank has to ask
-        if trainer.is_global_zero and self._session.traced:
-            if not self.reached:
-                rank_zero_warn(self._session.shortfall)
-            compiled = compiled_graphs() - self._compiled
-            self._session.show(folder, measure_latency=self.measure_latency, compiled=compiled)
+        if not trainer.is_global_zero or not self._session.traced:
+            return
+        if not self.reached:
+            rank_zero_warn(self._session.shortfall)
+        clear_screen(trainer, pl_module, summarize=self._session.changed)
+        folder, device = loggers.report_folder(trainer), trainer.strategy.root_device
+        summary = self._session.show(folder, measure_latency=self.measure_latency, device=device)
+        loggers.log_summary(trainer, summary, folder)
 
     @override
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Called when any exception or Ctrl-C stops the fit: leave nothing on the model."""
-        self._detach()
+        self._session.close()
         self._close_fitter()
 
     @override
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Called when fit, validate, test or predict ends: leave nothing on the model."""
-        self._detach()
+        self._session.close()
         if not comes_back(trainer.strategy):  # else the parent process still needs to hear of the widths
             self._close_fitter()
 
     def _end_recording(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if not self._recorder:
+        calls = self._session.heard()
+        if calls is None:
             return
-        calls = list(self._recorder.calls)
-        self._recorder.close()
-        self._recorder = None
         if self._session.traced:
             self._session.report.begin(calls)
             share(trainer.strategy, lambda: self._session.measure_with(calls))
@@ -300,7 +309,6 @@ class TaylorPruning(Callback):
         """Trace on rank zero, share the graph, and start to score."""
         graph = share(trainer.strategy, lambda: require_groups(trace_step(pl_module, calls, self.ignore)))
         self._session.begin(pl_module, graph, calls)
-        forget_compiled()
         share(trainer.strategy, lambda: self._session.measure_with(calls))
 
     def _event(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -311,27 +319,19 @@ class TaylorPruning(Callback):
             return
         check_agreement(trainer.strategy, decided.remove)
         warn_of_unreachable(trainer, pl_module, self, self._told)  # some are made in the course of the fit
-        copies = find_copies(pl_module, holders(trainer, self))
-        self._session.remove(decided, trainer.optimizers, copies)
+        session = self._session
+        session.remove(decided, trainer.optimizers, copies_of(trainer, pl_module, self))
         if decided.remove:
             widths_changed(trainer.strategy, pl_module)
-
-    def _log(self, pl_module: LightningModule) -> None:
-        if self._session.active:
-            fractions = {f"pruning/{name}": value for name, value in self._session.fractions().items()}
-            pl_module.log_dict(fractions, on_step=True, on_epoch=False, batch_size=1, rank_zero_only=True)
-            pl_module.log("flops", fractions["pruning/flops"], prog_bar=True, logger=False, batch_size=1)
+        event, scores = session.last_event
+        loggers.log_event(trainer, event, session.size, scores)
 
     def _settings(self) -> dict[str, str]:
         return settings_of(self.options, schedule=self.schedule, guard=self.guard)
 
-    def _detach(self) -> None:
-        if self._recorder:
-            self._recorder.close()
-            self._recorder = None
-        if self._session.active and not self.reached:
-            forget_compiled()  # the hooks that are taken off now were compiled in
-        self._session.close()
+    def _hyperparameters(self) -> dict[str, Any]:
+        own = {name: getattr(self, name) for name in ("schedule", "guard", "ignore", "measure_latency")}
+        return loggers.plain_settings(**{**vars(self.options), **own, "target": self.options.target.asked})
 
     def _close_fitter(self) -> None:
         if self._fitter:

@@ -25,8 +25,11 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from lightning_taylor.errors import UncoupledChannelsError
+from lightning_taylor.graph.attributes import known
 from lightning_taylor.graph.channels import ChannelGraph
+from lightning_taylor.graph.plain import follower_from_plain, follower_to_plain
 from lightning_taylor.graph.resize import follow_shapes, hold
+from lightning_taylor.namesakes import either
 
 __all__ = [
     "PrunedCheckpointMixin",
@@ -62,7 +65,8 @@ def widths_of(graph: ChannelGraph | None) -> dict[str, Any]:
     dims: dict[str, list[int]] = {}
     for name, dim in graph.slices_by_axis():
         dims.setdefault(name, []).append(dim)
-    return {"dense": {name: list(graph.dense[name]) for name in dims}, "dims": dims}
+    followers = [follower_to_plain(f) for f in graph.followers]
+    return {"dense": {name: list(graph.dense[name]) for name in dims}, "dims": dims, "followers": followers}
 
 
 def settings_of(options: Any, **others: object) -> dict[str, str]:
@@ -125,8 +129,10 @@ def fit_shapes(module: nn.Module, state_dict: Mapping[str, Any], widths: Widths,
             if living[name].shape != tensor.shape:  # tied tensors come once per name
                 hold(living[name], _empty_like(living[name], tensor.shape))
                 living[name].grad = None
-    for part in module.modules():
-        follow_shapes(part)
+    followers = [follower_from_plain(plain) for plain in widths.get("followers", ())]
+    values = known(followers, {name: tuple(t.shape) for name, t in living.items()})
+    for name, part in module.named_modules():
+        follow_shapes(part, values=values.get(name))
 
 
 def _misfit(name: str, living: Tensor, incoming: Tensor, widths: Widths) -> str | None:
@@ -264,7 +270,7 @@ def load_pruned(cls: type[Module], checkpoint_path: Any, **kwargs: Any) -> Modul
 
 
 def _check_class(cls: object) -> None:
-    if not (isinstance(cls, type) and issubclass(cls, LightningModule)):
+    if not (isinstance(cls, type) and issubclass(cls, either(LightningModule))):
         raise TypeError(f"load_pruned takes a LightningModule class, got {cls!r}")
 
 
@@ -284,19 +290,19 @@ class PrunedCheckpointMixin:
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Called by Lightning to let the model look at a checkpoint: fit the shapes before the values come."""
         super().on_load_checkpoint(checkpoint)  # type: ignore[misc]
-        assert isinstance(self, LightningModule)
+        assert isinstance(self, nn.Module)
         _fit_to(self, checkpoint)
 
     def load_state_dict(self, state_dict: Mapping[str, Any], *args: Any, **kwargs: Any) -> Any:
         """As ``nn.Module.load_state_dict``, of any widths that the state dict itself describes."""
-        assert isinstance(self, LightningModule)
+        assert isinstance(self, nn.Module)
         _fit_to(self, {"state_dict": state_dict})
         return super().load_state_dict(state_dict, *args, **kwargs)  # type: ignore[misc]
 
 
 def comes_back(strategy: Strategy) -> bool:
     """Whether the fit runs in child processes, whose parent loads the weights that they leave."""
-    return isinstance(strategy.launcher, _MultiProcessingLauncher)
+    return isinstance(strategy.launcher, either(_MultiProcessingLauncher))
 
 
 def check_return(strategy: Strategy, module: LightningModule) -> None:
@@ -313,7 +319,7 @@ def check_return(strategy: Strategy, module: LightningModule) -> None:
         )
 
 
-def _fit_to(module: LightningModule, checkpoint: Mapping[str, Any]) -> None:
+def _fit_to(module: nn.Module, checkpoint: Mapping[str, Any]) -> None:
     widths = origin_of(checkpoint)
     if widths is not None and widths["dims"]:
         fit_shapes(module, checkpoint["state_dict"], widths)

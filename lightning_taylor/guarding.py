@@ -105,7 +105,7 @@ class Guarding:
     def _go_back(self, pruner: Pruner, optimizers: Iterable[Optimizer], copies: Iterable[Copy]) -> None:
         good = self._good
         assert good is not None
-        Snapshot.from_plain(good["snapshot"]).restore(pruner.model, optimizers, copies)
+        Snapshot.from_plain(good["snapshot"]).restore(pruner.model, optimizers, copies, pruner.graph.followers)
         pruner.reset(graph_from_plain(good["graph"]), Record.from_plain(good["record"]))
         self._good = None
 

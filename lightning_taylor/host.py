@@ -11,26 +11,32 @@ from typing import Any, TypeVar, cast
 import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.callbacks import GradientAccumulationScheduler
+from lightning.pytorch.callbacks import GradientAccumulationScheduler, ModelSummary
 from lightning.pytorch.strategies import DDPStrategy, DeepSpeedStrategy, SingleDeviceStrategy, Strategy
 from lightning.pytorch.utilities import rank_zero_warn
-from torch import Tensor
+from torch import Tensor, nn
 
 from lightning_taylor.errors import PruningError, UncoupledChannelsError, UnsupportedModelError
 from lightning_taylor.graph.channels import ChannelGraph
 from lightning_taylor.graph.trace import ForwardCall, trace_calls
+from lightning_taylor.namesakes import either
 from lightning_taylor.plan import fingerprint
-from lightning_taylor.surgery import unreachable_copies
+from lightning_taylor.plan.guard import Guard
+from lightning_taylor.surgery import Copy, find_copies, unreachable_copies
 
 __all__ = [
     "check_agreement",
     "check_strategy",
+    "check_validation",
+    "clear_screen",
     "compiled_graphs",
+    "copies_of",
     "example_call",
     "forget_compiled",
     "gradient_scale",
     "holders",
     "incoming_checkpoint",
+    "loadable",
     "remaining_scale",
     "remaining_steps",
     "share",
@@ -48,12 +54,23 @@ def check_strategy(strategy: Strategy, allow_untested: bool) -> None:
     Raises:
         MisconfigurationException: naming the strategy and those that work.
     """
-    supported = isinstance(strategy, SingleDeviceStrategy | DDPStrategy) and not isinstance(strategy, DeepSpeedStrategy)
+    supported = isinstance(strategy, either(SingleDeviceStrategy, DDPStrategy))
+    supported = supported and not isinstance(strategy, either(DeepSpeedStrategy))
     if (not supported or "XLA" in type(strategy).__name__) and not allow_untested:
         raise MisconfigurationException(
             f"TaylorPruning does not work with {type(strategy).__name__}: it cannot cut parameters that are sharded or "
             "held by another runtime. Use a single device or strategy='ddp', or pass allow_untested_strategy=True"
         )
+
+
+def check_validation(trainer: Trainer, guard: Guard | None) -> None:
+    """Refuse a guard that will never be asked.
+
+    Raises:
+        ValueError: if there is one, and the fit has no validation.
+    """
+    if guard and not trainer.enable_validation:
+        raise ValueError(f"{guard!r} needs a validation, and this fit has none: give it a validation_step and its data")
 
 
 def share(strategy: Strategy, make: Callable[[], T]) -> T:
@@ -99,10 +116,11 @@ def _portable(error: Exception) -> Exception:
 
 def widths_changed(strategy: Strategy, pl_module: LightningModule) -> None:
     """Let everything that keeps shapes forget them: DDP's buckets and accumulators, compiled code."""
-    if isinstance(strategy, DDPStrategy):
-        strategy.model = pl_module
-        strategy._pl_static_graph_delay_done = False
-        strategy.configure_ddp()
+    if isinstance(strategy, either(DDPStrategy)):
+        ddp: Any = strategy
+        ddp.model = pl_module
+        ddp._pl_static_graph_delay_done = False
+        ddp.configure_ddp()
     forget_compiled()
 
 
@@ -174,6 +192,17 @@ def holders(trainer: Trainer, own: object) -> dict[str, object]:
     return found
 
 
+def copies_of(trainer: Trainer, pl_module: LightningModule, own: object) -> list[Copy]:
+    """What the module and the Trainer's other callbacks keep of the parameters, such as averages."""
+    return find_copies(pl_module, holders(trainer, own))
+
+
+def loadable(trainer: Trainer, pl_module: LightningModule, own: object) -> list[nn.Module]:
+    """Whatever the values of a checkpoint may go into: the module, and in a fit its copies."""
+    copies = copies_of(trainer, pl_module, own) if trainer.state.fn == "fit" else []
+    return [pl_module, *(copy.tensors for copy in copies if isinstance(copy.tensors, nn.Module))]
+
+
 def warn_of_unreachable(trainer: Trainer, pl_module: LightningModule, own: object, told: set[str]) -> None:
     """Name what looks like a copy of the parameters and cannot follow, once for each that is not in ``told``."""
     for owner in unreachable_copies(pl_module, holders(trainer, own)):
@@ -198,7 +227,8 @@ def remaining_steps(trainer: Trainer) -> float:
     total = trainer.estimated_stepping_batches
     if total < 0 or total == float("inf"):
         return float("inf")
-    accumulations = [c for c in trainer.callbacks if isinstance(c, GradientAccumulationScheduler)]  # type: ignore[attr-defined]
+    kind = either(GradientAccumulationScheduler)
+    accumulations: list[Any] = [c for c in trainer.callbacks if isinstance(c, kind)]  # type: ignore[attr-defined]
     if accumulations and trainer.max_epochs is not None and trainer.max_epochs > 0:
         # The Trainer's estimate knows the accumulation of the present epoch only.
         batches, at = trainer.num_training_batches, accumulations[0].get_accumulate_grad_batches
@@ -206,3 +236,23 @@ def remaining_steps(trainer: Trainer) -> float:
         total = planned if trainer.max_steps == -1 else min(planned, trainer.max_steps)
     # Not global_step: with several optimizers each of them counts there.
     return total - trainer.fit_loop.epoch_loop._batches_that_stepped
+
+
+def clear_screen(trainer: Trainer, pl_module: LightningModule, *, summarize: bool) -> None:
+    """Make ready for a table at the end of a fit: a live bar comes to rest above it, sizes are shown anew.
+
+    Args:
+        trainer: whose bar and model summary these are.
+        pl_module: at its final widths.
+        summarize: whether its sizes are no longer those that the Trainer's ``ModelSummary`` printed at the start.
+    """
+    bar: Any = trainer.progress_bar_callback
+    live: Any = getattr(bar, "progress", None)
+    if hasattr(live, "stop"):  # a rich bar would be drawn once more when it is stopped, below whatever was printed
+        live.stop()
+    summaries: list[Any] = [c for c in trainer.callbacks if isinstance(c, either(ModelSummary))]  # type: ignore[attr-defined]
+    for shown in summaries if summarize else ():
+        try:
+            shown.on_fit_start(trainer, pl_module)
+        except Exception as error:
+            rank_zero_warn(f"{type(shown).__name__} could not show the pruned model: {type(error).__name__}: {error}")

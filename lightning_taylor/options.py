@@ -8,11 +8,13 @@ from dataclasses import dataclass
 from numbers import Real
 from typing import Any, get_args
 
+import torch
+
 from lightning_taylor.plan import Schedule, Target
 from lightning_taylor.plan.guard import Guard
 from lightning_taylor.scores import Criterion, Normalization
 
-__all__ = ["CHECKS", "Options", "check_arguments"]
+__all__ = ["CHECKS", "Options", "as_inputs", "check_arguments"]
 
 Check = Callable[[str, Any], Iterator[str]]
 """From an argument's name and value to what is wrong with it, in words."""
@@ -53,6 +55,25 @@ def check_arguments(arguments: Mapping[str, Any]) -> None:
         raise ValueError(f"{len(problems)} arguments of TaylorPruning are wrong:\n- {listed}")
     if problems:
         raise ValueError(problems[0])
+
+
+def as_inputs(value: Any) -> Any:
+    """Example inputs as a model takes them: a shape becomes random numbers, anything else stays.
+
+    A configuration file can name a shape where it cannot hold a tensor. The random numbers are always the same, and
+    take none from torch's own generator.
+
+    Example:
+        >>> as_inputs([2, 3, 8, 8]).shape
+        torch.Size([2, 3, 8, 8])
+    """
+    return torch.rand(*value, generator=torch.Generator().manual_seed(0)) if _is_shape(value) else value
+
+
+def _is_shape(value: Any) -> bool:
+    """Whole numbers, all of them positive: no model takes nothing but those."""
+    sizes = value if isinstance(value, list | tuple) else ()
+    return bool(sizes) and all(isinstance(n, int) and not isinstance(n, bool) and n > 0 for n in sizes)
 
 
 def _target(name: str, value: Any) -> Iterator[str]:
@@ -100,11 +121,11 @@ def _count(name: str, value: Any) -> Iterator[str]:
 
 
 def _inputs(name: str, value: Any) -> Iterator[str]:
-    """Not a shape, a number or a text; of anything else only the model itself can judge."""
-    shape = value if isinstance(value, list | tuple) and all(isinstance(n, int) for n in value) else None
-    if shape is not None or isinstance(value, str | bytes | Real):
-        way = f"torch.rand({', '.join(map(str, shape))})" if shape else "torch.rand(1, 3, 224, 224)"
-        yield f"{name} takes what the model's forward takes, such as {way}, got {value!r}"
+    """Not a number, a text or a broken shape; of anything else only the model itself can judge."""
+    numbers = isinstance(value, list | tuple) and all(isinstance(n, Real) for n in value)
+    if (numbers and not _is_shape(value)) or isinstance(value, str | bytes | Real):
+        way = "such as torch.rand(1, 3, 224, 224), or a shape such as [1, 3, 224, 224]"
+        yield f"{name} takes what the model's forward takes, {way}, got {value!r}"
 
 
 def _switch(name: str, value: Any) -> Iterator[str]:

@@ -55,6 +55,8 @@ class Pruner:
         """Groups that the criterion cannot score, with the reason."""
         self.unscored: Mapping[str, str] = {}
         """Groups that had no score at the last event, with the reason."""
+        self.scores: Mapping[str, Tensor] = {}
+        """What the last event was decided by: group -> shape ``(C,)``, normalised; only where it was decided."""
         self._scorer: Scorer | None = None
         self._meter: Measure | None = None
         self.reset(graph, record or Record())
@@ -128,9 +130,16 @@ class Pruner:
         if self._scorer:
             self._scorer.pause()
 
-    def before_backward(self) -> None:
+    def see_batch(self, batch: Any) -> None:
+        """A training batch is about to be used."""
+        if self._scorer:
+            self._scorer.see_batch(batch)
+
+    def before_backward(self, loss: Tensor | None = None) -> None:
         """The backward pass of a loss begins."""
         if self._scorer:
+            if loss is not None:
+                self._scorer.see_loss(loss)
             self._scorer.before_backward()
 
     def after_backward(self) -> None:
@@ -160,9 +169,10 @@ class Pruner:
         if not scores:
             return "no channel has a score: no finite gradient reached a consumer of any group since the last event"
         options = self.options
+        self.scores = normalize(scores, options.normalization)
         try:
             return select_measured(
-                normalize(scores, options.normalization),
+                self.scores,
                 self.graph,
                 schedule.demand(step, options.target),
                 self._meter,
@@ -189,6 +199,7 @@ class Pruner:
         handler holds all of the event or nothing of it.
         """
         began, remove = time.perf_counter(), selection.remove
+        before = self._scorer
         with signals_deferred():
             if remove:
                 smaller = prune_channels(self.model, self.graph, remove, optimizers=optimizers, copies=copies)
@@ -206,6 +217,8 @@ class Pruner:
             self.record.append(event)
         if not self.done:
             self.watch()
+            if before and self._scorer:
+                self._scorer.follow(before, remove)
         return event
 
     def _check_shapes(self) -> None:

@@ -9,19 +9,25 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, final
 
+import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from lightning_taylor.graph.capture import CallRecorder
 from lightning_taylor.graph.channels import ChannelGraph
 from lightning_taylor.graph.plain import graph_from_plain, graph_to_plain
 from lightning_taylor.graph.trace import ForwardCall
 from lightning_taylor.guarding import Guarding
+from lightning_taylor.host import compiled_graphs, forget_compiled
 from lightning_taylor.options import Options
-from lightning_taylor.plan import Record, Schedule, Selection, default_schedule
+from lightning_taylor.plan import Event, Record, Schedule, Selection, default_schedule
 from lightning_taylor.plan.guard import Guard
 from lightning_taylor.pruner import Pruner
 from lightning_taylor.report.fit import FitReport
+from lightning_taylor.report.summary import PruningSummary
+from lightning_taylor.report.widths import Size, widths_now
 from lightning_taylor.surgery import Copy
+from lightning_taylor.surgery.transaction import signals_deferred
 
 __all__ = ["Session"]
 
@@ -43,6 +49,7 @@ class Session:
         self._guarding = Guarding(guard) if guard else None
         self._pruner: Pruner | None = None
         self._scores: Mapping[str, Any] = {}
+        self._recorder: CallRecorder | None = None
         self._schedule: Schedule | None = None
         self.begin_fit()
 
@@ -52,6 +59,9 @@ class Session:
         self._length: float | None = None
         self._pending: int | None = None
         self._spent_batch = False
+        self.changed = False
+        """Whether this fit has removed anything."""
+        self._compiled = compiled_graphs()
 
     @property
     def traced(self) -> bool:
@@ -67,6 +77,12 @@ class Session:
     def graph(self) -> ChannelGraph | None:
         """The channel graph at the present widths, if it is known."""
         return self._pruner.graph if self._pruner else None
+
+    @property
+    def last_event(self) -> tuple[Event, Mapping[str, Tensor]]:
+        """The latest event, and the normalised scores that decided it; those only on rank zero."""
+        assert self._pruner is not None
+        return self._pruner.record.events[-1], self._pruner.scores
 
     @property
     def reached(self) -> bool:
@@ -101,6 +117,20 @@ class Session:
         if self._length != float("inf"):
             self._schedule.check(int(self._length))
 
+    def listen(self, model: nn.Module) -> None:
+        """Record what the model is called with, until ``heard`` is asked."""
+        with signals_deferred():  # a Ctrl-C among its hooks would leave some that nobody knows
+            self._recorder = CallRecorder(model)
+
+    def heard(self) -> list[ForwardCall] | None:
+        """What the model was called with in this batch; None if nobody listened. Ends the recording."""
+        if not self._recorder:
+            return None
+        calls = list(self._recorder.calls)
+        self._recorder.close()
+        self._recorder = None
+        return calls
+
     def spend_batch(self) -> None:
         """The first batch goes to the trace, and is not scored.
 
@@ -121,6 +151,7 @@ class Session:
         """The graph is known: check what can be reached, and start to score."""
         self._pruner = Pruner(model, graph, self.options)
         self._pruner.start()
+        forget_compiled()  # it does not look out for the hooks
         if self._spent_batch:
             self._pruner.pause()  # its backward pass is still to come
         self.report.begin(calls)
@@ -137,12 +168,19 @@ class Session:
             self._pruner.load_scorer_state(self._scores)
             self._scores = {}
 
-    def before_backward(self, *, again: bool) -> None:
+    def see_batch(self, batch: Any) -> None:
+        """A training batch is about to be used."""
+        if self._recorder:
+            self._recorder.clear()
+        if self._pruner and self._schedule:
+            self._pruner.see_batch(batch)
+
+    def before_backward(self, loss: Tensor, *, again: bool) -> None:
         """The backward pass of a loss begins; ``again``: the only one of its batch, evaluated before perhaps."""
         if self._pruner and self._schedule:
             if again:
                 self._pruner.drop_batch()
-            self._pruner.before_backward()
+            self._pruner.before_backward(loss)
 
     def after_backward(self) -> None:
         """The backward pass of a loss has ended."""
@@ -191,6 +229,8 @@ class Session:
         assert self._pruner is not None
         self._pruner.remove(selection, self._step, optimizers, copies)
         self._pending = None
+        self.changed |= bool(selection.remove)
+        self.report.note_scores(self._pruner.scores)
 
     def validated(
         self, metrics: Mapping[str, float], optimizers: Iterable[Optimizer], copies: Iterable[Copy]
@@ -212,13 +252,23 @@ class Session:
         assert self._pruner is not None
         return self._pruner.fractions()
 
-    def show(self, folder: str | Path, *, measure_latency: bool, compiled: int = 0) -> None:
-        """Print the table, and write it as data into a folder."""
+    @property
+    def size(self) -> Size:
+        """What remains, and how many channels each layer has."""
         assert self._pruner is not None
-        self.report.show(self._pruner, folder, measure_latency=measure_latency, compiled=compiled)
+        return Size(self._pruner.fractions(), widths_now(self._pruner.graph))
+
+    def show(self, folder: str | Path, *, measure_latency: bool, device: torch.device | None = None) -> PruningSummary:
+        """Print the table, and write it as data and as a page into a folder; see ``FitReport.show``."""
+        assert self._pruner is not None
+        compiled = compiled_graphs() - self._compiled
+        return self.report.show(self._pruner, folder, measure_latency=measure_latency, compiled=compiled, device=device)
 
     def close(self) -> None:
         """Leave nothing on the model."""
+        self.heard()
+        if self.active and not self.reached:
+            forget_compiled()  # the hooks that are taken off now were compiled in
         if self._pruner:
             self._pruner.close()
         self._schedule = None

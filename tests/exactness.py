@@ -25,7 +25,7 @@ def masked(model: nn.Module, graph: ChannelGraph, remove: Remove) -> nn.Module:
 def sliced(model: nn.Module, graph: ChannelGraph, remove: Remove) -> nn.Module:
     """A copy in which the channels are gone."""
     twin = copy.deepcopy(model)
-    shrink_modules(twin, graph.keep(remove))
+    shrink_modules(twin, graph.keep(remove), graph.followers)
     return twin
 
 

@@ -21,6 +21,8 @@ pytest.importorskip("sklearn", reason="needs the extra recipes")
 
 from lightning_taylor import cli
 from lightning_taylor.callback import TaylorPruning
+from lightning_taylor.cli.app import LOGS
+from lightning_taylor.cli.commands import COMMANDS
 from lightning_taylor.cli.configs import resolve_configs
 from lightning_taylor.cli.failure import DEBUG
 
@@ -111,10 +113,13 @@ def assert_answered(answer: tuple[int, str, str], expected: int, message: str) -
     assert "Traceback" not in out + err
 
 
-CHOICES = "choose one of fit, validate, test, predict; `lightning-taylor fit` alone runs a small example"
+CHOICES = (
+    f"choose one of fit, validate, test, predict, {', '.join(COMMANDS)}; `lightning-taylor fit` alone runs a small"
+)
 WRONG = {
     "nothing": ([], CHOICES),
-    "subcommand": (["fitt"], "invalid choice: 'fitt' (choose from 'fit', 'validate', 'test', 'predict')"),
+    "subcommand": (["fitt"], "no command 'fitt'; did you mean fit?"),
+    "command": (["inspct"], "no command 'inspct'; did you mean inspect?"),
     "option": (["fit", "--confg", "digits"], "no option 'confg'; did you mean config?"),
     "no option": (["fit", "digits"], "no option 'digits'; did you mean --config digits?"),
     "two types": (
@@ -262,17 +267,20 @@ def test_the_screen_shows_nothing_that_the_user_can_do_nothing_about(run: Run) -
     seen: list[str] = []
     handler = logging.Handler()
     handler.emit = lambda record: seen.append(record.getMessage())
-    log = logging.getLogger("lightning.pytorch")
-    log.addHandler(handler)
+    # Where both names of Lightning are imported, the later one's logger gets the messages of either.
+    logs = [logging.getLogger(name) for name in LOGS]
+    for log in logs:
+        log.addHandler(handler)
     try:
         _, out, err = run("fit", *SHORT, *QUICK)
     finally:
-        log.removeHandler(handler)
+        for log in logs:
+            log.removeHandler(handler)
     assert not [m for m in seen if "Tip" in m or "TPU" in m or "estimate" in m]
     assert any("`max_epochs=1` reached" in message for message in seen)
     assert "Total FLOPs" not in out
     assert "Warning" not in err
-    assert not logging.getLogger("lightning.pytorch.utilities.rank_zero").filters
+    assert not [log for log in logs if log.filters]
 
 
 def test_a_fit_without_a_logger_can_be_run_again(run: Run) -> None:

@@ -11,6 +11,7 @@ import pytest
 PACKAGE = Path(__file__).parent.parent / "lightning_taylor"
 LEVEL = {
     "errors": 0,
+    "namesakes": 0,
     "graph": 1,
     "surgery": 2,
     "scores": 2,
@@ -24,12 +25,14 @@ LEVEL = {
     "session": 6,
     "callback": 7,
     "best": 8,
+    "pl": 9,
     "recipes": 8,
     "study": 8,
+    "export": 8,
     "cli": 9,
     "": 10,
 }
-MAY_USE_LIGHTNING = {"checkpoint", "host", "callback", "best", "recipes", "cli", "report/loggers"}
+MAY_USE_LIGHTNING = {"checkpoint", "host", "callback", "best", "pl", "recipes", "cli", "report/loggers"}
 SOURCES = sorted(PACKAGE.rglob("*.py"))
 
 

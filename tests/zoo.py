@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 import torchvision
 from torch import Tensor, nn
+from zoo_grids import GRIDS
 
 Case = tuple[Callable[[], nn.Module], Callable[[], Tensor]]
 
@@ -237,6 +238,7 @@ NETS: dict[str, Case] = {
     "decoder": (Decoder, image()),
     "spread": (Spread, image()),
     "hard_coded": (HardCoded, image()),
+    **{name: (make, image()) for name, make in GRIDS.items()},
 }
 
 _SIZES = {"inception_v3": 299}

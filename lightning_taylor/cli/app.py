@@ -28,10 +28,15 @@ from lightning_taylor.cli.commands import COMMANDS, run_command
 from lightning_taylor.cli.configs import resolve_configs
 from lightning_taylor.cli.failure import debugging, fail
 from lightning_taylor.cli.messages import options_of, readable
+from lightning_taylor.cli.nested_help import show_nested_help
 from lightning_taylor.errors import PruningError
 
 __all__ = ["TaylorCLI", "main"]
 
+DESCRIPTION = (
+    "Prune a network while it trains. `lightning-taylor fit` alone runs a small example. "
+    f"Commands beside the ones below: {'; '.join(f'{name}: {what}' for name, what in COMMANDS.items())}."
+)
 EXTRAS = ("jsonargparse", "docstring_parser", "sklearn")
 WARNINGS = (
     # The recipes' small data lies in memory: worker processes would slow it down.
@@ -43,6 +48,8 @@ WARNINGS = (
 )
 CHATTER = re.compile("💡 Tip: |TPU available: False|Loading `train_dataloader` to estimate")
 """Warnings, and lines of Lightning's log, that a user can do nothing about."""
+LOGS = ("lightning.pytorch.utilities.rank_zero", "pytorch_lightning.utilities.rank_zero")
+"""Where both names of Lightning are imported, both write to the log of the one that came last."""
 
 
 def main(args: Sequence[str] | None = None) -> None:
@@ -74,7 +81,7 @@ def main(args: Sequence[str] | None = None) -> None:
 def _dispatch(args: list[str]) -> None:
     if args and args[0] in COMMANDS:
         run_command(args[0], args[1:])
-    else:
+    elif not show_nested_help(args):
         TaylorCLI(resolve_configs(args))
 
 
@@ -96,7 +103,7 @@ class TaylorCLI(LightningCLI):
             parser_class=_Parser,
             parser_kwargs={
                 "prog": "lightning-taylor",
-                "description": "Prune a network while it trains. `lightning-taylor fit` alone runs a small example.",
+                "description": DESCRIPTION,
                 "version": metadata.version("lightning-taylor"),
                 # Else --trainer.max_epoch would be taken for --trainer.max_epochs, and --trainer.max for an error.
                 "allow_abbrev": False,
@@ -156,14 +163,16 @@ def _quiet() -> Iterator[None]:
     def keep(record: logging.LogRecord) -> bool:
         return not CHATTER.match(record.getMessage())
 
-    log = logging.getLogger("lightning.pytorch.utilities.rank_zero")
-    log.addFilter(keep)
+    logs = [logging.getLogger(name) for name in LOGS]
+    for log in logs:
+        log.addFilter(keep)
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "|".join(WARNINGS))
             yield
     finally:
-        log.removeFilter(keep)
+        for log in logs:
+            log.removeFilter(keep)
 
 
 def _says_what_to_change(error: Exception) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import re
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from difflib import get_close_matches
 from importlib import import_module
 
@@ -12,6 +12,8 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
 from lightning_taylor.cli.commands import COMMANDS
 from lightning_taylor.cli.configs import shipped_configs
+from lightning_taylor.plan import Schedule
+from lightning_taylor.scores import Criterion
 
 __all__ = ["nearest", "options_of", "readable"]
 
@@ -49,26 +51,29 @@ def readable(message: str, options: Sequence[str] = ()) -> str:
     places = max(complaints, key=len)
     key = ".".join(name for kind, name in places if kind == "Parser key")
     owner = next((name for kind, name in reversed(places) if kind != "Parser key"), "")
-    texts = dict.fromkeys(_explain(text, owner, options) for text in complaints[places])
+    texts = dict.fromkeys(_explain(text, owner, key, options) for text in complaints[places])
     return (f"{key}: " if key else "") + "; ".join(texts)
 
 
-def _explain(text: str, owner: str, options: Sequence[str]) -> str:
+def _explain(text: str, owner: str, key: str, options: Sequence[str]) -> str:
     """One complaint of jsonargparse's about an argument of the class ``owner``, with the names it could have meant."""
     if hit := re.match("Option '(.+)' is not accepted$", text):
         return f"{owner.split('.')[-1]} has no option {hit[1]!r}{nearest(hit[1], _parameters(owner))}"
     if hit := re.match("module '(.+)' has no attribute '(.+)'$", text):
         return f"{text}{nearest(hit[2], [name for name in dir(import_module(hit[1])) if name[0] != '_'])}"
     if hit := re.match(r"Expected a dot import path string: (\S+)$", text):
-        return f"no class is called {hit[1]!r}; give its import path{nearest(hit[1], RECIPES)}"
+        return f"no class is called {hit[1]!r}; give its import path{nearest(hit[1], _classes(key))}"
     if hit := re.match(r"(?:Subcommand '\w+' does not accept option |unrecognized arguments: -*)'?([^\s'=]+)", text):
         if hit[1] in shipped_configs():
             return f"no option {hit[1]!r}; did you mean --config {hit[1]}?"
         near = nearest(hit[1], options) or nearest(hit[1].split(".")[0], options)
         return f"no option {hit[1]!r}{near}"
+    commands = [*LightningCLI.subcommands(), *COMMANDS]
     if text.startswith('expected "subcommand"'):
-        commands = ", ".join([*LightningCLI.subcommands(), *COMMANDS])
-        return f"choose one of {commands}; `lightning-taylor fit` alone runs a small example"
+        return f"choose one of {', '.join(commands)}; `lightning-taylor fit` alone runs a small example"
+    if hit := re.match("argument subcommand: invalid choice: '(.+?)' ", text):
+        return f"no command {hit[1]!r}{nearest(hit[1], commands)}"
+    text = re.sub(r"a (?:typing\.)?Literal\[(.+?)\]", r"one of \1", text)
     return re.sub(r"(?:a )?<class '(?:\w+\.)*(\w+)'>", r"\1", text)
 
 
@@ -77,6 +82,18 @@ def nearest(name: str, known: Collection[str]) -> str:
     if near := get_close_matches(name, sorted(set(known)), n=3, cutoff=0.7):
         return f"; did you mean {' or '.join(near)}?"
     return f"; there are {', '.join(known)}" if 0 < len(known) <= 15 else ""
+
+
+def _classes(key: str) -> list[str]:
+    """Names of classes that go without a path where a setting takes one."""
+    base = {"schedule": Schedule, "criterion": Criterion}.get(key.rpartition(".")[2])
+    return [kind.__name__ for kind in _subclasses(base) if kind.__name__[0] != "_"] if base else list(RECIPES)
+
+
+def _subclasses(base: type) -> Iterator[type]:
+    for kind in base.__subclasses__():
+        yield kind
+        yield from _subclasses(kind)
 
 
 def _parameters(class_path: str) -> list[str]:

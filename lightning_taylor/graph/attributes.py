@@ -5,7 +5,7 @@ One table, keyed by module class; a class without a row of its own inherits that
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from itertools import chain
 
 import torch
@@ -15,9 +15,10 @@ from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 from torch.nn.utils.parametrize import is_parametrized
 
 from lightning_taylor.errors import UncoupledChannelsError
-from lightning_taylor.graph.channels import Axis
+from lightning_taylor.graph.channels import Axis, Follower
+from lightning_taylor.graph.heads import heads_left
 
-__all__ = ["AttributeRule", "attribute_changes", "follow_shapes", "register_attributes", "rule_of"]
+__all__ = ["AttributeRule", "Known", "attribute_changes", "follow_shapes", "known", "register_attributes", "rule_of"]
 
 AttributeRule = Callable[[nn.Module, Mapping[Axis, Tensor]], Mapping[str, object]]
 """``rule(module, keep)`` -> attribute name -> its value for the tensors that the module holds now.
@@ -25,6 +26,28 @@ AttributeRule = Callable[[nn.Module, Mapping[Axis, Tensor]], Mapping[str, object
 ``keep`` has the entries that stayed, in the module's own names (``("weight", 0)``), or is empty where only the new
 shapes are known, as when a checkpoint is loaded. The module's attributes still have their old values.
 """
+
+
+Known = Mapping[str, Mapping[str, int]]
+"""Module name -> attribute -> its value: what a trace has found to follow the widths."""
+
+
+def known(followers: Iterable[Follower], widths: Mapping[str, tuple[int, ...]]) -> Known:
+    """What the followers are at some widths.
+
+    Args:
+        followers: as ``ChannelGraph.followers``.
+        widths: tensor name -> shape, as ``ChannelGraph.shapes``; followers of other tensors are left out.
+
+    Raises:
+        ValueError: if one would be no whole number.
+    """
+    values: dict[str, dict[str, int]] = {}
+    for f in followers:
+        tensor, dim = f.axis
+        if tensor in widths:
+            values.setdefault(f.module, {})[f.attribute] = f.at(widths[tensor][dim])
+    return values
 
 
 def register_attributes(cls: type[nn.Module], rule: AttributeRule) -> None:
@@ -50,7 +73,9 @@ def register_attributes(cls: type[nn.Module], rule: AttributeRule) -> None:
     _RULES[cls] = rule
 
 
-def follow_shapes(module: nn.Module, keep: Mapping[Axis, Tensor] | None = None) -> dict[str, tuple[object, object]]:
+def follow_shapes(
+    module: nn.Module, keep: Mapping[Axis, Tensor] | None = None, values: Mapping[str, int] | None = None
+) -> dict[str, tuple[object, object]]:
     """Make the plain attributes of one module follow the shapes of its own parameters and buffers.
 
     Shapes alone cannot tell a depthwise convolution with several outputs per channel that lost channels from one
@@ -59,6 +84,7 @@ def follow_shapes(module: nn.Module, keep: Mapping[Axis, Tensor] | None = None) 
     Args:
         module: changed in place. Left as it is if it holds no tensor or its class has no row in the table.
         keep: the entries that stayed, as ``(local name, dim)``, counted in the old widths.
+        values: this module's part of what ``known`` gives.
 
     Returns:
         Attribute -> (old value, new value), for those that changed.
@@ -72,23 +98,41 @@ def follow_shapes(module: nn.Module, keep: Mapping[Axis, Tensor] | None = None) 
         >>> follow_shapes(conv)
         {'out_channels': (8, 6)}
     """
-    changes = attribute_changes(module, keep or {})
+    changes = attribute_changes(module, keep or {}, values or {})
     for attribute, (_, new) in changes.items():
         setattr(module, attribute, new)
     return changes
 
 
-def attribute_changes(module: nn.Module, keep: Mapping[Axis, Tensor]) -> dict[str, tuple[object, object]]:
+def attribute_changes(
+    module: nn.Module, keep: Mapping[Axis, Tensor], values: Mapping[str, int]
+) -> dict[str, tuple[object, object]]:
     """What :func:`follow_shapes` would do, without doing it."""
     rule = rule_of(module)
     holds_any = next(chain(module.parameters(), module.buffers()), None) is not None
-    wanted = rule(module, keep) if rule and holds_any else {}
+    wanted: Mapping[str, object]
+    if isinstance(module, _ConvNd) and "groups" in values:
+        wanted = _of_groups(module, values["groups"])
+    elif isinstance(module, nn.GroupNorm) and "num_groups" in values:
+        # Without affine parameters it has no shape of its own.
+        per_group = module.num_channels // module.num_groups
+        wanted = {"num_channels": per_group * values["num_groups"], **values}
+    else:
+        wanted = {**(rule(module, keep) if rule and holds_any else {}), **values}
     return {name: (getattr(module, name), new) for name, new in wanted.items() if getattr(module, name) != new}
 
 
 def rule_of(module: nn.Module) -> AttributeRule | None:
     """The row of the module's class or of its nearest ancestor that has one."""
-    return next((_RULES[cls] for cls in type(module).__mro__ if cls in _RULES), None)
+    for cls in type(module).__mro__:
+        if rule := _RULES.get(cls) or _NAMED.get(f"{cls.__module__}.{cls.__qualname__}"):
+            return rule
+    return None
+
+
+def _of_groups(module: _ConvNd, groups: int) -> Mapping[str, object]:
+    _, (out, per_group, *_) = _held(module, "weight")
+    return {"out_channels": out, "in_channels": per_group * groups, "groups": groups}
 
 
 def _convolution(module: nn.Module, keep: Mapping[Axis, Tensor]) -> Mapping[str, object]:
@@ -176,6 +220,18 @@ def _sizes(tensors: tuple[str, ...], *attributes: str | None) -> AttributeRule:
 def _normalized_shape(module: nn.Module, keep: Mapping[Axis, Tensor]) -> Mapping[str, object]:
     return {"normalized_shape": _held(module, "weight")[1]}
 
+
+def _attention(module: nn.Module, keep: Mapping[Axis, Tensor]) -> Mapping[str, object]:
+    return heads_left(module)
+
+
+_NAMED: dict[str, AttributeRule] = {
+    "torch.nn.modules.activation.MultiheadAttention": _attention,
+    "torchvision.models.swin_transformer.ShiftedWindowAttention": _attention,
+    "torchvision.models.video.swin_transformer.ShiftedWindowAttention3d": _attention,
+    "torchvision.models.maxvit.RelativePositionalMultiHeadAttention": _attention,
+}
+"""The same by the class's name, for those that are only imported when somebody uses them."""
 
 _RULES: dict[type[nn.Module], AttributeRule] = {
     _ConvNd: _convolution,

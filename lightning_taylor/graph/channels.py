@@ -16,7 +16,7 @@ from enum import StrEnum
 import torch
 from torch import Tensor
 
-__all__ = ["Axis", "ChannelGraph", "ChannelGroup", "Operation", "Remove", "Role", "Slice"]
+__all__ = ["Axis", "ChannelGraph", "ChannelGroup", "Follower", "Operation", "Remove", "Role", "Slice"]
 
 Axis = tuple[str, int]
 """One dimension of one parameter or buffer: its qualified name and the dimension."""
@@ -98,6 +98,36 @@ class Operation:
     axes: tuple[Axis, ...]
 
 
+@dataclass(frozen=True)
+class Follower:
+    """A whole number that a module keeps about its width (``num_heads``), and that follows a tensor's.
+
+    Attributes:
+        module: qualified name.
+        attribute: of the module.
+        axis: the tensor dimension whose width it is proportional to.
+        dense: its value when the model was traced.
+        width: the width of the axis then.
+    """
+
+    module: str
+    attribute: str
+    axis: Axis
+    dense: int
+    width: int
+
+    def at(self, width: int) -> int:
+        """Its value at another width of the axis.
+
+        Raises:
+            ValueError: if that is no whole number.
+        """
+        value, rest = divmod(self.dense * width, self.width)
+        if rest:
+            raise ValueError(f"{self.module}.{self.attribute} would be {self.dense * width}/{self.width}")
+        return value
+
+
 @dataclass(frozen=True, eq=False)
 class ChannelGraph:
     """Which channels of a model can be removed, what goes with each, and why the others cannot.
@@ -112,6 +142,7 @@ class ChannelGraph:
         operations: what the evaluation path costs; for ``plan.cost``.
         unseen: layers that neither the training nor the evaluation path reached.
         dense_sizes: group name -> its size when the model was traced; filled in by itself.
+        followers: the attributes of modules that follow the widths, beyond those that their class says.
     """
 
     groups: Mapping[str, ChannelGroup]
@@ -123,6 +154,7 @@ class ChannelGraph:
     operations: tuple[Operation, ...] = ()
     unseen: tuple[str, ...] = ()
     dense_sizes: Mapping[str, int] = field(default_factory=dict)
+    followers: tuple[Follower, ...] = ()
 
     def __post_init__(self) -> None:
         if not self.dense_sizes:

@@ -1,6 +1,6 @@
-"""Rules for operators with weights: what comes in is tied to the weight's input entries, its outputs are born.
+"""Rules for matrix products and attention: rows and columns pass, contracted entries meet.
 
-Shape legend: O = output channels, I = input channels, N = batch, n/k/m = rows, contracted entries, columns.
+Shape legend: O = output channels, I = input channels, n/k/m = rows, contracted entries, columns.
 """
 
 from __future__ import annotations
@@ -8,94 +8,13 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from lightning_taylor.graph.channels import Axis, Role
-from lightning_taylor.graph.labels import Labels, collapse, compressed, is_constant, pairs, varying
+from lightning_taylor.graph.channels import Role
+from lightning_taylor.graph.labels import Labels, collapse, compressed, pairs, varying
 from lightning_taylor.graph.ledger import NEUTRAL
-from lightning_taylor.graph.tracer import Call, Rule
+from lightning_taylor.graph.tracer import Call
+from lightning_taylor.graph.weights import along_dim, axes_of, produce
 
-__all__ = ["RULES"]
-
-
-def convolution(call: Call) -> Labels | None:
-    """Convolutions of any dimension, plain, depthwise and transposed."""
-    weight, x = call.labels("weight"), call.labels("input")
-    groups, shape = call.get("groups"), call.get("weight").shape
-    transposed = call.get("transposed")
-    if weight is None or not weight.weight:
-        return _freeze(call, f"the weight is computed from activations ({call.where})")
-    if groups == 1:
-        dim_in, dim_out = (0, 1) if transposed else (1, 0)
-        return _plain_convolution(call, x, weight, dim_in, dim_out)
-    inputs = call.get("input").shape[1]
-    if groups == inputs and not transposed and shape[0] % groups == 0:
-        return _depthwise(call, x, weight)
-    return _grouped(call, weight)
-
-
-def _grouped(call: Call, weight: Labels) -> Labels | None:
-    """Frozen, but its outputs still carry their channels: what meets them further on has to stay with them."""
-    _freeze(call, f"grouped convolution: {call.get('groups')} groups must keep equal widths ({call.where})")
-    own_O = None if call.get("transposed") else _along(weight, 0, call.get("weight").ndim)
-    return None if own_O is None else Labels((_spread_along(own_O, 1, call.out.shape),))
-
-
-def _plain_convolution(call: Call, x: Labels | None, weight: Labels, dim_in: int, dim_out: int) -> Labels | None:
-    ndim = call.get("weight").ndim
-    reads_I, makes_O = _along(weight, dim_in, ndim), _along(weight, dim_out, ndim)
-    _consume(call, x, reads_I, dim=1, shape=call.get("input").shape)
-    axes = [*_axes(call, reads_I), *_axes(call, makes_O)]
-    call.cost(axes)
-    return _produce(call, makes_O, call.labels("bias"), dim=1)
-
-
-def _depthwise(call: Call, x: Labels | None, weight: Labels) -> Labels | None:
-    """One filter (or several) per channel: passes the channel through, and goes with it."""
-    ledger = call.tracer.ledger
-    own_O = _along(weight, 0, call.get("weight").ndim)
-    if x is None or own_O is None:
-        return _freeze(call, f"reads a tensor without channels ({call.where})")
-    inputs = call.get("input").shape[1]
-    multiplier = call.get("weight").shape[0] // inputs
-    slot = x.slots[0]
-    for i in range(multiplier):
-        _tie_along(call, slot, own_O[i::multiplier], dim=1)
-    ledger.assign(own_O, Role.PASS_THROUGH)
-    bias = call.labels("bias")
-    if bias:
-        ledger.tie(*pairs(bias.slots[0], own_O))
-        ledger.assign(bias.slots[0], Role.PASS_THROUGH)
-    call.tracer.name_layer(own_O)
-    call.cost(_axes(call, own_O))
-    return Labels((_spread_along(own_O, 1, call.out.shape),))
-
-
-def batch_norm(call: Call) -> list[Labels | None]:
-    """Each channel by its own statistics: weight, bias and running statistics go with the channel."""
-    x = call.labels("input")
-    names = ("weight", "bias", "running_mean", "running_var")
-    vectors = [v.slots[0] for name in names if (v := call.labels(name)) is not None]
-    for vector_C in vectors:
-        if x is None:
-            call.tracer.ledger.freeze(vector_C, f"normalises a tensor without channels ({call.where})")
-        else:
-            _tie_along(call, x.slots[0], vector_C, dim=1)
-            call.tracer.ledger.assign(vector_C, Role.PASS_THROUGH)
-    return [x]
-
-
-def normalized_over(call: Call) -> list[Labels | None]:
-    """LayerNorm and GroupNorm: exact only while no channel lies in the dimensions that are averaged over."""
-    x = call.labels("input")
-    if call.name == "native_group_norm":
-        dims: tuple[int, ...] = tuple(range(1, call.get("input").ndim))
-    else:
-        dims = tuple(range(-len(call.get("normalized_shape")), 0))
-    if x is not None and not is_constant(x.slots[0], dims):
-        reason = f"its statistics run over the channels ({call.where}), so removing one changes the others"
-        call.tracer.freeze(x, reason)
-    for name in ("weight", "bias"):
-        call.tracer.freeze(call.labels(name), f"scales a normalisation over the channels ({call.where})")
-    return [x]
+__all__ = ["attention", "embedding", "matmul"]
 
 
 def matmul(call: Call) -> Labels | None:
@@ -103,31 +22,85 @@ def matmul(call: Call) -> Labels | None:
     one, other = ("mat1", "mat2") if call.name == "addmm" else ("self", "mat2")
     if call.name in ("baddbmm",):
         one, other = "batch1", "batch2"
-    a, b = call.labels(one), call.labels(other)
-    in_a, free_a = _split(call, a, contracted=-1, free=-2)
-    in_b, free_b = _split(call, b, contracted=-2, free=-1)
+    a, b = _without_constant(call, call.labels(one), call.labels(other))
+    in_a, free_a, batch_a = _split(call, a, contracted=-1, free=-2)
+    in_b, free_b, batch_b = _split(call, b, contracted=-2, free=-1)
     _contract(call, a, in_a, b, in_b)
     out = _free(call, a, free_a, b, free_b)
-    call.cost([*(_axes(call, in_a) or _axes(call, in_b)), *_axes(call, free_a), *_axes(call, free_b)])
+    batch = _same_batch(call, batch_a, batch_b, first=free_a is not None and free_b is None)
+    inner = axes_of(call, in_a) or axes_of(call, in_b)
+    call.cost(
+        [*inner, *axes_of(call, free_a), *axes_of(call, free_b), *(axis for x in batch for axis in axes_of(call, x))]
+    )
     if call.name in ("addmm", "baddbmm"):
         bias = call.labels("self")
         if bias is not None:
             out = _add_bias(call, out, bias)
-    return Labels((out.expand(call.out.shape),)) if out is not None else None
+    slots = [out.expand(call.out.shape)] if out is not None else []
+    slots += [collapse(x, (-1, -2), keepdim=True).expand(call.out.shape) for x in batch]
+    slots += _fixed(a if free_a is not None and free_b is None else b, call.out.shape) if slots else []
+    return Labels(tuple(slots)) if slots else None
 
 
-def _split(call: Call, x: Labels | None, contracted: int, free: int) -> tuple[Tensor | None, Tensor | None]:
-    """A matrix operand's labels: those along the contracted dimension, those along the free one."""
+def _without_constant(call: Call, a: Labels | None, b: Labels | None) -> tuple[Labels | None, Labels | None]:
+    """Of two parameters, the first is data that a layer reads (a learnt query); of a buffer nothing can go."""
+    if a is None or b is None or not (a.weight and b.weight):
+        return a, b
+    ledger = call.tracer.ledger
+    constant = [all(ledger.is_buffer(slot) for slot in x.slots) for x in (a, b)]
+    if any(constant):
+        call.tracer.freeze(a if constant[0] else b, f"a table that {call.where} reads")
+        return (None, b) if constant[0] else (a, None)
+    read = []
+    for slot in a.slots:
+        if varying(slot) == {-1} and not read:
+            read.append(slot)
+            ledger.assign(slot, Role.PASS_THROUGH)
+        else:
+            ledger.freeze(slot, f"positions of a parameter that {call.where} reads")
+    return (Labels(tuple(read)) if read else None), b
+
+
+def _split(
+    call: Call, x: Labels | None, contracted: int, free: int
+) -> tuple[Tensor | None, Tensor | None, list[Tensor]]:
+    """An operand's labels: those along the contracted dimension, those along the free one, those along the batch."""
     inner = outer = None
+    batch = []
     for slot in x.slots if x else ():
         dims = varying(slot) & {contracted, free}
         if dims == {contracted} and inner is None:
             inner = collapse(slot, (free,), keepdim=False)
         elif dims == {free} and outer is None:
             outer = slot
+        elif x is not None and not x.weight and varying(slot) and not dims:
+            batch.append(slot)
         elif bool((slot != NEUTRAL).any()):
             call.tracer.ledger.freeze(slot, f"mixed with other dimensions by {call.where}")
-    return inner, outer
+    return inner, outer, batch
+
+
+def _fixed(x: Labels | None, shape: torch.Size) -> list[Tensor]:
+    """The slots of a tensor that was picked from a grid at one index: which one it was."""
+    if x is None or x.weight or len(x.slots) < 2:
+        return []
+    return [slot.flatten()[0].expand(shape) for slot in x.slots if not varying(slot)]
+
+
+def _same_batch(call: Call, a: list[Tensor], b: list[Tensor], *, first: bool) -> list[Tensor]:
+    """Tie what runs along the batch (heads) on both sides; what does so on one side only has to stay."""
+    kept = []
+    for one in a:
+        other = next((x for x in b if varying(x) & varying(one)), None)
+        if other is not None:
+            _meet(call, collapse(one, (-1, -2), keepdim=True), collapse(other, (-1, -2), keepdim=True))
+            # What is read on must be of the same grid as the rest of its tensor.
+            kept.append(one if first else other)
+    met = frozenset().union(*(varying(x) for x in kept))
+    for x in (*a, *b):
+        if not varying(x) & met:
+            call.tracer.ledger.freeze(x, f"one of a batch of matrices ({call.where})")
+    return kept
 
 
 def _contract(call: Call, a: Labels | None, in_a: Tensor | None, b: Labels | None, in_b: Tensor | None) -> None:
@@ -194,97 +167,31 @@ def embedding(call: Call) -> Labels | None:
     """A table of vectors: its columns are born here, its rows stay."""
     weight = call.labels("weight")
     assert weight is not None
-    rows, columns = _along(weight, 0, 2), _along(weight, 1, 2)
+    rows, columns = along_dim(weight, 0, 2), along_dim(weight, 1, 2)
     if rows is not None:
         call.tracer.ledger.freeze(rows, f"rows of a table ({call.where})")
-    return _produce(call, columns, None, dim=call.out.ndim - 1)
+    return produce(call, columns, None, dim=call.out.ndim - 1)
 
 
-def attention(call: Call) -> None:
-    """Fused attention: heads and their widths are baked into the kernel's shapes and scale."""
-    call.cost(())
-    return _freeze(call, f"attention heads must keep equal widths ({call.where})")
-
-
-def _freeze(call: Call, reason: str) -> None:
-    if call.name == "convolution":
-        call.cost(())
-    for tensor in call.operands:
-        labels = call.tracer.labels_of(tensor)
-        call.tracer.freeze(labels, reason)
-        if labels is not None and labels.weight:
-            for slot in labels.slots[:1]:
-                call.tracer.name_layer(slot)
-
-
-def _along(x: Labels, dim: int, ndim: int) -> Tensor | None:
-    """A parameter's labels along one of its dimensions, as a vector; None for a dimension of size one."""
-    for slot in x.slots:
-        if varying(slot) == {dim - ndim}:
-            return collapse(slot, tuple(d for d in range(ndim) if d != dim), keepdim=False)
-    return None
-
-
-def _consume(call: Call, x: Labels | None, reads_I: Tensor | None, dim: int, shape: torch.Size) -> None:
-    ledger = call.tracer.ledger
-    if reads_I is None:
-        if x is not None:
-            call.tracer.freeze(x, f"the only input channel of {call.where}")
-        return
-    ledger.assign(reads_I, Role.CONSUMER)
-    if x is None:
-        ledger.freeze(reads_I, f"reads the network's input ({call.where})")
-        return
-    _tie_along(call, x.slots[0], reads_I, dim)
-
-
-def _produce(call: Call, makes_O: Tensor | None, bias: Labels | None, dim: int) -> Labels | None:
-    if makes_O is None:
-        return None
-    ledger = call.tracer.ledger
-    ledger.assign(makes_O, Role.PRODUCER)
-    call.tracer.name_layer(makes_O)
-    if bias is not None:
-        ledger.tie(*pairs(bias.slots[0], makes_O))
-        ledger.assign(bias.slots[0], Role.PRODUCER)
-    return Labels((_spread_along(makes_O, dim, call.out.shape),))
-
-
-def _tie_along(call: Call, x: Tensor, vector_C: Tensor, dim: int) -> None:
-    """Whatever channel lies at index c along ``dim``, at any position, goes with the vector's entry c."""
-    along = _spread_along(vector_C, dim, x.shape)
-    call.tracer.ledger.tie(*pairs(x, along))
-    alone = compressed(along, x)[compressed(x, along) == NEUTRAL]
-    call.tracer.ledger.freeze(alone, f"reads entries without a channel ({call.where})")
-
-
-def _spread_along(vector_C: Tensor, dim: int, shape: torch.Size) -> Tensor:
-    view = [1] * len(shape)
-    view[dim] = len(vector_C)
-    return vector_C.view(view).expand(shape)
-
-
-def _axes(call: Call, labels: Tensor | None) -> list[Axis]:
-    """The one axis that labels run over; none if they come from several, whose widths do not move together."""
-    axes = call.tracer.ledger.axes_of(labels) if labels is not None else []
-    return axes if len(axes) == 1 else []
-
-
-RULES: dict[str, Rule] = {
-    "convolution": convolution,
-    **dict.fromkeys("mm bmm addmm baddbmm".split(), matmul),
-    "embedding": embedding,
-    **dict.fromkeys(
-        """native_batch_norm _native_batch_norm_legit _native_batch_norm_legit_no_training cudnn_batch_norm
-        miopen_batch_norm _batch_norm_with_update _batch_norm_no_update""".split(),
-        batch_norm,
-    ),
-    **dict.fromkeys(["native_layer_norm", "native_group_norm"], normalized_over),
-    **dict.fromkeys(
-        """_scaled_dot_product_flash_attention_for_cpu _scaled_dot_product_flash_attention
-        _scaled_dot_product_efficient_attention _scaled_dot_product_cudnn_attention
-        _native_multi_head_attention""".split(),
-        attention,
-    ),
-}
-"""Operator name -> rule."""
+def attention(call: Call) -> list[Labels | None]:
+    """Fused attention: heads pass, the width of queries and keys is baked into the scale, that of values passes."""
+    given = [call.labels(name) for name in ("query", "key", "value")]
+    mask = call.labels("attn_mask") or call.labels("attn_bias")
+    for x, name in ((given[0], "query"), (given[1], "key"), (mask, "mask")):
+        for slot in x.slots if x else ():
+            if varying(slot) & {-1, -2} or not varying(slot):
+                call.tracer.ledger.freeze(slot, f"the width of the {name} of an attention ({call.where})")
+    values, width = [], []
+    for slot in given[2].slots if given[2] else ():
+        (width if varying(slot) == {-1} else values).append(slot)
+    heads = [slot for slot in (given[0].slots if given[0] else ()) if varying(slot) and not varying(slot) & {-1, -2}]
+    for x in (given[1], mask):
+        other = [slot for slot in (x.slots if x else ()) if varying(slot) and not varying(slot) & {-1, -2}]
+        if other or x is not mask:
+            heads = _same_batch(call, heads, other, first=True)
+    heads = _same_batch(call, heads, [slot for slot in values if not varying(slot) & {-1, -2}], first=False)
+    call.cost(list(dict.fromkeys(axis for slot in heads for axis in axes_of(call, slot))))
+    slots = [collapse(slot, (-2,), keepdim=True).expand(call.out[0].shape) for slot in width]
+    slots += [collapse(slot, (-1, -2), keepdim=True).expand(call.out[0].shape) for slot in heads]
+    slots += _fixed(given[2], call.out[0].shape) if slots else []
+    return [Labels(tuple(slots)) if slots else None]

@@ -9,13 +9,13 @@ Shape legend: C = channels of a group, M = entries of one axis per channel.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 import numpy as np
 import torch
 
-from lightning_taylor.graph.channels import Axis, ChannelGraph, ChannelGroup, Role, Slice
-from lightning_taylor.graph.ledger import Ledger
+from lightning_taylor.graph.channels import Axis, ChannelGraph, ChannelGroup, Follower, Role, Slice
+from lightning_taylor.graph.ledger import VIRTUAL, Ledger
 
 __all__ = ["build_graph"]
 
@@ -34,12 +34,15 @@ def build_graph(ledger: Ledger, parameters: frozenset[str], unseen: tuple[str, .
         parameters=parameters,
         operations=tuple(ledger.operations),
         unseen=unseen,
+        followers=tuple(_followers(ledger)),
     )
 
 
 def _groups(ledger: Ledger, component: np.ndarray, frozen_by: np.ndarray) -> tuple[np.ndarray, dict[str, ChannelGroup]]:
     labels = np.flatnonzero(frozen_by[component] < 0)
     number, index = ledger.decode(labels)
+    real = np.array([axis[0] != VIRTUAL for axis in ledger.axes], dtype=bool)[number]
+    labels, number, index = labels[real], number[real], index[real]
     kinds = _kinds(ledger, component[labels], number)
     grouped = np.zeros(ledger.total, dtype=bool)
     found: list[tuple[int, ChannelGroup, np.ndarray]] = []
@@ -106,6 +109,20 @@ def _channel_order(
     rank = np.zeros(ledger.total, dtype=np.int64)
     rank[members] = np.argsort(np.argsort(place))
     return rank
+
+
+def _followers(ledger: Ledger) -> Iterator[Follower]:
+    """The attributes that count the units of a grid, or all of its entries."""
+    seen = set()
+    for grid in ledger.grids:
+        axes = ledger.real_axes(torch.from_numpy(grid.labels)) if grid.unit is not None else []
+        if len(axes) != 1:
+            continue
+        tensor, dim = axes[0]
+        for (module, attribute, counted), value in grid.holders.items():
+            if counted in (grid.unit, -1) and (module, attribute) not in seen:
+                seen.add((module, attribute))
+                yield Follower(module, attribute, axes[0], value, ledger.shapes[tensor][dim])
 
 
 def _layer_of(ledger: Ledger, axis: Axis) -> str:

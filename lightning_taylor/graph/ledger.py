@@ -3,6 +3,9 @@
 A *label* is an integer: one entry of one dimension of one parameter or buffer. Labels of one tensor dimension are
 consecutive, so a label is ``base of the axis + index``. Dimensions of size one get no labels: their only entry
 can never be removed. ``NEUTRAL`` marks what carries no channel.
+
+Some axes are *virtual*: where code arranges channels as a grid (heads by head width, groups of a convolution), each
+dimension of the grid gets labels of its own; see ``graph.grids``.
 """
 
 from __future__ import annotations
@@ -14,16 +17,21 @@ import torch
 from torch import Tensor
 
 from lightning_taylor.graph.channels import Axis, ChannelGroup, Operation, Role
+from lightning_taylor.graph.grids import Grids
 
-__all__ = ["NEUTRAL", "Ledger"]
+__all__ = ["NEUTRAL", "VIRTUAL", "Ledger"]
 
 NEUTRAL = -1
+VIRTUAL = "<grid>"
+"""In place of a tensor's name: an axis that only a trace knows."""
 
 
 class Ledger:
     """Collects ties, freezes and roles during a trace; union-find is left to the end, when all are known."""
 
-    def __init__(self, shapes: Mapping[str, tuple[int, ...]]) -> None:
+    def __init__(self, shapes: Mapping[str, tuple[int, ...]], buffers: frozenset[str] = frozenset()) -> None:
+        self._buffers = buffers
+        self.seen: set[str] = set()
         self.axes: list[Axis] = []
         self.bases: list[int] = []
         self._base_of: dict[Axis, int] = {}
@@ -46,6 +54,7 @@ class Ledger:
         self._ties: list[np.ndarray] = []
         self._cuts: list[tuple[np.ndarray, np.ndarray, str]] = []
         self.order: dict[Axis, int] = {}
+        self.grids = Grids(self)
 
     def labels(self, tensor: str) -> tuple[Tensor, ...]:
         """One label tensor per dimension of a parameter, each of the parameter's shape, without its memory."""
@@ -58,6 +67,30 @@ class Ledger:
                 view[dim] = size
                 slots.append(torch.arange(base, base + size).view(view).expand(shape))
         return tuple(slots)
+
+    def virtual_axis(self, size: int) -> Tensor:
+        """Labels of a new axis that no tensor has, shape ``(size,)``."""
+        base = self.total
+        self.axes.append((VIRTUAL, len(self.axes)))
+        self.bases.append(base)
+        self.total += size
+        self._frozen_by = np.concatenate([self._frozen_by, np.full(size, -1, dtype=np.int64)])
+        return torch.arange(base, base + size)
+
+    def base_of(self, label: int) -> int:
+        """The first label of the axis that a label belongs to."""
+        return self.bases[int(np.searchsorted(self.bases, label, side="right")) - 1]
+
+    def real_axes(self, labels: Tensor) -> list[Axis]:
+        """The axes that labels belong to, with those behind a grid's in place of the grid's own."""
+        found: dict[Axis, None] = {}
+        for axis in self.axes_of(labels):
+            if axis[0] == VIRTUAL:
+                grid = self.grids.owning(self.bases[axis[1]])
+                found.update(dict.fromkeys(self.real_axes(torch.from_numpy(grid.labels)) if grid else ()))
+            else:
+                found[axis] = None
+        return list(found)
 
     def tie(self, one: Tensor, other: Tensor) -> None:
         """Labels that go together, pair by pair; both of the same shape, without ``NEUTRAL``."""
@@ -83,6 +116,7 @@ class Ledger:
         Code that takes the first half of the channels takes the first half of what is left, too. That is the same
         half only if whatever goes takes as large a share of the part as of the whole.
         """
+        self.grids.settle()
         component = self.components()
         for part, whole, reason in self._cuts:
             there = whole[whole >= 0]
@@ -95,8 +129,14 @@ class Ledger:
     def assign(self, labels: Tensor, role: Role) -> None:
         """Note what the axes that these labels belong to do with their channels."""
         for axis in self.axes_of(labels):
+            if axis[0] == VIRTUAL:
+                continue
             self.roles.setdefault(axis, {})[role] = None
             self.order.setdefault(axis, len(self.order))
+
+    def is_buffer(self, labels: Tensor) -> bool:
+        """Whether all these labels are a buffer's."""
+        return all(tensor in self._buffers for tensor, _ in self.axes_of(labels))
 
     def axes_of(self, labels: Tensor) -> list[Axis]:
         """The axes that labels belong to, without repetition."""
@@ -119,9 +159,10 @@ class Ledger:
     def components(self) -> np.ndarray:
         """Label -> the smallest label it is tied to, by hooking and pointer jumping over all ties at once."""
         parent = np.arange(self.total)
-        if not self._ties:
+        ties = [*self._ties, *self.grids.ties()]
+        if not ties:
             return parent
-        one, other = np.concatenate(self._ties, axis=1)
+        one, other = np.concatenate(ties, axis=1)
         while True:
             low, high = np.minimum(parent[one], parent[other]), np.maximum(parent[one], parent[other])
             if np.array_equal(low, high):
@@ -139,6 +180,16 @@ class Ledger:
         number[number == len(self.reasons)] = -1
         return number
 
+    def reason_of(self, labels: np.ndarray) -> str | None:
+        """Why the first frozen one of these labels is frozen; None if none is."""
+        frozen = self._frozen_by[labels]
+        frozen = frozen[frozen >= 0]
+        return self.reasons[frozen[0]] if len(frozen) else None
+
+    def is_frozen(self, labels: np.ndarray) -> bool:
+        """Whether one of these labels was frozen itself; of what it is tied to, see ``frozen_components``."""
+        return bool((self._frozen_by[labels] >= 0).any())
+
     def freeze_axes(self, axes: Iterable[Axis], reason: str) -> None:
         """Freeze every entry of the given axes."""
         for axis in axes:
@@ -146,9 +197,12 @@ class Ledger:
 
     def freeze_labels_of(self, group: ChannelGroup, reason: str) -> None:
         """Freeze a whole group that was built from this ledger."""
+        self.freeze(torch.from_numpy(self.labels_of(group)), reason)
+
+    def labels_of(self, group: ChannelGroup) -> np.ndarray:
+        """One label of each of the group's channels at least."""
         first = group.slices[0]
-        entries = self.entries(first.axis)
-        self.freeze(torch.from_numpy(entries[first.index.flatten().numpy()]), reason)
+        return self.entries(first.axis)[first.index.flatten().numpy()]
 
     def _reason(self, text: str) -> int:
         if text not in self._reason_index:

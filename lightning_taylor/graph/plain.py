@@ -11,9 +11,9 @@ from typing import Any
 
 import torch
 
-from lightning_taylor.graph.channels import Axis, ChannelGraph, ChannelGroup, Operation, Role, Slice
+from lightning_taylor.graph.channels import Axis, ChannelGraph, ChannelGroup, Follower, Operation, Role, Slice
 
-__all__ = ["graph_from_plain", "graph_to_plain"]
+__all__ = ["follower_from_plain", "follower_to_plain", "graph_from_plain", "graph_to_plain"]
 
 
 def graph_to_plain(graph: ChannelGraph) -> dict[str, Any]:
@@ -36,6 +36,7 @@ def graph_to_plain(graph: ChannelGraph) -> dict[str, Any]:
         "operations": [[o.module, o.name, o.flops, [list(axis) for axis in o.axes]] for o in graph.operations],
         "unseen": list(graph.unseen),
         "dense_sizes": dict(graph.dense_sizes),
+        "followers": [follower_to_plain(f) for f in graph.followers],
     }
 
 
@@ -57,7 +58,19 @@ def graph_from_plain(plain: Mapping[str, Any]) -> ChannelGraph:
         ),
         unseen=tuple(plain["unseen"]),
         dense_sizes=dict(plain["dense_sizes"]),
+        followers=tuple(follower_from_plain(f) for f in plain.get("followers", ())),
     )
+
+
+def follower_to_plain(follower: Follower) -> list[Any]:
+    """A follower as a list."""
+    return [follower.module, follower.attribute, list(follower.axis), follower.dense, follower.width]
+
+
+def follower_from_plain(plain: list[Any]) -> Follower:
+    """The follower that ``follower_to_plain`` was called on."""
+    module, attribute, axis, dense, width = plain
+    return Follower(module, attribute, _axis(axis), dense, width)
 
 
 def _slice_to_plain(s: Slice) -> list[Any]:

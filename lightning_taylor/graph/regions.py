@@ -6,10 +6,10 @@ Which regions there are is decided by values, which a trace does not follow; the
 from __future__ import annotations
 
 from lightning_taylor.graph.labels import Labels, collapse, is_constant
-from lightning_taylor.graph.movement import combine, freeze_all
-from lightning_taylor.graph.tracer import Call, Rule
+from lightning_taylor.graph.pointwise import combine, freeze_all
+from lightning_taylor.graph.tracer import Call
 
-__all__ = ["RULES"]
+__all__ = ["pool", "put"]
 
 
 def pool(call: Call) -> Labels | None:
@@ -35,7 +35,3 @@ def put(call: Call) -> Labels | None:
         return freeze_all(call, f"written by an index ({call.where})")
     wide = [collapse(slot, (0,), keepdim=True).expand(table.shape) for slot in slots if len(slot)]
     return Labels((wide[0] if len(wide) == 1 else combine(call, wide[0], wide[1], table.shape),)) if wide else None
-
-
-RULES: dict[str, Rule] = {"roi_align": pool, "roi_pool": pool, "index_put": put}
-"""Operator name -> rule."""

@@ -9,7 +9,7 @@ Shape legend: K = entries of one dimension that stay. ``keep`` maps a dimension 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import chain
 
@@ -17,12 +17,13 @@ import torch
 from torch import Tensor, nn
 
 from lightning_taylor.errors import UncoupledChannelsError
-from lightning_taylor.graph.attributes import follow_shapes, register_attributes, rule_of
-from lightning_taylor.graph.channels import Axis
+from lightning_taylor.graph.attributes import Known, follow_shapes, known, register_attributes, rule_of
+from lightning_taylor.graph.channels import Axis, Follower
 
 __all__ = [
     "Touched",
     "follow_shapes",
+    "followed",
     "hold",
     "owners",
     "register_attributes",
@@ -89,7 +90,7 @@ def hold(tensor: Tensor, new: Tensor) -> Tensor:
     return tensor.set_(new)  # pyright: ignore[reportArgumentType]  (the stub knows storages only)
 
 
-def shrink_modules(model: nn.Module, keep: Mapping[Axis, Tensor]) -> None:
+def shrink_modules(model: nn.Module, keep: Mapping[Axis, Tensor], followers: Iterable[Follower] = ()) -> None:
     """Cut a model that no optimizer holds, in place; its parameters and buffers stay the same objects.
 
     Gradients of the tensors that were cut are dropped. Not a transaction: an error leaves the model half cut.
@@ -97,6 +98,7 @@ def shrink_modules(model: nn.Module, keep: Mapping[Axis, Tensor]) -> None:
     Args:
         model: the module whose qualified names ``keep`` uses.
         keep: axis -> ``index_K``, as from ``ChannelGraph.keep``.
+        followers: the attributes that follow beyond those of the modules' classes, as ``ChannelGraph.followers``.
 
     Raises:
         UncoupledChannelsError: if the model has no tensor of that name, or the attributes cannot follow.
@@ -106,8 +108,9 @@ def shrink_modules(model: nn.Module, keep: Mapping[Axis, Tensor]) -> None:
         for t in touched:
             hold(t.tensor, resized(t.tensor, t.keep))
             t.tensor.grad = None
-    for module, local in owners(model, touched):
-        follow_shapes(module, local)
+    values = known(followers, {t.name: tuple(t.tensor.shape) for t in touched})
+    for module, local, own in followed(model, owners(model, touched), values):
+        follow_shapes(module, local, own)
 
 
 def touched_tensors(model: nn.Module, keep: Mapping[Axis, Tensor]) -> list[Touched]:
@@ -151,6 +154,17 @@ def owners(model: nn.Module, touched: Iterable[Touched]) -> list[tuple[nn.Module
                     local = found.setdefault(id(module), (depth, module, {}))[2]
                     local.update({(".".join(parts[depth:]), dim): index_K for dim, index_K in t.keep.items()})
     return [(module, local) for _, module, local in sorted(found.values(), key=lambda f: -f[0])]
+
+
+def followed(
+    model: nn.Module, owning: Iterable[tuple[nn.Module, dict[Axis, Tensor]]], values: Known
+) -> Iterator[tuple[nn.Module, dict[Axis, Tensor], Mapping[str, int]]]:
+    """The modules whose attributes have to follow, with what stayed and what is known of each."""
+    left = {id(model.get_submodule(name)): (model.get_submodule(name), own) for name, own in values.items()}
+    for module, local in owning:
+        yield module, local, left.pop(id(module), (module, {}))[1]
+    for module, own in left.values():
+        yield module, {}, own
 
 
 def _memory_order(tensor: Tensor) -> tuple[int, ...]:

@@ -12,18 +12,16 @@ import torch
 from torch import Tensor, nn
 
 from lightning_taylor.errors import NothingToPruneError, UnsupportedModelError
-from lightning_taylor.graph import contractions, movement, regions
 from lightning_taylor.graph.channels import ChannelGraph
 from lightning_taylor.graph.copying import batch_size, cast, few_examples, private_copy, reveal, tensor_names
 from lightning_taylor.graph.grouping import build_graph
 from lightning_taylor.graph.ledger import Ledger
 from lightning_taylor.graph.quiet import quiet
+from lightning_taylor.graph.rules import RULES, SEVERAL, fallback
 from lightning_taylor.graph.tracer import Tracer, tensors_in
 from lightning_taylor.graph.verify import prove
 
 __all__ = ["ForwardCall", "few_of", "require_groups", "trace_calls", "trace_channels"]
-
-_RULES = {**movement.RULES, **contractions.RULES, **regions.RULES}
 
 
 @dataclass(frozen=True, eq=False)
@@ -95,7 +93,7 @@ def trace_calls(
     parameters = frozenset(names[id(p)] for p in net.parameters())
     tensors = {id(t): t for t in (*net.parameters(), *net.buffers())}
     shapes = {name: tuple(tensors[key].shape) for key, name in names.items()}
-    ledger = Ledger(shapes)
+    ledger = Ledger(shapes, frozenset(shapes) - parameters)
     returned: list[Any] = []
     for training in (False, True):
         examples = None if training else _batch_size(few)
@@ -148,12 +146,14 @@ def _trace_path(
     dtype: torch.dtype,
 ) -> list[Any]:
     returned: list[Any] = []
-    tracer = Tracer(ledger, names, _RULES, movement.fallback, examples)
+    modules = dict(net.named_modules())
+    tracer = Tracer(ledger, names, RULES, fallback, examples, modules, SEVERAL)
     with _mode(net, training), quiet(dtype=dtype), _watched(net, tracer):
         for call in calls:
             with tracer:
                 out = net.get_submodule(call.module)(*call.args, **call.kwargs)
             for tensor in tensors_in(out):
+                tracer.use(tensor)
                 tracer.freeze(tracer.labels_of(tensor), "reaches the output")
             returned.append(out)
     return returned
@@ -270,13 +270,11 @@ def _matches(layer: str, pattern: str) -> bool:
 
 def _unseen(ledger: Ledger, net: nn.Module) -> tuple[str, ...]:
     """Modules with a weight that neither path used."""
-    used = {axis[0] for axis in ledger.roles} | {axis[0] for axis in ledger.layers.values()}
     names = tensor_names(net)
     return tuple(
         module_name
         for module_name, module in net.named_modules()
-        for p in module.parameters(recurse=False)
-        if p.ndim > 1 and names[id(p)] not in used
+        if any(p.ndim > 1 and names[id(p)] not in ledger.seen for p in module.parameters(recurse=False))
     )
 
 

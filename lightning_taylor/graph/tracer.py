@@ -7,7 +7,7 @@ tied that should be. Then the removal of one channel either raises or changes th
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, is_dataclass
 from typing import Any
 
@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
+from lightning_taylor.graph.attributes import rule_of
 from lightning_taylor.graph.channels import Axis, Operation
 from lightning_taylor.graph.labels import Labels
 from lightning_taylor.graph.ledger import NEUTRAL, Ledger
@@ -71,7 +72,7 @@ class Call:
 
     def cost(self, axes: Sequence[Axis]) -> None:
         """Record the operation's FLOPs as proportional to the widths of these axes."""
-        self.tracer.record(self, axes)
+        self.tracer.record(self, dict.fromkeys(axes))
 
 
 Rule = Callable[[Call], "Labels | Sequence[Labels | None] | None"]
@@ -110,6 +111,8 @@ class Tracer(TorchDispatchMode):
         rules: operator name -> rule; a pointwise operator needs none.
         fallback: rule for pointwise operators and views, found by torch's own tags.
         examples: how many examples the forward pass gets; None leaves costs unrecorded.
+        modules: qualified name -> module of the copy, whose attributes may count what a trace finds.
+        several: the rules that can deal with channels along several dimensions of an activation.
     """
 
     def __init__(
@@ -119,6 +122,8 @@ class Tracer(TorchDispatchMode):
         rules: dict[str, Rule],
         fallback: Callable[[Any], Rule | None],
         examples: int | None,
+        modules: Mapping[str, nn.Module] | None = None,
+        several: frozenset[Rule] = frozenset(),
     ) -> None:
         super().__init__()
         self.ledger = ledger
@@ -127,15 +132,21 @@ class Tracer(TorchDispatchMode):
         self._rules = rules
         self._fallback = fallback
         self._examples = examples
+        self._modules = modules or {}
+        self._several = several
         # Strong references on purpose: an id must not be given to another tensor during the trace, and weak ones
         # do not survive the round trip of a tensor's Python object through a composite operator.
         self._carried: dict[int, tuple[Tensor, Labels | None]] = {}
+        self._mixed: dict[int, tuple[Tensor, Tensor, str]] = {}
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Run the operator, then follow it with labels."""
         kwargs = kwargs or {}
+        for tensor in tensors_in((args, kwargs)):
+            self.use(tensor)
         carries = any(self.labels_of(t) is not None for t in tensors_in((args, kwargs)))
-        if not carries:
+        # What `x.new_zeros` makes has nothing of x.
+        if not carries or operator_name(func) in _FACTORIES:
             out, flops = self._run(func, args, kwargs)
             self._remember_factory(func, out)
             if flops:
@@ -154,6 +165,7 @@ class Tracer(TorchDispatchMode):
         name = self._names.get(id(tensor))
         if name is None:
             return None
+        self.ledger.seen.add(name)
         slots = self.ledger.labels(name)
         labels = Labels(slots, weight=True) if slots else None
         self._carried[id(tensor)] = (tensor, labels)
@@ -162,6 +174,15 @@ class Tracer(TorchDispatchMode):
     def carry(self, tensor: Tensor, labels: Labels | None) -> None:
         """Note what a tensor carries from here on."""
         self._carried[id(tensor)] = (tensor, labels)
+
+    def mixed(self, tensor: Tensor, labels: Tensor, reason: str) -> None:
+        """Freeze these labels if anything is made of the tensor: attention weights are averaged, and often dropped."""
+        self._mixed[id(tensor)] = (tensor, labels, reason)
+
+    def use(self, tensor: Tensor) -> None:
+        """Something is made of a tensor."""
+        if (found := self._mixed.pop(id(tensor), None)) is not None:
+            self.ledger.freeze(found[1], found[2])
 
     def freeze(self, labels: Labels | None, reason: str) -> None:
         """Freeze everything that a tensor carries."""
@@ -175,7 +196,20 @@ class Tracer(TorchDispatchMode):
             if self.ledger.layers.setdefault(layer, axis) != axis:
                 self.ledger.layers.setdefault(axis[0], axis)
 
-    def record(self, call: Call, axes: Sequence[Axis]) -> None:
+    @property
+    def kind(self) -> str:
+        """The class of the running module: what the same code does goes by one decision."""
+        module = self._modules.get(self.module)
+        return f"{type(module).__module__}.{type(module).__qualname__}" if module is not None else ""
+
+    def counting(self, number: int) -> list[tuple[str, str]]:
+        """The running module and those of its attributes that are this whole number."""
+        module = self._modules.get(self.module)
+        if module is None or rule_of(module) is not None:
+            return []
+        return [(self.module, name) for name, value in vars(module).items() if type(value) is int and value == number]
+
+    def record(self, call: Call, axes: Iterable[Axis]) -> None:
         """Write down an operation's cost, on the pass that counts it."""
         if call.flops and self._examples:
             flops = call.flops // self._examples
@@ -190,6 +224,8 @@ class Tracer(TorchDispatchMode):
 
     def _follow(self, call: Call) -> None:
         rule = self._rules.get(call.name) or self._fallback(call.func) or _unknown
+        if rule not in self._several and any(_arranged(self.labels_of(t)) for t in call.operands):
+            rule = _unknown
         result = rule(call)
         # One label for several outputs is that of the first.
         results: Sequence[Labels | None] = (result,) if result is None or isinstance(result, Labels) else result
@@ -227,6 +263,11 @@ class Tracer(TorchDispatchMode):
             and out.is_floating_point()
         ):
             self.carry(out, Labels((torch.full(out.shape, NEUTRAL, dtype=torch.int64),)))
+
+
+def _arranged(labels: Labels | None) -> bool:
+    """Whether an activation carries channels along several of its dimensions."""
+    return labels is not None and not labels.weight and len(labels.slots) > 1
 
 
 def _unknown(call: Call) -> None:

@@ -90,7 +90,8 @@ class Meter:
         self._batch = batch or own_batch
         self._context = context
         self._device = next(model.parameters()).device
-        self._net = with_shapes(private_copy(model).eval(), graph.dense).to("cpu")
+        self._net = with_shapes(private_copy(model).eval(), graph.dense, graph.followers).to("cpu")
+        self._followers = graph.followers
         self._dense_bytes: int | None = None
 
     def ratios(self, shapes: Shapes, resources: Sequence[str]) -> dict[str, float]:
@@ -109,7 +110,7 @@ class Meter:
             raise ValueError(f"cannot measure {', '.join(unknown)}; a meter knows {', '.join(measures)}")
         with _undisturbed(self._device):
             dense = copy.deepcopy(self._net).to(self._device)
-            other = with_shapes(dense, shapes)
+            other = with_shapes(dense, shapes, self._followers)
             calls = [repeated(call, self._batch, next(dense.parameters())) for call in self._calls]
             return {name: measures[name](dense, other, calls) for name in resources}
 

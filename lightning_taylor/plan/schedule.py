@@ -68,9 +68,9 @@ class Iterative(Schedule):
     """The paper's loop: remove a few channels, fine-tune, and again, until the target is met.
 
     Args:
-        every_n_steps: optimizer steps from one event to the next.
-        channels_per_event: channels that go at each event; 1 in the paper.
-        start_step: steps before the first interval begins; the first event is ``every_n_steps`` later.
+        every_n_steps: optimizer steps from one event to the next, at least 1.
+        channels_per_event: channels that go at each event, at least 1; the paper's 1 takes long.
+        start_step: optimizer steps before the first interval begins; the first event is ``every_n_steps`` later.
 
     Source: Molchanov et al. 2017, section 2 (Fig. 1) and section 3.
 
@@ -107,10 +107,11 @@ class Gradual(Schedule):
     """Towards the target along a curve, at regular steps; the event at ``end_step`` reaches it.
 
     Args:
-        every_n_steps: optimizer steps from one event to the next; the last interval may be shorter.
-        start_step: until here the model stays dense; the first event is ``every_n_steps`` later.
-        end_step: step of the last event.
-        curve: ``"cubic"`` removes most at the beginning, ``"linear"`` the same share each time.
+        every_n_steps: optimizer steps from one event to the next, at least 1; the last interval may be shorter.
+        start_step: optimizer steps in which the model stays dense; the first event is ``every_n_steps`` later.
+        end_step: optimizer step of the last event, which reaches the target; later ones fine-tune.
+        curve: how what remains falls in between: "cubic" removes most at the beginning, "linear" the same share each
+            time.
 
     Example:
         >>> schedule = Gradual(every_n_steps=10, start_step=20, end_step=45)
@@ -153,7 +154,7 @@ class OneShot(Schedule):
     """Everything at one event.
 
     Args:
-        step: the optimizer step after which the model is pruned to the target.
+        step: the optimizer step after which the model is pruned to the target, at least 1.
 
     Example:
         >>> OneShot(step=3).events(10)

@@ -26,12 +26,13 @@ class Target:
     """How much may remain, each as a fraction of the dense model in (0, 1]; all that are given must hold.
 
     Args:
-        flops: FLOPs per example that may remain, 2 per multiply-add.
-        params: parameters that may remain.
-        channels: removable channels that may remain; channels of frozen layers count on neither side.
-        latency: wall time of one inference that may remain, measured on this machine at the batch size trained
-            with. How near it lands depends on the machine's noise: it is reported, not promised.
-        memory: peak bytes alive in one inference that may remain, weights included, at the batch size trained with.
+        flops: share of the FLOPs per example (2 per multiply-add) that may remain.
+        params: share of the parameters that may remain.
+        channels: share of the removable channels that may remain; those of frozen layers count on neither side.
+        latency: share of the seconds of one inference that may remain, measured on this machine at the batch size
+            trained with. How near it lands depends on the machine's noise: it is reported, not promised.
+        memory: share of the peak bytes alive in one inference that may remain, weights included, at the batch size
+            trained with.
 
     Raises:
         ValueError: if none is given, or one is not a number in (0, 1].

@@ -7,13 +7,15 @@ or grown out of, whatever widths a model has now, by repeating entries from the 
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import chain
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from lightning_taylor.graph.attributes import known
+from lightning_taylor.graph.channels import Follower
 from lightning_taylor.graph.copying import batch_size
 from lightning_taylor.graph.resize import follow_shapes, hold, resized
 from lightning_taylor.graph.trace import ForwardCall, few_of
@@ -21,13 +23,14 @@ from lightning_taylor.graph.trace import ForwardCall, few_of
 __all__ = ["one_example", "repeated", "runner", "with_shapes"]
 
 
-def with_shapes(net: nn.Module, shapes: Mapping[str, tuple[int, ...]]) -> nn.Module:
+def with_shapes(net: nn.Module, shapes: Mapping[str, tuple[int, ...]], followers: Iterable[Follower] = ()) -> nn.Module:
     """A deep copy whose parameters and buffers have these shapes; what it computes is meaningless.
 
     Args:
         net: any module without hooks that may not be copied; left as it is.
         shapes: qualified name -> shape, as ``ChannelGraph.shapes`` or ``ChannelGraph.dense``. Names that the net
             does not have are skipped; tensors that are not named keep their shape.
+        followers: as ``ChannelGraph.followers``.
 
     Returns:
         The copy: same device, dtype, memory format and mode, with the modules' attributes following.
@@ -48,8 +51,9 @@ def with_shapes(net: nn.Module, shapes: Mapping[str, tuple[int, ...]]) -> nn.Mod
             if tensor is not None and tuple(tensor.shape) != tuple(shape):
                 entries = {d: torch.arange(n) % tensor.shape[d] for d, n in enumerate(shape) if n != tensor.shape[d]}
                 hold(tensor, resized(tensor, entries))
-    for module in reversed(list(twin.modules())):
-        follow_shapes(module)
+    values = known(followers, shapes)
+    for name, module in reversed(list(twin.named_modules())):
+        follow_shapes(module, values=values.get(name))
     return twin
 
 

@@ -1,4 +1,4 @@
-"""What a fit has to say for itself: metrics before and after, a measured latency, a table and ``pruning.json``."""
+"""What a fit has to say for itself: metrics, scores, what was measured, a table, ``pruning.json`` and a page."""
 
 from __future__ import annotations
 
@@ -9,19 +9,41 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import torch
 from rich.console import Console
+from torch import Tensor
 
 from lightning_taylor.graph.copying import private_copy
 from lightning_taylor.graph.trace import ForwardCall
+from lightning_taylor.graph.tracer import tensors_in
 from lightning_taylor.plan.latency import LatencyComparison, compare_latency
 from lightning_taylor.plan.twin import one_example, repeated, runner, with_shapes
 from lightning_taylor.pruner import Pruner
+from lightning_taylor.report.environment import machine, peak_memory, state_dict_bytes
+from lightning_taylor.report.page import write_page
 from lightning_taylor.report.summary import PruningSummary
 from lightning_taylor.report.table import summary_tables
 
-__all__ = ["FitReport"]
+__all__ = ["QUANTILES", "FitReport", "quantiles"]
+
+QUANTILES = (0.0, 0.05, 0.25, 0.5, 0.75, 0.95, 1.0)
+"""Of the scores: enough for a box with whiskers."""
 
 _LARGEST_BATCH = 16
+
+
+def quantiles(score_C: Tensor) -> list[float]:
+    """The least score, those at 5, 25, 50, 75 and 95 %, and the greatest.
+
+    Args:
+        score_C: shape ``(C,)``, at least one channel, any float dtype.
+
+    Example:
+        >>> quantiles(torch.arange(101.0))
+        [0.0, 5.0, 25.0, 50.0, 75.0, 95.0, 100.0]
+    """
+    at_Q = torch.tensor(QUANTILES, dtype=torch.float64)
+    return torch.quantile(score_C.detach().to("cpu", torch.float64), at_Q).tolist()
 
 
 class FitReport:
@@ -31,6 +53,8 @@ class FitReport:
         self.before: dict[str, float] = {}
         self.after: dict[str, float] = {}
         self.curve: list[dict[str, float]] = []
+        self.scores: dict[str, dict[str, list[float]]] = {}
+        """Quantiles of each group's normalised scores just before the "first" and the "last" event."""
         self._calls: list[ForwardCall] = []
         self._batch = 1
 
@@ -51,20 +75,53 @@ class FitReport:
             self.before = values
         self.curve.append({"step": step, "flops": pruner.cost.flops, **values})
 
+    def note_scores(self, scores: Mapping[str, Tensor]) -> None:
+        """Take down what an event was decided by; a no-op without scores, as on any rank but the first.
+
+        Args:
+            scores: group name -> shape ``(C,)``, normalised.
+        """
+        if not scores:
+            return
+        last = {name: quantiles(score_C) for name, score_C in scores.items()}
+        self.scores = {"first": self.scores.get("first", last), "last": last}
+
     def to_plain(self) -> dict[str, Any]:
         """What was noted, in plain types."""
-        return {"before": dict(self.before), "after": dict(self.after), "curve": [dict(row) for row in self.curve]}
+        return {
+            "before": dict(self.before),
+            "after": dict(self.after),
+            "curve": [dict(row) for row in self.curve],
+            "scores": {when: {name: list(q) for name, q in groups.items()} for when, groups in self.scores.items()},
+        }
 
     def load(self, plain: Mapping[str, Any]) -> None:
-        """Go on from ``to_plain``."""
+        """Go on from ``to_plain``, also from one of an earlier release."""
         self.before, self.after = dict(plain["before"]), dict(plain["after"])
         self.curve = [dict(row) for row in plain["curve"]]
+        self.scores = {when: dict(groups) for when, groups in plain.get("scores", {}).items()}
 
-    def show(self, pruner: Pruner, folder: str | Path, *, measure_latency: bool, compiled: int = 0) -> PruningSummary:
-        """Print the table and write ``pruning.json`` into a folder.
+    def show(
+        self,
+        pruner: Pruner,
+        folder: str | Path,
+        *,
+        measure_latency: bool,
+        compiled: int = 0,
+        device: torch.device | None = None,
+    ) -> PruningSummary:
+        """Print the table, and write ``pruning.json`` and ``pruning.html`` into a folder.
 
         A network that took hours is there by now: what cannot be measured, printed or written is a warning.
+
+        Args:
+            pruner: after its last event.
+            folder: made if it is missing.
+            measure_latency: whether the dense and the pruned network are timed.
+            compiled: how many graphs ``torch.compile`` made.
+            device: to measure on; where the model is, if None.
         """
+        latency, environment = self._measured(pruner, device, measure_latency)
         summary = PruningSummary.of(
             pruner.graph,
             pruner.options.target,
@@ -72,28 +129,49 @@ class FitReport:
             unscored={**pruner.blind, **pruner.unscored},
             metrics_before=self.before,
             metrics_after=self.after,
-            latency=self._latency(pruner) if measure_latency and pruner.record.events else None,
+            latency=latency,
             compiled_graphs=compiled,
+            curve=self.curve,
+            scores=self.scores,
+            environment=environment,
         )
-        path = Path(folder) / "pruning.json"
+        data, page = Path(folder) / "pruning.json", Path(folder) / "pruning.html"
         console = Console(file=sys.stdout, soft_wrap=False)
         with _no_loss("the pruning report could not be printed"):
             console.print(summary_tables(summary))
-        with _no_loss(f"the pruning report could not be written to {path}"):
-            summary.write_json(path)
-            console.print(f"The same as data: {path}", highlight=False, soft_wrap=True)
+        with _no_loss(f"the pruning report could not be written to {data}"):
+            summary.write_json(data)
+            console.print(f"The same as data: {data}", highlight=False, soft_wrap=True)
+        with _no_loss(f"the pruning report could not be written to {page}"):
+            write_page(summary, page)
+            console.print(f"As a page: {page}", highlight=False, soft_wrap=True)
         return summary
 
-    def _latency(self, pruner: Pruner) -> LatencyComparison | None:
-        """The evaluation path of the pruned net and of one with the dense widths, run in turn."""
-        if not self._calls:
-            return None
-        with _no_loss("the latency of the pruned network could not be measured"):
-            pruned = private_copy(pruner.model).eval()
-            dense = with_shapes(pruned, pruner.graph.dense)
+    def _measured(
+        self, pruner: Pruner, device: torch.device | None, latency: bool
+    ) -> tuple[LatencyComparison | None, dict[str, Any]]:
+        """The evaluation path of the pruned net and of one with the dense widths: sizes, memory, and time in turns."""
+        first = next(pruner.model.parameters())
+        device = device or first.device
+        about = machine(device)
+        if not pruner.record.events:
+            return None, about
+        with _no_loss("the pruned network could not be measured"):
+            pruned = private_copy(pruner.model).eval().to(device)
+            dense = with_shapes(pruned, pruner.graph.dense, pruner.graph.followers)
+            nets = {"dense": dense, "pruned": pruned}
+            about["state_dict_bytes"] = {name: state_dict_bytes(net) for name, net in nets.items()}
+            if not self._calls:
+                return None, about
             calls = [repeated(call, self._batch, next(pruned.parameters())) for call in self._calls]
-            return compare_latency(runner(dense, calls), runner(pruned, calls), warmup=2, repeats=10)
-        return None
+            runs = {name: runner(net, calls) for name, net in nets.items()}
+            inputs = list(tensors_in([(call.args, dict(call.kwargs)) for call in calls]))
+            about["batch_size"] = self._batch
+            about["peak_bytes"] = {name: peak_memory(nets[name], run, inputs) for name, run in runs.items()}
+            if latency:
+                with _no_loss("the latency of the pruned network could not be measured"):
+                    return compare_latency(runs["dense"], runs["pruned"], warmup=2, repeats=10), about
+        return None, about
 
 
 @contextmanager
@@ -102,4 +180,4 @@ def _no_loss(what: str) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        warnings.warn(f"{what}: {type(error).__name__}: {error}", stacklevel=2)
+        warnings.warn(f"{what}: {type(error).__name__}: {error}", stacklevel=4)  # of whoever shows the report

@@ -5,14 +5,15 @@ from __future__ import annotations
 import json
 import math
 import os
-import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from lightning_taylor.graph.channels import ChannelGraph
 from lightning_taylor.plan import Cost, CostModel, LatencyComparison, Record, Target
+from lightning_taylor.report.files import write_file
+from lightning_taylor.report.widths import widths_after
 
 __all__ = ["Change", "LayerChange", "PruningSummary"]
 
@@ -59,6 +60,13 @@ class PruningSummary:
         latency: dense against pruned, if it was measured at the end.
         measured: "latency" and "memory" as fractions of the dense model's, as the last event measured them.
         compiled_graphs: how many graphs ``torch.compile`` made in the course of the fit; 0 without it.
+        curve: one row per validation: "step", "flops" (those of the network that was validated) and its metrics.
+        scores: "first" and "last" -> group -> quantiles 0, .05, .25, .5, .75, .95 and 1 of its normalised scores,
+            as they were just before the first and the latest event.
+        widths: for each event, the channels of every layer that can lose some, after it.
+        environment: where and how the report was measured: "machine", "device", "versions", "batch_size", and in
+            bytes "state_dict_bytes" and "peak_bytes" (of one inference), each as {"dense": ..., "pruned": ...}.
+            What could not be measured is not there.
     """
 
     asked: Mapping[str, float]
@@ -73,6 +81,10 @@ class PruningSummary:
     latency: LatencyComparison | None = None
     measured: Mapping[str, float] = field(default_factory=dict)
     compiled_graphs: int = 0
+    curve: tuple[Mapping[str, float], ...] = ()
+    scores: Mapping[str, Mapping[str, tuple[float, ...]]] = field(default_factory=dict)
+    widths: tuple[Mapping[str, int], ...] = ()
+    environment: Mapping[str, Any] = field(default_factory=dict)
 
     @classmethod
     def of(
@@ -86,6 +98,9 @@ class PruningSummary:
         metrics_after: Mapping[str, float] | None = None,
         latency: LatencyComparison | None = None,
         compiled_graphs: int = 0,
+        curve: Sequence[Mapping[str, float]] = (),
+        scores: Mapping[str, Mapping[str, Sequence[float]]] | None = None,
+        environment: Mapping[str, Any] | None = None,
     ) -> PruningSummary:
         """The summary of a pruned graph, which knows its dense shapes.
 
@@ -98,6 +113,9 @@ class PruningSummary:
             metrics_after: the same of the pruned one; metrics that only one side has are left out.
             latency: dense against pruned.
             compiled_graphs: how many ``torch.compile`` made.
+            curve: one row per validation.
+            scores: quantiles of each group's scores, "first" and "last".
+            environment: where it was measured, sizes and peak memory.
         """
         cost = CostModel(graph)
         first, last = metrics_before or {}, metrics_after or {}
@@ -117,6 +135,10 @@ class PruningSummary:
             latency=latency,
             measured=dict(record.events[-1].measured) if record and record.events else {},
             compiled_graphs=compiled_graphs,
+            curve=tuple(dict(row) for row in curve),
+            scores={when: {g: tuple(q) for g, q in groups.items()} for when, groups in (scores or {}).items()},
+            widths=widths_after(graph, record or Record()),
+            environment=dict(environment or {}),
         )
 
     @property
@@ -146,6 +168,10 @@ class PruningSummary:
             "metrics": {name: vars(change) for name, change in self.metrics.items()},
             "latency": self.latency.to_plain() if self.latency else None,
             **({"compiled_graphs": self.compiled_graphs} if self.compiled_graphs else {}),
+            "curve": [dict(row) for row in self.curve],
+            "scores": {when: {g: list(q) for g, q in groups.items()} for when, groups in self.scores.items()},
+            "widths": [dict(row) for row in self.widths],
+            "environment": dict(self.environment),
         }
         return _finite(plain)
 
@@ -158,20 +184,7 @@ class PruningSummary:
         Returns:
             The path.
         """
-        path = Path(path)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        # In the same folder, since a file can only be replaced atomically within one file system.
-        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-        try:
-            with os.fdopen(handle, "w", encoding="utf-8") as file:
-                json.dump(self.to_plain(), file, indent=2, allow_nan=False)
-                file.write("\n")
-            os.chmod(temporary, 0o666 & ~_umask())
-            os.replace(temporary, path)
-        except BaseException:
-            os.unlink(temporary)
-            raise
-        return path
+        return write_file(path, json.dumps(self.to_plain(), indent=2, allow_nan=False) + "\n")
 
 
 def _event_rows(record: Record) -> tuple[Mapping[str, float], ...]:
@@ -196,10 +209,3 @@ def _finite(value: Any) -> Any:
     if isinstance(value, list):
         return [_finite(item) for item in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-def _umask() -> int:
-    """The process's umask, which can only be read by setting it."""
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask

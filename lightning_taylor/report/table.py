@@ -13,6 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from lightning_taylor.report.summary import Change, PruningSummary
+from lightning_taylor.report.totals import latency_line, totals, verdict
 
 __all__ = ["render", "summary_tables"]
 
@@ -28,9 +29,9 @@ def summary_tables(summary: PruningSummary, style: box.Box = box.SIMPLE_HEAD) ->
         summary: what to show.
         style: how the tables' lines are drawn.
     """
-    parts: list[RenderableType] = [_layers(summary, style), _totals(summary, style), Text(_verdict(summary))]
+    parts: list[RenderableType] = [_layers(summary, style), _totals(summary, style), Text(verdict(summary))]
     if summary.latency:
-        parts.append(Text(f"Latency: {summary.latency.verdict}."))
+        parts.append(Text(latency_line(summary)))
     if summary.frozen:
         parts.append(_reasons("frozen layers", summary.frozen.values(), style))
     if summary.unscored:
@@ -62,21 +63,8 @@ def _layers(summary: PruningSummary, style: box.Box) -> Table:
 
 def _totals(summary: PruningSummary, style: box.Box) -> Table:
     table = _table(style, "total", "dense", "pruned", "remain", "asked")
-    asked = {name: f"{fraction:.1%}" for name, fraction in summary.asked.items()}
-    for name, label in (("flops", "FLOPs"), ("params", "parameters"), ("channels", "removable channels")):
-        change: Change = getattr(summary, name)
-        table.add_row(
-            label, _short(change.before), _short(change.after), f"{change.remaining:.1%}", asked.get(name, "")
-        )
-    if "memory" in summary.measured:
-        table.add_row("peak memory", "", "", f"{summary.measured['memory']:.1%}", asked.get("memory", ""))
-    if summary.latency:
-        before, after = summary.latency.dense.median, summary.latency.pruned.median
-        remaining = f"{Change(before, after).remaining:.1%}" if summary.latency.conclusive else "unclear"
-        times = f"{before * 1e3:.3g} ms", f"{after * 1e3:.3g} ms"
-        table.add_row("latency", *times, remaining, asked.get("latency", ""))
-    for name, change in summary.metrics.items():
-        table.add_row(Text(name), f"{change.before:.4g}", f"{change.after:.4g}", "", "")
+    for row in totals(summary):
+        table.add_row(Text(row.label), row.dense, row.pruned, row.remains, row.asked)
     return table
 
 
@@ -96,22 +84,3 @@ def _table(style: box.Box, first: str, *numbers: str) -> Table:
     for name in numbers:
         table.add_column(name, justify="right", no_wrap=True)
     return table
-
-
-def _verdict(summary: PruningSummary) -> str:
-    count = len(summary.events)
-    events = "1 event" if count == 1 else f"{count} events"
-    if not summary.asked:
-        return f"{events}; no target was set."
-    got = {name: f"got {fraction:.1%}" for name, fraction in summary.achieved.items()}
-    pairs = ", ".join(f"{name} {f:.1%} ({got.get(name, 'not measured')})" for name, f in summary.asked.items())
-    outcome = "Target met" if summary.met else "TARGET NOT MET"
-    return f"{outcome} after {events}: asked for {pairs}."
-
-
-def _short(value: float) -> str:
-    """A number with four digits and a unit that people read: 1.234 G."""
-    for factor, unit in ((1e12, " T"), (1e9, " G"), (1e6, " M")):
-        if abs(value) >= factor:
-            return f"{value / factor:.4g}{unit}"
-    return f"{value:,.0f}"

@@ -6,7 +6,8 @@ Shape legend: C = channels of a group.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -17,7 +18,31 @@ __all__ = ["Criterion", "Scorer"]
 
 
 class Criterion(ABC):
-    """How channels are scored. Holds plain settings only, so that it can be built from YAML and used many times."""
+    """How channels are scored. Holds plain settings only, so that it can be built from YAML and used many times.
+
+    Your own criterion is a subclass with ``watch``, which returns a ``Scorer`` with ``scores``; everything else has a
+    default. Its settings are the arguments of ``__init__``, kept as attributes of the same names: their ``repr`` tells
+    a resumed fit whether it is still the criterion that gathered the checkpoint's scores.
+
+    Example:
+        >>> import torch
+        >>> class PeakWeight(Criterion):
+        ...     "The largest weight that reads a channel."
+        ...     def watch(self, model, graph, *, event=0):
+        ...         return PeakWeightScorer(model, graph)
+        >>> class PeakWeightScorer(Scorer):
+        ...     def __init__(self, model, graph):
+        ...         self.model, self.graph = model, graph
+        ...     def peak(self, group, c):
+        ...         weights = ((self.model.get_parameter(s.tensor), s) for s in group.of("consumer"))
+        ...         return max(float(w.index_select(s.dim, s.index[c].to(w.device)).abs().max()) for w, s in weights)
+        ...     def scores(self):
+        ...         groups = self.graph.groups.items()
+        ...         return {name: torch.tensor([self.peak(g, c) for c in range(g.size)]) for name, g in groups}
+
+        In Python it goes to ``TaylorPruning(criterion=PeakWeight())``; in YAML, by the name it can be imported by:
+        ``criterion: {class_path: my_package.PeakWeight}``.
+    """
 
     @abstractmethod
     def watch(self, model: nn.Module, graph: ChannelGraph, *, event: int = 0) -> Scorer:
@@ -39,7 +64,17 @@ class Criterion(ABC):
 
 
 class Scorer(ABC):
-    """Gathers the scores of one model between two events. What a criterion does not need does nothing here."""
+    """Gathers the scores of one model between two events. What a criterion does not need does nothing here.
+
+    The order of the calls, in a training step: ``see_batch``, the forward pass, then for every loss ``see_loss``,
+    ``before_backward``, the backward pass, ``after_backward``; before every optimizer step ``before_step``; in the
+    end ``end_batch``. ``sync`` comes after every step of the optimizers, ``scores`` at an event, and after it
+    ``close``, a new scorer at the new widths, and its ``follow``.
+
+    What must outlive a checkpoint goes into a ``ChannelSums``, returned as ``metric``: then ranks are reduced and a
+    fit resumes without another line. A scorer that keeps anything else overrides ``sync``, ``state``, ``load_state``
+    and ``join``.
+    """
 
     @property
     def blind(self) -> Mapping[str, str]:
@@ -60,6 +95,19 @@ class Scorer(ABC):
 
     def resume(self) -> None:  # noqa: B027
         """Watch the passes again."""
+
+    def see_batch(self, batch: Any) -> None:  # noqa: B027
+        """A training batch is about to be used, as the data loader gave it and on its device.
+
+        For a criterion that needs the targets; not called for a step that fetches its batches by itself.
+        """
+
+    def see_loss(self, loss: Tensor) -> None:  # noqa: B027
+        """A loss is there, and its graph not yet used: for a criterion that makes passes of its own through it.
+
+        Args:
+            loss: a scalar, multiplied by what ``end_batch`` gets as ``grad_scale``; its graph must be retained.
+        """
 
     def before_backward(self) -> None:  # noqa: B027
         """The backward pass of a loss begins: what the hooks saw in other passes does not count.
@@ -86,7 +134,10 @@ class Scorer(ABC):
         """
 
     def drop_batch(self) -> None:  # noqa: B027
-        """Forget what was gathered since the last ``end_batch``: the optimizer evaluates the batch once more."""
+        """Forget the backward passes since the last ``end_batch``: the optimizer has evaluated the batch once more.
+
+        Called between the forward and the backward pass of the evaluation that counts.
+        """
 
     def before_step(  # noqa: B027
         self, parameters: Iterable[Tensor] | None = None, *, grad_scale: float | Tensor = 1.0
@@ -106,6 +157,14 @@ class Scorer(ABC):
         Groups without evidence (no gradient ever reached them) and blind ones are left out. Waits for the device.
         """
 
+    def follow(self, before: Scorer, remove: Mapping[str, Tensor]) -> None:  # noqa: B027
+        """An event is over, and this scorer begins where another one ended: for scores with a memory.
+
+        Args:
+            before: the scorer of the same criterion up to the event; closed.
+            remove: group name -> the channels that went, sorted indices into the widths before the event.
+        """
+
     def sync(self) -> None:
         """Reduce the sums over all ranks; a no-op on one process. All ranks must call it, as often as they like."""
         if self.metric is not None:
@@ -123,6 +182,10 @@ class Scorer(ABC):
         """
         if self.metric is not None:
             self.metric.load(state)
+
+    def join(self, states: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
+        """The state of one scorer that had seen what several saw, at the same widths: their sums are added."""
+        return {name: sum((state[name] for state in states[1:]), states[0][name]) for name in states[0]}
 
     def close(self) -> None:  # noqa: B027
         """Take every hook off the model; a no-op the second time."""

@@ -11,10 +11,22 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-__all__ = ["Positions", "batch_contributions", "fold_examples", "taylor", "taylor_contributions", "weight_magnitude"]
+__all__ = [
+    "Absolute",
+    "Positions",
+    "batch_contributions",
+    "fold_examples",
+    "information_gain",
+    "taylor",
+    "taylor_contributions",
+    "weight_magnitude",
+]
 
 Positions = Literal["sum", "mean"]
 """What is done over the positions of a feature map before the absolute value is taken."""
+
+Absolute = Literal["example", "batch", "window"]
+"""Of whose contribution the absolute value is taken: what lies inside it may cancel."""
 
 # Entries of one product, per reduction step of batch_contributions. On a CPU one that stays in the cache and in one
 # thread (32,768 is torch's own grain size); on an accelerator one that is large enough to fill it.
@@ -114,12 +126,14 @@ def fold_examples(contribution_LI: Tensor, examples: int) -> Tensor:
     return (contribution_LI.sum(0, keepdim=True) / examples).expand(examples, width)
 
 
-def taylor(contribution_CN: Tensor) -> Tensor:
+def taylor(contribution_CN: Tensor, absolute: Absolute = "example") -> Tensor:
     r"""Taylor score of each channel: the absolute value per example, then the mean.
 
     .. math::  \Theta_c = \frac{1}{N} \sum_n \left| N\, v_{cn} \right| = \sum_n \left| v_{cn} \right|
 
-    How much the loss of one example changes, to first order and on average, when the channel is removed.
+    How much the loss of one example changes, to first order and on average, when the channel is removed. With
+    "batch" it is :math:`\left| \sum_n v_{cn} \right|`, how much the loss of the batch changes; with "window" the
+    same with its sign, for the absolute value is still to come.
 
     Units: of the loss, for one example. Assumes a mean-reduced loss, whose gradients carry 1/N: then the score does
     not depend on the batch size. For a sum-reduced loss all scores are N times larger, a common factor that the
@@ -127,9 +141,10 @@ def taylor(contribution_CN: Tensor) -> Tensor:
 
     Args:
         contribution_CN: shape ``(C, N)``, signed, summed over all consumers and calls; read only.
+        absolute: of what the absolute value is taken.
 
     Returns:
-        Shape ``(C,)``, same dtype, non-negative.
+        Shape ``(C,)``, same dtype; non-negative but for "window".
 
     Source: Molchanov et al. 2017, Eq. 8 and the sentence below it.
 
@@ -137,7 +152,10 @@ def taylor(contribution_CN: Tensor) -> Tensor:
         >>> taylor(torch.tensor([[0.5, -0.5], [0.25, 0.0]]))
         tensor([1.0000, 0.2500])
     """
-    return contribution_CN.abs().sum(1)
+    if absolute == "example":
+        return contribution_CN.abs().sum(1)
+    signed_C = contribution_CN.sum(1)
+    return signed_C.abs() if absolute == "batch" else signed_C
 
 
 def batch_contributions(weight: Tensor, grad: Tensor, *, dim: int) -> Tensor:
@@ -207,6 +225,56 @@ def weight_magnitude(weight: Tensor, *, dim: int) -> Tensor:
     dtype = torch.promote_types(weight.dtype, torch.float32)
     others = [d for d in range(weight.ndim) if d != dim]
     return weight.to(dtype).square().mean(others)
+
+
+def information_gain(value_CN: Tensor, label_N: Tensor, *, bins: int) -> Tensor:
+    r"""What the quantised value of each channel tells about the label.
+
+    .. math::  IG_c = H(x_c) + H(y) - H(x_c, y)
+
+    with :math:`x_c` the values of channel ``c`` in ``bins`` intervals of about equally many examples, and the
+    entropies :math:`H` of the frequencies. Values that are equal always share an interval.
+
+    Units: nats, between 0 and the lesser entropy. The estimate is too high by about
+    ``(bins - 1) (classes - 1) / 2N``, for all channels alike as far as they fill their intervals.
+
+    Args:
+        value_CN: shape ``(C, N)``, any float dtype; read only.
+        label_N: shape ``(N,)``, whole numbers; read only.
+        bins: how many intervals, at least 2.
+
+    Returns:
+        Shape ``(C,)``, float32, non-negative.
+
+    Raises:
+        ValueError: if there are not as many labels as values.
+
+    Source: Molchanov et al. 2017, section 2.2, "Mutual information"; the quantisation is this project's.
+
+    Example:
+        >>> value_CN = torch.tensor([[0.0, 0.1, 0.8, 0.9], [0.0, 1.0, 0.0, 1.0]])
+        >>> information_gain(value_CN, torch.tensor([0, 0, 1, 1]), bins=2)
+        tensor([0.6931, 0.0000])
+    """
+    channels, examples = value_CN.shape
+    if label_N.shape != (examples,):
+        raise ValueError(f"{examples} values per channel need as many labels, got shape {tuple(label_N.shape)}")
+    classes, label_N = label_N.unique(return_inverse=True)
+    quantile_Q = torch.arange(1, bins, device=value_CN.device) / bins
+    order_CN = value_CN.sort(dim=1).values
+    edge_CQ = order_CN[:, (quantile_Q * examples).ceil().long().clamp(max=examples - 1)].contiguous()
+    # Edges are values, and a value belongs above its edge: equal ones cannot be torn apart.
+    bin_CN = torch.searchsorted(edge_CQ, value_CN.contiguous(), right=True)
+    cell_CN = bin_CN * len(classes) + label_N
+    count_CX = torch.zeros(channels, bins * len(classes), device=value_CN.device)
+    count_CX.scatter_add_(1, cell_CN, torch.ones_like(cell_CN, dtype=count_CX.dtype))
+    joint_CBK = count_CX.view(channels, bins, len(classes)) / examples
+    gain_C = _entropy(joint_CBK.sum(2)) + _entropy(joint_CBK.sum(1)) - _entropy(joint_CBK.flatten(1))
+    return gain_C.clamp_min(0)
+
+
+def _entropy(frequency_CX: Tensor) -> Tensor:
+    return -torch.special.xlogy(frequency_CX, frequency_CX).sum(1)
 
 
 def _rows(weight: Tensor, grad: Tensor, dtype: torch.dtype) -> Tensor:

@@ -15,9 +15,10 @@ from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 
 from lightning_taylor.errors import UncoupledChannelsError
-from lightning_taylor.graph.channels import ChannelGraph, Slice
+from lightning_taylor.graph.channels import ChannelGraph, Role, Slice
+from lightning_taylor.graph.heads import headwise, is_stock, projection_of
 
-__all__ = ["Reader", "Readers", "checked_parameter"]
+__all__ = ["Reader", "Readers", "checked_parameter", "find_readers"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -60,11 +61,32 @@ class Readers:
         found = []
         for tensor, module in self._owners[id(parameter)]:
             dim = _input_dim(module)
+            if isinstance(module, NonDynamicallyQuantizableLinear) and not self._can_be_opened(tensor):
+                return f"read through {tensor!r}, which its attention passes on without a call"
             if dim != consumer.dim or not tensor.endswith("weight"):
                 return f"read through {tensor!r}, which belongs to no convolution or linear layer that is called"
             index = torch.cat(list(_input_channels(module, consumer)), dim=1)
             found.append(Reader(tensor.rpartition(".")[0], module, _input_width(module, parameter), index))
         return found
+
+    def _can_be_opened(self, tensor: str) -> bool:
+        """Whether the attention around an output projection can be made to call it; see ``scores.opening``."""
+        around, _, layer = tensor.rpartition(".")[0].rpartition(".")
+        module = self._model.get_submodule(around)
+        return projection_of(module) == layer and (headwise(module) is not None or not is_stock(module))
+
+
+def find_readers(model: nn.Module, graph: ChannelGraph) -> tuple[dict[str, list[Reader]], dict[str, str]]:
+    """Group name -> its readers; and the groups with one that cannot be watched -> the reason in words."""
+    readers, found, blind = Readers(model, graph), {}, {}
+    for name, group in graph.groups.items():
+        each = [readers.of(consumer) for consumer in group.of(Role.CONSUMER)]
+        reasons = [reason for reason in each if isinstance(reason, str)]
+        if reasons or not each:
+            blind[name] = reasons[0] if reasons else "no layer reads its channels"
+        else:
+            found[name] = [reader for some in each if not isinstance(some, str) for reader in some]
+    return found, blind
 
 
 def checked_parameter(model: nn.Module, graph: ChannelGraph, name: str) -> nn.Parameter | None:
@@ -89,9 +111,6 @@ def _input_dim(module: nn.Module) -> int | None:
     """The dimension of the module's weight that reads its input; None if its call cannot be watched."""
     if isinstance(module, _ConvTransposeNd):
         return 0
-    # nn.MultiheadAttention never calls its output projection, it passes on the bare weight.
-    if isinstance(module, NonDynamicallyQuantizableLinear):
-        return None
     return 1 if isinstance(module, _ConvNd | nn.Linear) else None
 
 

@@ -1,6 +1,6 @@
 """The sums of scores between two events, as a metric that can be reduced over ranks.
 
-Shape legend: C = channels of all groups, one after the other.
+Shape legend: C = channels of all groups, one after the other; S = statistics of each.
 """
 
 from __future__ import annotations
@@ -31,6 +31,7 @@ class ChannelSums(Metric):
 
     Args:
         channels: C.
+        statistics: S, for scores that are made of several means: then they have shape ``(S, C)`` in place of ``(C,)``.
         dtype: of the sums, float32 or float64.
         device: where the sums are kept.
 
@@ -50,11 +51,17 @@ class ChannelSums(Metric):
     examples: Tensor
 
     def __init__(
-        self, channels: int, *, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu"
+        self,
+        channels: int,
+        *,
+        statistics: int | None = None,
+        dtype: torch.dtype = torch.float32,
+        device: torch.device | str = "cpu",
     ) -> None:
         super().__init__()
+        shape = (channels,) if statistics is None else (statistics, channels)
         for name in _STATES:
-            self.add_state(name, torch.zeros(channels, dtype=dtype), dist_reduce_fx="mean")
+            self.add_state(name, torch.zeros(shape, dtype=dtype), dist_reduce_fx="mean")
         self.to(device)
 
     def update(self, score_C: Tensor, seen_C: Tensor, weight: float) -> None:
@@ -101,7 +108,7 @@ class ChannelSums(Metric):
             shape = tuple(state[name].shape) if name in state else None
             if shape != tuple(self.total.shape):
                 raise ValueError(
-                    f"the gathered scores have {name!r} of shape {shape}, and this model has {len(self.total)} "
+                    f"the gathered scores have {name!r} of shape {shape}, and this model has {self.total.shape[-1]} "
                     "channels in its groups; restore them only after the model has the widths of the checkpoint"
                 )
         self._assign({name: state[name].to(self.total).clone() for name in _STATES})

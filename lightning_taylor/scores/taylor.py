@@ -15,11 +15,12 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 from typing_extensions import override
 
-from lightning_taylor.graph.channels import ChannelGraph, Role
+from lightning_taylor.graph.channels import ChannelGraph
 from lightning_taylor.scores.assembly import Assembly, Part
 from lightning_taylor.scores.criterion import Criterion, Scorer
-from lightning_taylor.scores.formulas import Positions, fold_examples, taylor
-from lightning_taylor.scores.readers import Reader, Readers
+from lightning_taylor.scores.formulas import Absolute, Positions, fold_examples, taylor
+from lightning_taylor.scores.opening import OpenHeads
+from lightning_taylor.scores.readers import Reader, find_readers
 from lightning_taylor.scores.sums import ChannelSums
 from lightning_taylor.scores.tap import Tap
 
@@ -48,33 +49,39 @@ class Taylor(Criterion):
         positions: "sum" over the positions of a map, the first-order change itself; or "mean", the 1/M of the paper's
             Eq. 8, which makes scores of large and small maps differ in scale and so wants a normalisation. A channel
             that was flattened into a linear layer has its positions in that layer's input.
+        absolute: of what the absolute value is taken: of the change of each "example" (the paper); of each "batch",
+            in which examples of opposite sign cancel (a micro-batch of one rank); or of the whole "window" between
+            two events. The formula above is that of "example".
 
     Raises:
-        ValueError: for another ``positions``.
+        ValueError: for another ``positions`` or ``absolute``.
 
     Source: Molchanov et al. 2017, Eq. 8.
 
     Example:
         >>> Taylor(positions="mean")
-        Taylor(positions='mean')
+        Taylor(positions='mean', absolute='example')
     """
 
-    def __init__(self, positions: Positions = "sum") -> None:
+    def __init__(self, positions: Positions = "sum", absolute: Absolute = "example") -> None:
         if positions not in get_args(Positions):
             raise ValueError(f"positions must be 'sum' or 'mean', got {positions!r}")
+        if absolute not in get_args(Absolute):
+            raise ValueError(f"absolute must be 'example', 'batch' or 'window', got {absolute!r}")
         self.positions: Positions = positions
+        self.absolute: Absolute = absolute
 
     @override
     def watch(self, model: nn.Module, graph: ChannelGraph, *, event: int = 0) -> Scorer:
         """Place a tap on every layer that reads a channel of the graph."""
-        return _TaylorScorer(model, graph, self.positions)
+        return _TaylorScorer(model, graph, self.positions, self.absolute)
 
 
 @final
 class _TaylorScorer(Scorer):
-    def __init__(self, model: nn.Module, graph: ChannelGraph, positions: Positions) -> None:
-        self._blind: dict[str, str] = {}
-        readers = self._find_readers(model, graph)
+    def __init__(self, model: nn.Module, graph: ChannelGraph, positions: Positions, absolute: Absolute) -> None:
+        self._absolute: Absolute = absolute
+        readers, self._blind = find_readers(model, graph)
         everyone = {reader.name: reader for found in readers.values() for reader in found}
         weights = [p for reader in everyone.values() for p in reader.module.parameters(recurse=False)]
         self._assembly = Assembly(
@@ -84,24 +91,13 @@ class _TaylorScorer(Scorer):
             dtype=torch.float64 if any(w.dtype == torch.float64 for w in weights) else torch.float32,
             device=weights[0].device if weights else torch.device("cpu"),
         )
+        self._heads = OpenHeads(model, everyone)
         self._sums = ChannelSums(self._assembly.channels, dtype=self._assembly.dtype, device=self._assembly.device)
         self._taps = {name: Tap(reader.module, positions) for name, reader in everyone.items()}
         self._handles: list[RemovableHandle] = [
             reader.module.register_forward_pre_hook(self._taps[name], with_kwargs=True)  # type: ignore[arg-type]
             for name, reader in everyone.items()
         ]
-
-    def _find_readers(self, model: nn.Module, graph: ChannelGraph) -> dict[str, list[Reader]]:
-        """Group name -> its readers; groups with one that cannot be watched become blind."""
-        readers, found = Readers(model, graph), {}
-        for name, group in graph.groups.items():
-            each = [readers.of(consumer) for consumer in group.of(Role.CONSUMER)]
-            reasons = [reason for reason in each if isinstance(reason, str)]
-            if reasons or not each:
-                self._blind[name] = reasons[0] if reasons else "no layer reads its channels"
-            else:
-                found[name] = [reader for some in each if not isinstance(some, str) for reader in some]
-        return found
 
     @property
     @override
@@ -142,7 +138,7 @@ class _TaylorScorer(Scorer):
             return
         with torch.no_grad():
             entries = {name: _sum_calls(calls, examples) for name, calls in gathered.items()}
-            score_C = taylor(self._assembly(entries, examples)) / grad_scale
+            score_C = taylor(self._assembly(entries, examples), self._absolute) / grad_scale
             self._sums.update(score_C, self._assembly.fed_by(gathered), examples)
 
     @override
@@ -152,13 +148,15 @@ class _TaylorScorer(Scorer):
 
     @override
     def scores(self) -> dict[str, Tensor]:
-        return self._assembly.by_group(self._sums.mean())
+        mean_C = self._sums.mean()
+        return self._assembly.by_group(mean_C.abs() if self._absolute == "window" else mean_C)
 
     @override
     def close(self) -> None:
         for handle in self._handles:
             handle.remove()
         self._handles.clear()
+        self._heads.close()
         self.drop_batch()
 
 

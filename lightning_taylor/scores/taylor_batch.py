@@ -16,6 +16,7 @@ from lightning_taylor.graph.channels import Axis, ChannelGraph, Role
 from lightning_taylor.scores.assembly import Assembly, Part
 from lightning_taylor.scores.criterion import Criterion, Scorer
 from lightning_taylor.scores.formulas import batch_contributions
+from lightning_taylor.scores.history import History
 from lightning_taylor.scores.readers import checked_parameter
 from lightning_taylor.scores.sums import ChannelSums
 
@@ -34,22 +35,38 @@ class TaylorBatch(Criterion):
     Units: loss squared, of one optimizer step: of its whole batch, accumulated and synchronised over ranks. With a
     mean-reduced loss it does not grow with the batch. Averaged over the optimizer steps since the last event.
 
-    Source: Molchanov et al. 2019, the group form of the importance (Eq. 7 as quoted by others), without momentum.
+    With ``momentum`` the scores outlive an event: a channel that stayed goes on with ``momentum`` times what it had
+    there, plus ``1 - momentum`` times what the steps since then say. Without (the default) they begin anew. When a
+    guard goes back to an earlier network, the memory is lost.
+
+    Args:
+        momentum: in [0, 1). The settings published with the paper have 0.9, and a comment that it did not help.
+
+    Raises:
+        ValueError: for a momentum outside of its range.
+
+    Source: Molchanov et al. 2019, the group form of the importance (Eq. 7 as quoted by others).
 
     Example:
-        >>> TaylorBatch()
-        TaylorBatch()
+        >>> TaylorBatch(momentum=0.9)
+        TaylorBatch(momentum=0.9)
     """
+
+    def __init__(self, momentum: float = 0.0) -> None:
+        if isinstance(momentum, bool) or not isinstance(momentum, int | float) or not 0 <= momentum < 1:
+            raise ValueError(f"momentum must be a number in [0, 1), got {momentum!r}")
+        self.momentum = float(momentum)
 
     @override
     def watch(self, model: nn.Module, graph: ChannelGraph, *, event: int = 0) -> Scorer:
         """Remember the weights that read channels; the model is not touched."""
-        return _TaylorBatchScorer(model, graph)
+        return _TaylorBatchScorer(model, graph, self.momentum)
 
 
 @final
 class _TaylorBatchScorer(Scorer):
-    def __init__(self, model: nn.Module, graph: ChannelGraph) -> None:
+    def __init__(self, model: nn.Module, graph: ChannelGraph, momentum: float) -> None:
+        self._history = History(graph, momentum)
         self._blind: dict[str, str] = {}
         self._weights: dict[Axis, nn.Parameter] = {}
         parts = self._find_parts(model, graph)
@@ -127,4 +144,17 @@ class _TaylorBatchScorer(Scorer):
 
     @override
     def scores(self) -> dict[str, Tensor]:
-        return self._assembly.by_group(self.metric.mean())
+        return self._history.blend(self._assembly.by_group(self.metric.mean()))
+
+    @override
+    def follow(self, before: Scorer, remove: Mapping[str, Tensor]) -> None:
+        self._history.follow(before.scores(), remove)
+
+    @override
+    def state(self) -> dict[str, Tensor]:
+        return {**super().state(), **self._history.state()}
+
+    @override
+    def load_state(self, state: Mapping[str, Tensor]) -> None:
+        self._history.load(state)
+        super().load_state(state)

@@ -16,8 +16,9 @@ from typing import Any
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
+from lightning_taylor.graph.attributes import Known
 from lightning_taylor.graph.channels import Axis
-from lightning_taylor.graph.resize import owners, resized, touched_tensors
+from lightning_taylor.graph.resize import followed, owners, resized, touched_tensors
 from lightning_taylor.surgery.transaction import Transaction
 
 __all__ = ["Copy", "find_copies", "unreachable_copies"]
@@ -39,21 +40,25 @@ class Copy:
     tensors: nn.Module | MutableMapping[str, Tensor]
     prefix: str = ""
 
-    def cut(self, keep: Mapping[Axis, Tensor], transaction: Transaction) -> None:
-        """Keep ``index_K`` of every axis that the copy has too."""
+    def cut(self, keep: Mapping[Axis, Tensor], transaction: Transaction, values: Known | None = None) -> None:
+        """Keep ``index_K`` of every axis that the copy has too; ``values``: of the model's attributes that follow."""
         mine = {(name.removeprefix(self.prefix), dim): k for (name, dim), k in keep.items() if self._has(name)}
         if isinstance(self.tensors, nn.Module):
             touched = touched_tensors(self.tensors, mine)
             for t in touched:
                 transaction.set_storage(t.tensor, resized(t.tensor, t.keep))
-            for module, local in owners(self.tensors, touched):
-                transaction.follow_shapes(module, local)
+            mirrored = {name.removeprefix(self.prefix): own for name, own in (values or {}).items() if self._in(name)}
+            for module, local, own in followed(self.tensors, owners(self.tensors, touched), mirrored):
+                transaction.follow_shapes(module, local, own)
             return
         by_name: dict[str, dict[int, Tensor]] = {}
         for (name, dim), index_K in mine.items():
             by_name.setdefault(name, {})[dim] = index_K
         new = {name: resized(self.tensors[name], dims) for name, dims in by_name.items()}
         transaction.set_items(self.tensors, new)
+
+    def _in(self, module: str) -> bool:
+        return f"{module}.".startswith(self.prefix)
 
     def _has(self, name: str) -> bool:
         # A dict may leave out buffers; a module has all names of the part that it copies.

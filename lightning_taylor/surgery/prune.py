@@ -9,8 +9,9 @@ from torch import nn
 from torch.optim import Optimizer
 
 from lightning_taylor.errors import UncoupledChannelsError
+from lightning_taylor.graph.attributes import known
 from lightning_taylor.graph.channels import ChannelGraph, Remove
-from lightning_taylor.graph.resize import Touched, owners, resized, touched_tensors
+from lightning_taylor.graph.resize import Touched, followed, owners, resized, touched_tensors
 from lightning_taylor.surgery.copies import Copy
 from lightning_taylor.surgery.optimizer_state import prepare_state, unwrapped
 from lightning_taylor.surgery.transaction import Transaction, signals_deferred
@@ -87,16 +88,17 @@ def prune_channels(
         states = list(unwrapped(optimizers))
         changes = [c for o in states for c in prepare_state(o, touched, drop_unknown=drop_unknown_state)]
         tensors = [(t.tensor, resized(t.tensor, t.keep)) for t in touched]
-        following = owners(model, touched)
+        values = known(graph.followers, {t.name: smaller.shapes[t.name] for t in touched})
+        following = list(followed(model, owners(model, touched), values))
         with signals_deferred(), Transaction() as transaction:
             for change in changes:
                 change.commit(transaction)
             for tensor, new in tensors:
                 transaction.set_storage(tensor, new)
-            for module, kept in following:
-                transaction.follow_shapes(module, kept)
+            for module, kept, own in following:
+                transaction.follow_shapes(module, kept, own)
             for copy in copies:
-                copy.cut(keep, transaction)
+                copy.cut(keep, transaction, values)
     return smaller
 
 

@@ -12,6 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from lightning_taylor.graph.attributes import Known, known
+from lightning_taylor.graph.channels import Follower
 from lightning_taylor.surgery.copies import Copy
 from lightning_taylor.surgery.optimizer_state import unwrapped
 from lightning_taylor.surgery.transaction import Transaction, signals_deferred
@@ -58,7 +60,13 @@ class Snapshot:
             copies={c.owner: {name: _kept(t) for name, t in _named(c.tensors).items()} for c in copies},
         )
 
-    def restore(self, model: nn.Module, optimizers: Iterable[Optimizer] = (), copies: Iterable[Copy] = ()) -> None:
+    def restore(
+        self,
+        model: nn.Module,
+        optimizers: Iterable[Optimizer] = (),
+        copies: Iterable[Copy] = (),
+        followers: Iterable[Follower] = (),
+    ) -> None:
         """Give everything its old value and shape back, all or nothing; the tensors stay the same objects.
 
         Gradients are dropped. Learning rates and schedulers are not touched.
@@ -67,13 +75,15 @@ class Snapshot:
             model: the one that ``take`` saw, or another of the same definition.
             optimizers: as for ``take``, in the same order.
             copies: as for ``take``; one that was not there yet gets the model's values.
+            followers: as ``ChannelGraph.followers``.
         """
         with torch.inference_mode(False), torch.no_grad(), signals_deferred(), Transaction() as transaction:
-            _put_back(model, self.tensors, transaction)
+            attributes = known(followers, {name: tuple(t.shape) for name, t in self.tensors.items()})
+            _put_back(model, self.tensors, transaction, attributes)
             for c in copies:
                 own = self.copies.get(c.owner)
                 values = own or {name: self.tensors[c.prefix + name] for name in _named(c.tensors)}
-                _put_back(c.tensors, values, transaction)
+                _put_back(c.tensors, values, transaction, _inside(attributes, c.prefix))
             for optimizer, states in zip(unwrapped(optimizers), self.states, strict=True):
                 _restore_states(optimizer, states, transaction)
 
@@ -116,7 +126,14 @@ def _parameters(optimizer: Optimizer) -> list[Tensor]:
     return [p for group in optimizer.param_groups for p in group["params"]]
 
 
-def _put_back(tensors: nn.Module | Any, values: Mapping[str, Tensor], transaction: Transaction) -> None:
+def _inside(attributes: Known, prefix: str) -> Known:
+    """What is known of the modules in a part of the model, by their names there."""
+    return {n.removeprefix(prefix): own for n, own in attributes.items() if f"{n}.".startswith(prefix)}
+
+
+def _put_back(
+    tensors: nn.Module | Any, values: Mapping[str, Tensor], transaction: Transaction, attributes: Known
+) -> None:
     living = _named(tensors)
     new = {name: torch.empty_like(value, device=living[name].device).copy_(value) for name, value in values.items()}
     if not isinstance(tensors, nn.Module):
@@ -124,8 +141,8 @@ def _put_back(tensors: nn.Module | Any, values: Mapping[str, Tensor], transactio
         return
     for name, value in new.items():
         transaction.set_storage(living[name], value)
-    for module in tensors.modules():
-        transaction.follow_shapes(module, {})
+    for name, module in tensors.named_modules():
+        transaction.follow_shapes(module, {}, attributes.get(name))
 
 
 def _restore_states(optimizer: Optimizer, states: Mapping[int, Mapping[str, Any]], transaction: Transaction) -> None:

@@ -72,9 +72,11 @@ class Transaction:
         self._undo.append(lambda: setattr(owner, name, old))
         setattr(owner, name, value)
 
-    def follow_shapes(self, module: nn.Module, keep: Mapping[Axis, Tensor]) -> None:
+    def follow_shapes(
+        self, module: nn.Module, keep: Mapping[Axis, Tensor], values: Mapping[str, int] | None = None
+    ) -> None:
         """Let the module's attributes follow its tensors; see ``graph.attributes``."""
-        for name, (_, new) in attribute_changes(module, keep).items():
+        for name, (_, new) in attribute_changes(module, keep, values or {}).items():
             self.set_attribute(module, name, new)
 
 

@@ -22,7 +22,7 @@ PRUNING: dict[str, tuple[str, list[Any]]] = {
     "ignore": ("ignore takes", ["fc", None, 5, True, [""], [5], [None], {"fc"}, NAN]),
     "min_channels": ("min_channels must be a whole", [0, -1, 1.5, NAN, None, True, "2", [1]]),
     "round_to": ("round_to must be a whole", [0, -8, 8.0, NAN, None, True, "8", [8]]),
-    "example_inputs": ("example_inputs takes", [(1, 3, 32, 32), [1, 3], "image", 5, True, NAN, (), b"x"]),
+    "example_inputs": ("example_inputs takes", [(1, 3, 0, 32), [1, -3], "image", 5, True, NAN, (), b"x"]),
     "measure_latency": ("measure_latency must be True or False", ["no", None, 0, NAN]),
     "guard": ("guard takes a Guard", ["val_acc", 0.02, True, Guard, {"monitor": "val_acc"}, NAN]),
     "allow_untested_strategy": ("allow_untested_strategy must be True or False", ["ddp", None, 1, NAN]),

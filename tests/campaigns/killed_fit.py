@@ -176,7 +176,7 @@ def hooks(module: nn.Module) -> int:
 
 def disagreements(module: nn.Module, pruner: TaylorPruning, optimizers: Any) -> list[str]:
     """Where the model, its attributes, its optimizers and the pruner's graph do not say the same."""
-    found = [f"{type(m).__name__}.{n}" for m in module.modules() for n in attribute_changes(m, {})]
+    found = [f"{type(m).__name__}.{n}" for m in module.modules() for n in attribute_changes(m, {}, {})]
     if pruner.graph is not None:
         tensors = {**dict(module.named_parameters()), **dict(module.named_buffers())}
         found += [n for n, shape in pruner.graph.shapes.items() if tuple(tensors[n].shape) != shape]

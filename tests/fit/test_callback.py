@@ -111,6 +111,50 @@ def test_metrics_before_and_after_are_reported(tmp_path: Path) -> None:
     assert set(metrics["val_acc"]) >= {"before", "after"}
 
 
+def test_the_report_knows_widths_scores_curve_and_sizes(tmp_path: Path) -> None:
+    module = Validated(zoo.Residual())
+    trainer([pruning(schedule=Gradual(3, 9, 18))], default_root_dir=tmp_path).fit(module, loader(), loader(seed=1))
+    found = json.loads((tmp_path / "pruning.json").read_text())
+    assert [event["step"] for event in found["events"]] == [12, 15, 18]
+    assert {layer: module.get_submodule(layer).weight.shape[0] for layer in found["widths"][-1]} == found["widths"][-1]
+    assert found["widths"][0] != found["widths"][-1]
+    assert [(row["step"], set(row)) for row in found["curve"]] == [
+        (s, {"step", "flops", "val_acc"}) for s in (8, 16, 24)
+    ]
+    assert (
+        found["curve"][-1]["flops"] == found["flops"]["after"] < found["curve"][0]["flops"] == found["flops"]["before"]
+    )
+    for groups in found["scores"].values():
+        assert len(groups) == 4
+        assert all(len(q) == 7 and q == sorted(q) for q in groups.values())
+    environment = found["environment"]
+    assert environment["batch_size"] == 8
+    assert environment["device"] == "cpu"
+    assert environment["versions"]["torch"] == torch.__version__.split("+")[0]
+    for name in ("state_dict_bytes", "peak_bytes"):
+        assert 0 < environment[name]["pruned"] < environment[name]["dense"]
+
+
+def test_a_resumed_fit_reports_the_whole_of_it(tmp_path: Path) -> None:
+    """Taken up between the first and the second event, the report is that of the unbroken fit."""
+
+    class Saving(L.Callback):
+        def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+            trainer.save_checkpoint(tmp_path / f"{trainer.current_epoch}.ckpt")
+
+    def run(checkpoint: Path | None, *others: L.Callback) -> dict[str, Any]:
+        torch.manual_seed(0)
+        fitter = trainer([pruning(schedule=Gradual(4, 4, 20)), *others], default_root_dir=tmp_path)
+        fitter.fit(Validated(zoo.Residual()), loader(), loader(seed=1), ckpt_path=checkpoint)
+        return json.loads((tmp_path / "pruning.json").read_text())
+
+    whole, rest = run(None, Saving()), run(tmp_path / "0.ckpt")
+    assert len(whole["events"]) == 4
+    assert whole["scores"]["first"] != whole["scores"]["last"]
+    for part in ("widths", "scores", "curve", "layers"):
+        assert whole[part] == rest[part]
+
+
 def test_the_report_measures_latency_at_the_batch_that_it_trained_on(tmp_path: Path) -> None:
     fit(Boring(zoo.Residual()), pruning(measure_latency=True), tmp_path)
     assert json.loads((tmp_path / "pruning.json").read_text())["latency"]["dense"]["median"] > 0

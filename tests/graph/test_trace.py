@@ -29,6 +29,22 @@ EXPECTED = {
     "decoder": {"down": 6, "deep": 8, "up": 5, "fuse": 2},
     "spread": {"stem": 8, "body": 6},
     "hard_coded": {"free": 7, "b": 6},
+    "grouped": {"stem": 4, "squeeze": 4, "wide": 6},
+    "shuffled": {"stem": 8, "one": 6},
+    "chunks": {"stem": 4, "one": 6, "pieces": 5},
+    "heads": {"patch": 8, "qkv": 4, "out": 6},
+    "heads_written_out": {"patch": 8, "qkv": 4, "out": 6},
+    "heads_separate": {"patch": 6, "query": 4},
+    "multihead": {"layer.self_attn": 2, "layer.linear1": 10, "attention": 4, "attention.out_proj": 8},
+    "windows": {
+        "stem": 6,
+        "first.qkv": 3,
+        "first.proj": 6,
+        "second.cpb_mlp.0": 512,
+        "second.cpb_mlp.2": 3,
+        "second.proj": 6,
+    },
+    "group_normed": {"stem": 4, "inner": 8},
 }
 
 
@@ -123,7 +139,6 @@ def test_code_that_assumes_a_width_is_frozen_with_the_error_it_would_raise() -> 
 
 PICKING: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
     "split_with_sizes": lambda v: v.split([5, 1], 1)[0],
-    "split": lambda v: v.chunk(2, 1)[1],
     "slice": lambda v: torch.cat([v[:, :3], v[:, 3:].relu()], 1),
     "select": lambda v: torch.stack([v.select(1, 4), v.select(1, 2)], 1),
     "index": lambda v: v[:, torch.tensor([2, 0, 1])],
@@ -158,7 +173,7 @@ def test_padding_channels_stay_and_the_others_go() -> None:
 
 
 def test_normalisation_over_channels_freezes_with_the_reason() -> None:
-    model = nn.Sequential(zoo.conv(3, 8), nn.GroupNorm(2, 8), nn.ReLU(), zoo.conv(8, 6), nn.ReLU(), zoo.conv(6, 2))
+    model = nn.Sequential(zoo.conv(3, 8), nn.GroupNorm(1, 8), nn.ReLU(), zoo.conv(8, 6), nn.ReLU(), zoo.conv(6, 2))
     graph = trace_channels(model, torch.randn(1, 3, 8, 8))
     assert list(graph.groups) == ["3"]
     assert "statistics run over the channels" in graph.frozen["0"]
@@ -230,25 +245,26 @@ class Split(nn.Module):
         return self.head((torch.relu(self.one(a)) + torch.relu(self.other(b))).mean((2, 3)))
 
 
-def test_halves_that_must_stay_balanced_do_not_pass_by_losing_as_many() -> None:
+def test_halves_lose_the_same_entries() -> None:
     graph = trace_channels(Split(), torch.randn(1, 3, 8, 8))
-    assert set(graph.groups) == {"one"}
-    assert "taken apart at fixed positions by split" in graph.frozen["stem"]
+    assert set(graph.groups) == {"stem", "one"}
+    assert next(s.index.tolist() for s in graph.groups["stem"].slices) == [[0, 4], [1, 5], [2, 6], [3, 7]]
 
 
-def test_what_meets_a_grouped_convolution_is_frozen_by_its_reason() -> None:
+def test_what_meets_a_grouped_convolution_goes_with_its_groups() -> None:
     class Gated(nn.Module):
         def __init__(self) -> None:
             super().__init__()
-            self.stem, self.grouped, self.gate = zoo.conv(3, 8), zoo.conv(8, 8, groups=2), zoo.conv(3, 8)
+            self.stem, self.grouped, self.gate = zoo.conv(3, 8), zoo.conv(8, 8, groups=4), zoo.conv(3, 8)
             self.head = nn.Linear(8, 3)
 
         def forward(self, x: torch.Tensor) -> torch.Tensor:
             return self.head((self.grouped(self.stem(x)) * torch.sigmoid(self.gate(x))).mean((2, 3)))
 
-    graph = trace_channels(Gated(), torch.randn(1, 3, 8, 8), verify=False)
-    assert not graph.groups
-    assert "2 groups must keep equal widths" in graph.frozen["gate"]
+    graph = trace_channels(Gated(), torch.randn(1, 3, 8, 8))
+    assert {name: group.size for name, group in graph.groups.items()} == {"stem": 4}
+    gate = next(s for s in graph.groups["stem"].slices if s.tensor == "gate.weight")
+    assert gate.index.tolist() == [[0, 1], [2, 3], [4, 5], [6, 7]]
 
 
 class Ranked(nn.Module):

@@ -5,9 +5,15 @@ import os
 from dataclasses import replace
 
 import pytest
+import torch
+import zoo
 
-from lightning_taylor.plan import Event, Record, Target
+from lightning_taylor import trace_channels
+from lightning_taylor.plan import CostModel, Event, Record, Target
 from lightning_taylor.report import Change, LayerChange, PruningSummary
+from lightning_taylor.report.environment import peak_memory, state_dict_bytes
+from lightning_taylor.report.fit import QUANTILES, FitReport
+from lightning_taylor.report.widths import widths_after, widths_now
 
 
 def test_a_summary_sets_before_and_after_side_by_side(summary):
@@ -66,3 +72,62 @@ def test_a_written_file_can_be_read_by_whoever_the_umask_allows(summary, tmp_pat
     plain = tmp_path / "plain"
     plain.write_text("")
     assert summary.write_json(tmp_path / "pruning.json").stat().st_mode == plain.stat().st_mode
+
+
+@pytest.mark.parametrize("name", ["residual", "concat", "inverted", "option_a"])
+def test_the_widths_after_each_event_are_those_of_the_graph_then(name):
+    graph = trace_channels(zoo.NETS[name][0](), torch.randn(2, 3, 12, 12))
+    record, expected = Record(), []
+    generator = torch.Generator().manual_seed(0)
+    for step in range(4):
+        remove = graph.sample(0.3, generator) if step != 2 else {}  # one event that removes nothing
+        graph = graph.shrink(remove)
+        cost = CostModel(graph).now
+        removed = {group: index_R.tolist() for group, index_R in remove.items()}
+        record.append(Event(step, removed, cost.flops, cost.params, cost.channels, seconds=0.1))
+        expected.append({layer: graph.width(graph.layers[layer]) for layer in widths_now(graph)})
+    assert widths_after(graph, record) == tuple(expected)
+    assert expected[0] != expected[1] == expected[2] != expected[3]
+    assert set(expected[0]) <= set(graph.layers)
+
+
+def test_scores_curve_and_environment_travel_into_the_file(dense, tmp_path):
+    curve = [{"step": 3, "flops": 80, "val_acc": 0.9}, {"step": 9, "flops": 20, "val_acc": float("nan")}]
+    scores = {"first": {"first": [0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6]}}
+    summary = PruningSummary.of(dense, curve=curve, scores=scores, environment={"batch_size": 8})
+    found = json.loads(summary.write_json(tmp_path / "pruning.json").read_text())
+    assert found["curve"] == [curve[0], {**curve[1], "val_acc": None}]
+    assert found["scores"] == scores
+    assert found["widths"] == []
+    assert found["environment"] == {"batch_size": 8}
+
+
+def test_the_state_of_a_report_comes_back_and_that_of_an_earlier_release_as_well():
+    report = FitReport()
+    report.note_scores({"a": torch.tensor([0.5, 0.1]), "b": torch.tensor([1.0])})
+    report.note_scores({"a": torch.tensor([0.7])})
+    report.note_scores({})  # as on a rank that decided nothing
+    assert report.scores["first"]["a"] == pytest.approx([0.1, 0.12, 0.2, 0.3, 0.4, 0.48, 0.5])
+    assert report.scores["last"] == {"a": pytest.approx([0.7] * len(QUANTILES))}
+    again = FitReport()
+    again.load(report.to_plain())
+    assert again.to_plain() == report.to_plain()
+    old = {name: value for name, value in report.to_plain().items() if name != "scores"}
+    again.load(old)
+    assert again.scores == {}
+
+
+def test_a_state_dict_weighs_what_its_file_does(tmp_path):
+    net = zoo.Residual()
+    torch.save(net.state_dict(), tmp_path / "net.pt")
+    # The name of the file is in it, once per entry.
+    assert state_dict_bytes(net) == pytest.approx((tmp_path / "net.pt").stat().st_size, rel=0.05)
+
+
+def test_measuring_the_memory_draws_no_random_number():
+    net = torch.nn.Sequential(torch.nn.Linear(8, 8), torch.nn.Dropout()).train()
+    x = torch.randn(2, 8)
+    before = torch.get_rng_state()
+    entries = 8 * 8 + 8 + 3 * 2 * 8  # weights; input, and what the layer gives and the dropout makes of it
+    assert peak_memory(net, lambda: net(x), [x]) >= 4 * entries
+    assert torch.equal(torch.get_rng_state(), before)

@@ -56,6 +56,32 @@ def test_a_measured_target_stands_beside_what_was_measured(summary):
     assert "latency 70.0% (not measured), memory 60.0%" in " ".join(text.split())
 
 
+def test_sizes_and_the_batch_size_stand_beside_what_was_measured(summary):
+    same = Latency(0.010, 0.009, 0.011, 30)
+    environment = {
+        "batch_size": 16,
+        "state_dict_bytes": {"dense": 44_700_000, "pruned": 22_350_000},
+        "peak_bytes": {"dense": 2_000, "pruned": 500},
+    }
+    latency = LatencyComparison(same, same, speedup=1.0, low=0.9, high=1.1)
+    text = render(replace(summary, environment=environment, latency=latency))
+    assert cells(text, "file size") == ["file size", "44.7 MB", "22.35 MB", "50.0%", ""]
+    assert cells(text, "peak memory") == ["peak memory", "2 kB", "500 B", "25.0%", ""]
+    assert "Latency at batch size 16: no speed-up measured" in " ".join(text.split())
+
+
+def test_a_memory_target_stands_beside_the_fraction_that_it_is_judged_by(summary):
+    environment = {"peak_bytes": {"dense": 2_000, "pruned": 500}}
+    text = render(replace(summary, asked={"memory": 0.6}, measured={"memory": 0.55}, environment=environment))
+    assert cells(text, "peak memory") == ["peak memory", "2 kB", "500 B", "55.0%", "60.0%"]
+
+
+def test_what_was_asked_and_never_measured_is_unknown(summary):
+    text = render(replace(summary, asked={"latency": 0.7, "memory": 0.6}))
+    assert cells(text, "latency") == ["latency", "", "", "unknown", "70.0%"]
+    assert cells(text, "peak memory") == ["peak memory", "", "", "unknown", "60.0%"]
+
+
 def test_every_line_fits_eighty_columns_and_is_ascii(summary):
     many = replace(
         summary,

@@ -16,8 +16,8 @@ from lightning_taylor.scores import Taylor, normalize
 
 from .gates import assert_same, case, contributions, scored, train_batch
 
-UNWATCHED = {"shared": {"stem"}}
-"""Groups of the zoo that a bare parameter reads."""
+UNWATCHED = {"shared": {"stem"}, "windows": {"first.proj"}}
+"""Groups of the zoo that a bare parameter reads, or a layer whose weight is used without a call."""
 
 UNREACHED = {"auxiliary": {"side"}}
 """Groups of the zoo that only the training path reads; the gates are checked in evaluation mode."""
@@ -34,6 +34,21 @@ def test_scores_equal_the_gates_of_single_examples(name: str) -> None:
     missing = UNWATCHED.get(name, set()) | UNREACHED.get(name, set())
     assert graph.groups
     assert_same(found, {k: v for k, v in reference(model, graph, x).items() if k not in missing})
+
+
+@pytest.mark.parametrize("name", ["vgg", "residual", "concat", "option_a", "decoder"])
+def test_the_absolute_value_sits_where_it_is_asked_for(name: str) -> None:
+    model, graph, x = case(name, examples=5)
+    batches = (x[:2], x[2:])
+    signed = {group: contributions(model, graph, group, x) for group in graph.groups}
+    for absolute, expected in {
+        "example": {g: v_NC.abs().mean(0) for g, v_NC in signed.items()},
+        "batch": {g: (v_NC[:2].sum(0).abs() + v_NC[2:].sum(0).abs()) / 5 for g, v_NC in signed.items()},
+        "window": {g: v_NC.mean(0).abs() for g, v_NC in signed.items()},
+    }.items():
+        found = scored(Taylor(absolute=absolute), model, graph, *batches)  # type: ignore[arg-type]
+        assert_same(found, {g: expected[g] for g in found})
+        assert set(found) == set(graph.groups)
 
 
 @pytest.mark.parametrize("name", ["vgg", "residual", "concat", "decoder"])
@@ -220,3 +235,5 @@ def test_scores_of_other_widths_are_refused() -> None:
 def test_wrong_settings_are_named() -> None:
     with pytest.raises(ValueError, match="'max'"):
         Taylor(positions="max")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="'sum'"):
+        Taylor(absolute="sum")  # type: ignore[arg-type]

@@ -7,7 +7,8 @@ import torch
 from torch import Tensor
 from zoo import NETS
 
-from lightning_taylor.scores import TaylorBatch
+from lightning_taylor.scores import Scorer, TaylorBatch
+from lightning_taylor.surgery import prune_channels
 
 from .gates import assert_same, case, contributions, gated_losses, scored, train_batch
 
@@ -68,3 +69,52 @@ def test_a_step_without_gradients_counts_for_nothing() -> None:
     assert scorer.scores() == {}
     train_batch(model, scorer, x)
     assert_same(scorer.scores(), scored(TaylorBatch(), model, graph, x))
+
+
+def after_an_event(momentum: float) -> tuple[Scorer, dict[str, Tensor], dict[str, Tensor]]:
+    """A scorer after one event; what the survivors had at the event; what they have since, by themselves."""
+    model, graph, x = case("residual")
+    before = TaylorBatch(momentum).watch(model, graph)
+    train_batch(model, before, x)
+    before.close()
+    remove = {"stem.0": torch.tensor([1, 5]), "two.0": torch.tensor([0])}
+    stays = {
+        name: torch.tensor([c for c in range(group.size) if c not in remove.get(name, torch.zeros(0)).tolist()])
+        for name, group in graph.groups.items()
+    }
+    past = {name: score_C[stays[name]] for name, score_C in before.scores().items()}
+    smaller = prune_channels(model, graph, remove)
+    after = TaylorBatch(momentum).watch(model, smaller)
+    after.follow(before, remove)
+    train_batch(model, after, 2 * x)
+    after.close()
+    return after, past, scored(TaylorBatch(), model, smaller, 2 * x)
+
+
+def test_with_momentum_the_survivors_remember_what_they_had_at_the_event() -> None:
+    scorer, past, present = after_an_event(momentum=0.75)
+    assert_same(scorer.scores(), {name: 0.75 * past[name] + 0.25 * present[name] for name in present})
+
+
+def test_without_momentum_the_scores_begin_anew() -> None:
+    scorer, _, present = after_an_event(momentum=0.0)
+    assert_same(scorer.scores(), present)
+    assert not any(key.startswith("history") for key in scorer.state())
+
+
+def test_the_memory_is_in_the_state() -> None:
+    scorer, _, _ = after_an_event(momentum=0.75)
+    model, graph, _ = case("residual")
+    smaller = prune_channels(model, graph, {"stem.0": [1, 5], "two.0": [0]})
+    resumed = TaylorBatch(0.75).watch(model, smaller)
+    resumed.load_state(scorer.state())
+    assert all(torch.equal(resumed.scores()[name], score_C) for name, score_C in scorer.scores().items())
+    dense = TaylorBatch(0.75).watch(*case("residual")[:2])
+    with pytest.raises(ValueError, match=r"remembered scores of group 'stem\.0' are 6, and it has 8 channels"):
+        dense.load_state(scorer.state())
+
+
+@pytest.mark.parametrize("momentum", [1.0, -0.1, True, "0.9"])
+def test_a_wrong_momentum_is_named(momentum: object) -> None:
+    with pytest.raises(ValueError, match="momentum must be a number"):
+        TaylorBatch(momentum=momentum)  # type: ignore[arg-type]

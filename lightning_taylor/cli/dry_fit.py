@@ -1,0 +1,136 @@
+"""A fit up to its first training batch: what a configuration builds, and what its training step calls."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from lightning.pytorch import Callback, LightningModule, Trainer
+from torch import Tensor
+
+from lightning_taylor.callback import TaylorPruning
+from lightning_taylor.cli.app import TaylorCLI
+from lightning_taylor.cli.failure import fail
+from lightning_taylor.graph.capture import CallRecorder
+from lightning_taylor.graph.channels import ChannelGraph
+from lightning_taylor.graph.trace import ForwardCall
+from lightning_taylor.host import example_call, remaining_steps, trace_step
+
+__all__ = ["Looked", "look"]
+
+ASIDE = ("--trainer.accelerator=cpu", "--trainer.devices=1", "--trainer.num_nodes=1", "--trainer.strategy=auto",
+         "--trainer.precision=32-true", "--trainer.num_sanity_val_steps=0")  # fmt: skip
+"""A look needs neither ranks nor a GPU."""
+
+
+@dataclass(frozen=True, eq=False)
+class Looked:
+    """What was there at the first batch.
+
+    Attributes:
+        pruner: the configuration's ``TaylorPruning``; one with the defaults if it has none.
+        graph: the channels of what the training step called.
+        steps: optimizer steps of the fit on one device; infinite if nobody knows.
+    """
+
+    pruner: TaylorPruning
+    graph: ChannelGraph
+    steps: float
+
+
+def look(args: list[str], ignore: Sequence[str] | None = None) -> Looked:
+    """Begin the fit that a command line asks for, and stop it at its first batch; nothing is written.
+
+    Args:
+        args: a command line of ``lightning-taylor fit``.
+        ignore: patterns in place of the callback's own.
+
+    Raises:
+        SystemExit: for a mistake in the configuration, or a fit without a batch.
+    """
+    looking = _Looking(ignore)
+    with _hushed():
+        _DryCLI([*args, *ASIDE], looking)
+    if looking.graph is None:
+        fail(1, "the fit ended before its first training batch: is the training set empty?")
+    return Looked(looking.pruner, looking.graph, looking.steps)
+
+
+class _SeenError(Exception):
+    """Everything is known; the fit need not go on."""
+
+
+class _Looking(Callback):
+    """Traces what the first batch is given to, and ends the fit."""
+
+    def __init__(self, ignore: Sequence[str] | None) -> None:
+        self.pruner = TaylorPruning()
+        self.graph: ChannelGraph | None = None
+        self.steps = float("inf")
+        self._ignore = ignore
+        self._recorder: CallRecorder | None = None
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Called when the train begins: all is set up, and the length of the fit is known."""
+        self.steps = remaining_steps(trainer)
+        inputs = self.pruner.example_inputs
+        inputs = inputs if inputs is not None else pl_module.example_input_array
+        if inputs is not None:
+            self._trace(pl_module, [example_call(inputs, pl_module)])
+        self._recorder = CallRecorder(pl_module)
+
+    def on_before_backward(self, trainer: Trainer, pl_module: LightningModule, loss: Tensor) -> None:
+        """Called before ``loss.backward()``: what the first batch called is known."""
+        if pl_module.automatic_optimization:
+            self._trace(pl_module, self._heard())
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Called when the train batch ends: in manual optimization, only now."""
+        self._trace(pl_module, self._heard())
+
+    def _heard(self) -> list[ForwardCall]:
+        assert self._recorder is not None
+        self._recorder.close()
+        return list(self._recorder.calls)
+
+    def _trace(self, pl_module: LightningModule, calls: list[ForwardCall]) -> None:
+        self.graph = trace_step(pl_module, calls, self.pruner.ignore if self._ignore is None else self._ignore)
+        raise _SeenError
+
+
+class _DryCLI(TaylorCLI):
+    """Builds all that a fit needs, and takes away what could write or print."""
+
+    def __init__(self, args: list[str], looking: _Looking) -> None:
+        self._looking = looking
+        super().__init__(args)
+
+    def fit(self, **kwargs: Any) -> None:
+        """Run the fit up to its first batch, with nothing in it but a look."""
+        trainer: Any = self.trainer
+        pruners = [callback for callback in trainer.callbacks if isinstance(callback, TaylorPruning)]
+        self._looking.pruner = pruners[0] if pruners else self._looking.pruner
+        trainer.callbacks, trainer.loggers = [self._looking], []
+        try:
+            trainer.fit(**{**kwargs, "ckpt_path": None})
+        except _SeenError:
+            return
+
+
+@contextmanager
+def _hushed() -> Iterator[None]:
+    """Lightning's news about seeds and devices are not what was asked for."""
+    logs = [logging.getLogger(f"lightning.{part}") for part in ("fabric", "pytorch")]
+    levels = [log.level for log in logs]
+    for log in logs:
+        log.setLevel(logging.WARNING)
+    try:
+        yield
+    finally:
+        for log, level in zip(logs, levels, strict=True):
+            log.setLevel(level)

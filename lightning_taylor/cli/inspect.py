@@ -1,0 +1,147 @@
+"""``lightning-taylor inspect``: what can be pruned of a network, and what a schedule would leave of it."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import sys
+from pathlib import Path
+
+from rich.console import Console
+
+from lightning_taylor.cli.arguments import Parser, positive
+from lightning_taylor.cli.configs import resolve_configs
+from lightning_taylor.cli.failure import fail
+from lightning_taylor.cli.messages import nearest
+from lightning_taylor.cli.subjects import Request, of_checkpoint, of_config, of_name
+from lightning_taylor.errors import NothingToPruneError
+from lightning_taylor.plan import Target
+from lightning_taylor.report.inspection import Inspection
+from lightning_taylor.report.inspection_table import inspection_tables
+
+__all__ = ["run"]
+
+DESCRIPTION = (
+    "Show what TaylorPruning would do to a network, and why layers have to stay. Nothing is trained or removed."
+)
+EXAMPLES = """\
+examples:
+  lightning-taylor inspect resnet18 --target 0.5 --steps 1000    a model of torchvision
+  lightning-taylor inspect --config digits                       the model, data and callback of a configuration
+  lightning-taylor inspect --config my.yaml --trainer.max_epochs 3 --json
+  lightning-taylor inspect lightning_logs/version_0/checkpoints/last.ckpt
+Options of `lightning-taylor fit` are taken, too, with a configuration."""
+OF_FIT = ("--config", "-c", "--trainer", "--model", "--data", "--seed_everything", "--optimizer", "--lr_scheduler")
+"""How options begin that ``lightning-taylor fit`` knows; their presence tells that there is a configuration."""
+
+
+def run(args: list[str]) -> None:
+    """Inspect what the command line names, and print a table or JSON."""
+    options, rest = _split(args)
+    request = Request(
+        target=options.target,
+        steps=options.steps,
+        ignore=None if options.ignore is None else tuple(options.ignore),
+        min_channels=options.min_channels,
+        round_to=options.round_to,
+    )
+    show(_inspect(options, request, rest), as_json=options.json)
+
+
+def _split(args: list[str]) -> tuple[argparse.Namespace, list[str]]:
+    """The command's own options, and those of a fit."""
+    if not any(_root(arg) in OF_FIT for arg in args):
+        return _parser(with_source=True).parse_args(args), []
+    parser = _parser(with_source=False)
+    options, rest = parser.parse_known_args(args)
+    known = [*OF_FIT, *(name for action in parser._actions for name in action.option_strings)]
+    for wrong in (arg for arg in rest if arg.startswith("--") and _root(arg) not in known):
+        parser.error(f"no option {wrong.split('=')[0]!r}{nearest(_root(wrong), known)}")
+    options.source = None
+    return options, rest
+
+
+def _root(arg: str) -> str:
+    return re.split(r"[.=+]", arg, maxsplit=1)[0]
+
+
+def _inspect(options: argparse.Namespace, request: Request, rest: list[str]) -> Inspection:
+    source, shape = options.source, options.input_shape
+    if source is None:
+        if shape:
+            fail(2, "--input-shape goes with the name of a model; a configuration has its own inputs")
+        return of_config(resolve_configs(["fit", *rest]), request)
+    if Path(source).is_file():
+        if shape or request != Request():
+            fail(2, "a checkpoint is shown as it is: leave out every option but --json")
+        return of_checkpoint(source)
+    return of_name(source, request, shape)
+
+
+def show(inspection: Inspection, *, as_json: bool) -> None:
+    """Print an inspection.
+
+    Raises:
+        SystemExit: with 1 if the target cannot be met.
+        NothingToPruneError: if nothing can be removed.
+    """
+    if as_json:
+        print(json.dumps(inspection.to_plain(), indent=2))
+    else:
+        Console(file=sys.stdout, highlight=False).print(inspection_tables(inspection))
+    if not any(layer.groups for layer in inspection.layers):
+        raise NothingToPruneError("no channel of this model can be removed; the reasons are in the table")
+    if not inspection.met:
+        fail(1, inspection.problem or "the target is not met by the last event of the fit")
+
+
+def _parser(*, with_source: bool) -> Parser:
+    parser = Parser("inspect", DESCRIPTION, EXAMPLES)
+    if with_source:
+        parser.add_argument("source", nargs="?", metavar="NAME|CKPT", help="a model of torchvision, or a checkpoint")
+    parser.add_argument(
+        "--input-shape",
+        metavar="N",
+        type=positive,
+        nargs="+",
+        help="shape of the input, the number of examples first: 1 3 224 224. By default what the model's published "
+        "weights are evaluated at",
+    )
+    parser.add_argument(
+        "--target",
+        metavar="F|RESOURCE=F,...",
+        type=_target,
+        help="what may remain, as a fraction of the dense model: 0.5 (of the FLOPs), or flops=0.5,params=0.4. By "
+        "default that of the configuration, or 0.5",
+    )
+    parser.add_argument(
+        "--steps",
+        metavar="N",
+        type=positive,
+        help="optimizer steps of the fit, over which the default schedule is laid. By default those of the "
+        "configuration; without any there is one event",
+    )
+    parser.add_argument("--ignore", metavar="PATTERN", nargs="+", help="name patterns of layers that stay whole")
+    parser.add_argument("--min-channels", metavar="N", type=positive, help="fewest channels that a group may keep")
+    parser.add_argument("--round-to", metavar="N", type=positive, help="groups keep a multiple of this many channels")
+    parser.add_argument("--json", action="store_true", help="print everything as JSON, every event included")
+    return parser
+
+
+def _target(text: str) -> Target:
+    """One fraction, or several with their names."""
+    try:
+        if "=" not in text:
+            return Target.of(float(text))
+        pairs = (part.split("=", 1) for part in text.split(","))
+        return Target(**{name.strip(): float(value) for name, value in pairs})
+    except TypeError as error:
+        raise argparse.ArgumentTypeError(
+            f"{text!r} names no resource: flops, params, channels, latency, memory"
+        ) from error
+    except ValueError as error:
+        said = str(error)
+        raise argparse.ArgumentTypeError(
+            said if said.startswith(("target", "a target")) else f"{text!r} is neither 0.5 nor flops=0.5,params=0.4"
+        ) from error

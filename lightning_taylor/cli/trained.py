@@ -1,0 +1,153 @@
+"""The network of a checkpoint, the widths it had before it was pruned, and what its ``forward`` takes."""
+
+from __future__ import annotations
+
+import argparse
+import inspect
+import pickle
+from collections.abc import Mapping
+from dataclasses import dataclass
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from lightning_taylor.checkpoint import load_pruned, origin_of
+from lightning_taylor.cli.classes import class_path_of, import_class, read_config
+from lightning_taylor.cli.examples import find_inputs
+from lightning_taylor.cli.failure import debugging, fail
+from lightning_taylor.cli.messages import nearest
+from lightning_taylor.errors import PruningError
+from lightning_taylor.export.inputs import Inputs
+from lightning_taylor.export.keep import evaluating
+
+__all__ = ["Trained", "read_trained"]
+
+INSTANTIATOR = "lightning.pytorch.cli.instantiate_module"
+
+
+@dataclass(frozen=True, eq=False)
+class Trained:
+    """What a command works on.
+
+    Attributes:
+        module: the LightningModule of the checkpoint, or the part of it that was asked for, on the CPU.
+        part: the name of that part; "" for all of it.
+        dense: name -> shape of the tensors that pruning may cut, when nothing was cut yet; empty if nobody knows.
+        class_path: import path of the LightningModule's class.
+        settings: its hyperparameters.
+        inputs: what ``forward`` takes.
+        source: where the inputs come from, in words.
+    """
+
+    module: nn.Module
+    part: str
+    dense: dict[str, tuple[int, ...]]
+    class_path: str
+    settings: dict[str, Any]
+    inputs: Inputs
+    source: str
+
+    @property
+    def pruned(self) -> bool:
+        """Whether anything is smaller than it was."""
+        tensors = dict(chain(self.module.named_parameters(), self.module.named_buffers()))
+        return any(tuple(tensors[name].shape) != shape for name, shape in self.dense.items() if name in tensors)
+
+
+def read_trained(path: str, asked: argparse.Namespace) -> Trained:
+    """Read a checkpoint as the options of a command say; any mistake ends the command.
+
+    Args:
+        path: the checkpoint.
+        asked: the options of ``add_model_options``.
+
+    Raises:
+        SystemExit: with 2, after a line on stderr.
+    """
+    checkpoint = _read(path, asked.trust)
+    config = read_config(asked.model)
+    saved = dict(checkpoint.get("hyper_parameters", {}))
+    class_path = class_path_of(asked.model, config, saved.get("_class_path"), path)
+    module = _load(class_path, path, saved, config, trust=asked.trust)
+    settings = {name: value for name, value in saved.items() if not name.startswith("_")}
+    dense = {name: tuple(shape) for name, shape in (origin_of(checkpoint) or {"dense": {}})["dense"].items()}
+    inputs, source = find_inputs(module, asked.input_shape, config, path)
+    part = asked.submodule or ""
+    if part:
+        module, dense = _part(module, part), _below(part, dense)
+    _try(module, inputs)
+    return Trained(module, part, dense, class_path, settings, inputs, source)
+
+
+def _read(path: str, trust: bool) -> dict[str, Any]:
+    if not Path(path).is_file():
+        fail(2, f"no file {path!r}")
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=not trust)
+    except Exception as error:  # a damaged file raises anything
+        if isinstance(error, pickle.UnpicklingError) and "GLOBAL" in str(error):
+            fail(2, f"{path} holds more than tensors and plain values; if you trust who wrote it, add --trust")
+        fail(2, f"{path} is no checkpoint: it cannot be read, or is damaged")
+    if not isinstance(content, dict) or not isinstance(content.get("state_dict"), Mapping):
+        fail(2, f"{path} is no Lightning checkpoint: it has no state_dict, and Trainer.save_checkpoint writes one")
+    return content
+
+
+def _load(class_path: str, path: str, saved: dict[str, Any], config: Any, *, trust: bool) -> nn.Module:
+    kwargs: dict[str, Any] = {}
+    if "_class_path" in saved:
+        kwargs["_class_path"] = None  # Lightning would look for it among the subclasses of the class that it loads
+    cls = import_class(class_path)
+    if missing := _missing(cls, saved, config):
+        kwargs.update(missing, _instantiator=INSTANTIATOR)
+    try:
+        return load_pruned(cls, path, map_location="cpu", weights_only=not trust, **kwargs)
+    except (PruningError, ValueError, TypeError, RuntimeError) as error:
+        if debugging():
+            raise
+        said = " ".join(str(error).split())
+        hint = ""
+        if "missing" in said and "argument" in said:
+            hint = "; give --model config.yaml, or call save_hyperparameters() in the module's __init__"
+        fail(2, f"{class_path} cannot be loaded from {path}: {said[:200]}{hint}")
+
+
+def _missing(cls: Any, saved: Mapping[str, Any], config: Any) -> dict[str, Any]:
+    """The arguments that a checkpoint does not remember and a configuration does."""
+    model = config["model"] if config is not None and isinstance(config["model"], dict) else {}
+    given = (model.get("init_args") or {}) if "class_path" in model else model
+    if not saved:
+        return dict(given)
+    # What has a default may have been left out on purpose: a checkpoint needs no pretrained weights.
+    parameters = inspect.signature(cls).parameters.values()
+    return {p.name: given[p.name] for p in parameters if p.default is p.empty and p.name in given.keys() - saved.keys()}
+
+
+def _part(module: nn.Module, name: str) -> nn.Module:
+    parts = dict(module.named_modules())
+    if name not in parts:
+        fail(2, f"--submodule {name}: {type(module).__name__} has no such part{nearest(name, list(parts)[1:])}")
+    return parts[name]
+
+
+def _below(part: str, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, tuple[int, ...]]:
+    prefix = f"{part}."
+    return {name.removeprefix(prefix): shape for name, shape in shapes.items() if name.startswith(prefix)}
+
+
+def _try(module: nn.Module, inputs: Inputs) -> None:
+    """A forward pass before anything else, since the most likely mistake is a wrong shape."""
+    try:
+        with evaluating(module):
+            inputs.run(module)
+    except Exception as error:
+        if debugging():
+            raise
+        shapes = ", ".join("x".join(map(str, shape)) for shape in inputs.shapes)
+        said = " ".join(str(error).split())[:200]
+        parts = [name for name, child in module.named_children() if next(child.parameters(), None) is not None]
+        hint = f"; or take a part of it, as in --submodule {parts[0]}" if isinstance(error, NotImplementedError) else ""
+        fail(2, f"{type(module).__name__}.forward raised {type(error).__name__} on inputs {shapes}: {said}{hint}")

@@ -1,0 +1,114 @@
+"""Rules for convolutions: what comes in is tied to the weight's input entries, its outputs are born.
+
+Shape legend: O = output channels, I = input channels, C = channels, G = groups of channels.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from lightning_taylor.graph.channels import Role
+from lightning_taylor.graph.labels import Labels, pairs, varying
+from lightning_taylor.graph.ledger import NEUTRAL
+from lightning_taylor.graph.tracer import Call
+from lightning_taylor.graph.weights import (
+    along_dim,
+    axes_of,
+    freeze_layer,
+    produce,
+    read_channels,
+    spread_along,
+    tie_along,
+    vector_of,
+    with_batch,
+)
+
+__all__ = ["convolution"]
+
+
+def convolution(call: Call) -> Labels | None:
+    """Convolutions of any dimension, plain, depthwise and transposed."""
+    weight = call.labels("weight")
+    if weight is None or not weight.weight:
+        return freeze_layer(call, f"the weight is computed from activations ({call.where})")
+    x, batch = read_channels(call, call.labels("input"))
+    return with_batch(call, _convolve(call, x, weight), batch)
+
+
+def _convolve(call: Call, x: Labels | None, weight: Labels) -> Labels | None:
+    groups, shape, transposed = call.get("groups"), call.get("weight").shape, call.get("transposed")
+    if groups == 1:
+        dim_in, dim_out = (0, 1) if transposed else (1, 0)
+        return _plain_convolution(call, x, weight, dim_in, dim_out)
+    inputs = call.get("input").shape[1]
+    if groups == inputs and not transposed and shape[0] % groups == 0:
+        return _depthwise(call, x, weight)
+    return _grouped(call, x, weight)
+
+
+def _grouped(call: Call, x: Labels | None, weight: Labels) -> Labels | None:
+    """Every group reads a row of a grid of inputs, and makes a row of a grid of outputs.
+
+    Whole groups go, or as many channels of each: then the same ones, since they share the weight's input entries.
+    """
+    ledger, groups = call.tracer.ledger, call.get("groups")
+    own_O, reads_I = (along_dim(weight, dim, call.get("weight").ndim) for dim in (0, 1))
+    x_I = None if x is None or varying(x.slots[0]) != {1 - call.get("input").ndim} else vector_of(x.slots[0], 1)
+    if call.get("transposed") or own_O is None or reads_I is None or x_I is None or bool((x_I == NEUTRAL).any()):
+        freeze_layer(call, f"grouped convolution: {groups} groups must keep equal widths ({call.where})")
+        return None if own_O is None or call.get("transposed") else Labels((spread_along(own_O, 1, call.out.shape),))
+    inputs_GI, outputs_GO = x_I.view(groups, -1), own_O.view(groups, -1)
+    units = [0] if outputs_GO.shape[1] == 1 or groups >= inputs_GI.shape[1] else [1]
+    read = ledger.grids.split(inputs_GI, call.where, call.where, units)
+    made = ledger.grids.split(outputs_GO, call.where, call.where, units)
+    for dim, entries in ((0, made.axes[0]), (1, reads_I.numpy())):
+        if (own := read.axes[dim]) is not None and entries is not None:
+            ledger.tie(torch.from_numpy(own), torch.from_numpy(entries))
+    made.holders[call.tracer.module, "groups", 0] = groups
+    ledger.assign(reads_I, Role.CONSUMER)
+    call.cost([*axes_of(call, own_O), *axes_of(call, reads_I)])
+    return produce(call, own_O, call.labels("bias"), dim=1)
+
+
+def _plain_convolution(call: Call, x: Labels | None, weight: Labels, dim_in: int, dim_out: int) -> Labels | None:
+    ndim = call.get("weight").ndim
+    reads_I, makes_O = along_dim(weight, dim_in, ndim), along_dim(weight, dim_out, ndim)
+    _consume(call, x, reads_I, dim=1, shape=call.get("input").shape)
+    axes = [*axes_of(call, reads_I), *axes_of(call, makes_O)]
+    call.cost(axes)
+    return produce(call, makes_O, call.labels("bias"), dim=1)
+
+
+def _depthwise(call: Call, x: Labels | None, weight: Labels) -> Labels | None:
+    """One filter (or several) per channel: passes the channel through, and goes with it."""
+    ledger = call.tracer.ledger
+    own_O = along_dim(weight, 0, call.get("weight").ndim)
+    if x is None or own_O is None:
+        return freeze_layer(call, f"reads a tensor without channels ({call.where})")
+    inputs = call.get("input").shape[1]
+    multiplier = call.get("weight").shape[0] // inputs
+    slot = x.slots[0]
+    for i in range(multiplier):
+        tie_along(call, slot, own_O[i::multiplier], dim=1)
+    ledger.assign(own_O, Role.PASS_THROUGH)
+    bias = call.labels("bias")
+    if bias:
+        ledger.tie(*pairs(bias.slots[0], own_O))
+        ledger.assign(bias.slots[0], Role.PASS_THROUGH)
+    call.tracer.name_layer(own_O)
+    call.cost(axes_of(call, own_O))
+    return Labels((spread_along(own_O, 1, call.out.shape),))
+
+
+def _consume(call: Call, x: Labels | None, reads_I: Tensor | None, dim: int, shape: torch.Size) -> None:
+    ledger = call.tracer.ledger
+    if reads_I is None:
+        if x is not None:
+            call.tracer.freeze(x, f"the only input channel of {call.where}")
+        return
+    ledger.assign(reads_I, Role.CONSUMER)
+    if x is None:
+        ledger.freeze(reads_I, f"reads the network's input ({call.where})")
+        return
+    tie_along(call, x.slots[0], reads_I, dim)

@@ -1,0 +1,173 @@
+"""Channels that code arranges as a grid: heads by head width, groups of a convolution, halves of a chunk.
+
+A ``view`` that splits channels into several dimensions (or a grouped convolution, which does it implicitly) works
+after a removal only if what is left is a grid again: whole rows must go, or whole columns. Each dimension of the grid
+gets labels of its own, a *virtual axis*. What happens to the tensor from there on happens to these: summing over
+the heads freezes the heads, and leaves the columns. In the end one dimension is chosen as the units of removal, and
+its labels are tied to all entries of their row; where the proof by trial refuses a choice, the next one is made.
+
+The road not taken: a constraint "as many of each block" for the selection would allow more removals, but the
+channels of a shuffled or reshaped tensor would come back in another order than its readers have them.
+
+Shape legend: F = the grid's entries, of shape (n1, ..., nk); n = entries of one of its dimensions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from lightning_taylor.graph.ledger import Ledger
+
+__all__ = ["Grid", "Grids"]
+
+
+@dataclass(eq=False)
+class Grid:
+    """One arrangement of channels.
+
+    Attributes:
+        labels: shape (n1, ..., nk): the channels, as they were labelled before.
+        axes: one label vector per dimension; None for a dimension that can never be the unit.
+        where: the operator and the module, for reasons in words.
+        kind: grids of one kind are made by the same code, and take the same unit.
+        order: the dimensions in the order in which they are tried as units.
+        unit: the dimension whose entries are the units of removal; None if there is none (left).
+        spare: nothing has to be tied, as long as what is tied anyway leaves the rows of the first dimension alike.
+        holders: (module, attribute, dimension) -> value, of whole numbers that count the grid's entries along a
+            dimension; -1 for those that count what several of them are merged into.
+    """
+
+    labels: np.ndarray
+    axes: tuple[np.ndarray | None, ...]
+    where: str
+    kind: Any
+    order: tuple[int, ...]
+    unit: int | None = None
+    spare: bool = False
+    holders: dict[tuple[str, str, int], int] = field(default_factory=dict)
+
+    def ties(self) -> np.ndarray:
+        """Pairs of labels, shape ``(2, F)``: every entry with that of the unit it belongs to."""
+        assert self.unit is not None
+        own = self.axes[self.unit]
+        assert own is not None
+        shape = [1] * self.labels.ndim
+        shape[self.unit] = len(own)
+        return np.stack([self.labels.ravel(), np.broadcast_to(own.reshape(shape), self.labels.shape).ravel()])
+
+
+class Grids:
+    """All grids of a trace."""
+
+    def __init__(self, ledger: Ledger) -> None:
+        self._ledger = ledger
+        self._all: dict[Any, Grid] = {}
+        self._of_axis: dict[int, tuple[Grid, int]] = {}
+        self._refused: dict[Any, dict[int, str]] = {}
+
+    def __iter__(self) -> Iterator[Grid]:
+        return iter(self._all.values())
+
+    def split(
+        self, labels: Tensor, where: str, kind: Any, order: Sequence[int] | None = None, *, spare: bool = False
+    ) -> Grid:
+        """Note a grid, once however often it is run.
+
+        Args:
+            labels: shape (n1, ..., nk), int64, the label of each entry.
+            where: for reasons.
+            kind: hashable; grids of one kind take the same unit.
+            order: the dimensions that may be units, the preferred first; by default all, in order.
+            spare: see ``Grid``.
+        """
+        shape = tuple(labels.shape)
+        key = (labels.numpy().tobytes(), shape)
+        if key not in self._all:
+            allowed = tuple(range(len(shape))) if order is None else tuple(order)
+            axes = tuple(
+                self._ledger.virtual_axis(n).numpy() if d in allowed or order is None else None
+                for d, n in enumerate(shape)
+            )
+            grid = Grid(labels.numpy().copy(), axes, where, kind, allowed, spare=spare)
+            self._all[key] = grid
+            for d, axis in enumerate(axes):
+                if axis is not None:
+                    self._of_axis[int(axis[0])] = grid, d
+        return self._all[key]
+
+    def place(self, label: int) -> tuple[Grid, int] | None:
+        """The grid and the dimension that a virtual label belongs to."""
+        base = self._ledger.base_of(label)
+        return self._of_axis.get(base)
+
+    def owning(self, base: int) -> Grid | None:
+        """The grid that the virtual axis with this first label belongs to."""
+        found = self._of_axis.get(base)
+        return found[0] if found else None
+
+    def settle(self) -> None:
+        """Choose the units; grids of grids first, since they tell what is possible in the outer ones."""
+        for grid in reversed(list(self)):
+            if not grid.spare:
+                self._choose(grid)
+        for grid in self:
+            if grid.spare and not self._alike(grid):
+                self._choose(grid)
+
+    def ties(self) -> Iterable[np.ndarray]:
+        """The pairs of labels that the chosen units tie."""
+        return [grid.ties() for grid in self if grid.unit is not None]
+
+    def retreat(self, labels: np.ndarray, reason: str) -> bool:
+        """Give up the unit of a grid that these channels belong to, for the next possible one or for none.
+
+        All grids of the same kind change with it: what the same code refuses once, it refuses every time.
+
+        Returns:
+            Whether these channels belong to a grid.
+        """
+        component = self._ledger.components()
+        members = set(component[labels].tolist())
+        mine = [g for g in self if g.unit is not None and members & set(component[g.labels.ravel()].tolist())]
+        if not mine:
+            return False
+        # One that has another choice goes first; a choice that was innocent is lost with it.
+        grid = next((g for g in mine if len(self._choices(g)) > 1), mine[-1])
+        assert grid.unit is not None
+        self._refused.setdefault(grid.kind, {})[grid.unit] = reason
+        for other in reversed(list(self)):
+            if other.kind == grid.kind and other.unit is not None:
+                self._choose(other)
+        return True
+
+    def _choose(self, grid: Grid) -> None:
+        choices, peers = self._choices(grid), [g for g in self if g.kind == grid.kind]
+        others = [possible for g in peers if (possible := self._choices(g))]
+        # Queries and keys can only lose whole heads, so values had better do so too.
+        common = [d for d in choices if all(d in possible for possible in others)]
+        grid.unit = next(iter(common or choices), None)
+        if grid.unit is None:
+            frozen = [self._ledger.reason_of(axis) for axis in grid.axes if axis is not None]
+            reasons = [*self._refused.get(grid.kind, {}).values(), *filter(None, frozen)]
+            self._ledger.freeze(torch.from_numpy(grid.labels), (reasons or [f"arranged as a grid by {grid.where}"])[0])
+
+    def _choices(self, grid: Grid) -> list[int]:
+        """The dimensions that can be its units, the preferred first."""
+        refused = self._refused.get(grid.kind, {})
+        axes = {d: axis for d in grid.order if (axis := grid.axes[d]) is not None}
+        return [d for d, axis in axes.items() if d not in refused and not self._ledger.is_frozen(axis)]
+
+    def _alike(self, grid: Grid) -> bool:
+        """Whether what is tied anyway takes as many entries of every row."""
+        component = self._ledger.components()[grid.labels]
+        names, at = np.unique(component, return_inverse=True)
+        at = at.reshape(component.shape)
+        counts = np.stack([np.bincount(row.ravel(), minlength=len(names)) for row in at])
+        return bool((counts == counts[0]).all())

@@ -1,0 +1,185 @@
+"""Attention whose heads are fewer than its width over theirs: what the stock modules' own code cannot run.
+
+``nn.MultiheadAttention`` and torchvision's window attentions compute the width of a head from the width of their
+input, so they cannot lose a head. Each has a subclass here with a forward pass of our own, in which the number of
+heads and the width of the input are independent. A module changes to it, in place, when it loses a head: parameters,
+names and hooks stay. It also runs it while scores are gathered, since the stock code never calls the output
+projection as a module, so that nothing could be hooked there; the class goes back if no head went.
+
+Shape legend: B = batch, L = queries, S = keys, E = width of the input, H = heads, D = width of a head.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from importlib import import_module
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from typing_extensions import override
+
+from lightning_taylor.errors import UnsupportedModelError
+
+__all__ = ["PrunedMultiheadAttention", "heads_left", "headwise", "is_stock", "projection_of"]
+
+WINDOWS = "lightning_taylor.graph.windows"
+
+
+class PrunedMultiheadAttention(nn.MultiheadAttention):
+    """``nn.MultiheadAttention`` with any number of heads.
+
+    Example:
+        >>> attention = nn.MultiheadAttention(8, 4, batch_first=True).eval()
+        >>> x = torch.rand(2, 5, 8)
+        >>> expected, _ = attention(x, x, x)
+        >>> attention.__class__ = PrunedMultiheadAttention
+        >>> torch.allclose(attention(x, x, x)[0], expected, atol=1e-6)
+        True
+    """
+
+    @override
+    def forward(
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        key_padding_mask: Tensor | None = None,
+        need_weights: bool = True,
+        attn_mask: Tensor | None = None,
+        average_attn_weights: bool = True,
+        is_causal: bool = False,
+    ) -> tuple[Tensor, Tensor | None]:
+        """As ``nn.MultiheadAttention.forward``.
+
+        Raises:
+            UnsupportedModelError: for ``add_bias_kv`` and ``add_zero_attn``.
+        """
+        if self.bias_k is not None or self.bias_v is not None or self.add_zero_attn:
+            raise UnsupportedModelError("heads of an attention with add_bias_kv or add_zero_attn cannot be removed")
+        batched = query.ndim == 3
+        sources = [x if batched else x.unsqueeze(0 if self.batch_first else 1) for x in (query, key, value)]
+        if not self.batch_first:
+            sources = [x.transpose(0, 1) for x in sources]
+        q_BHLD, k_BHSD, v_BHSD = (
+            F.linear(x, weight, bias).unflatten(-1, (self.num_heads, self.head_dim)).transpose(1, 2)
+            for x, weight, bias in zip(sources, self._weights(), self._biases(), strict=True)
+        )
+        mask = self._mask(attn_mask, key_padding_mask, q_BHLD)
+        dropout = self.dropout if self.training else 0.0
+        weights_BHLS = None
+        if need_weights:
+            logits_BHLS = (q_BHLD * self.head_dim**-0.5) @ k_BHSD.transpose(-2, -1)
+            weights_BHLS = F.softmax(logits_BHLS if mask is None else logits_BHLS + mask, dim=-1)
+            weights_BHLS = F.dropout(weights_BHLS, p=dropout) if dropout else weights_BHLS
+            mixed_BHLD = weights_BHLS @ v_BHSD
+        else:
+            causal = is_causal and mask is None
+            mixed_BHLD = F.scaled_dot_product_attention(q_BHLD, k_BHSD, v_BHSD, mask, dropout, causal)
+        out = self.out_proj(mixed_BHLD.transpose(1, 2).flatten(2))
+        if weights_BHLS is not None and average_attn_weights:
+            weights_BHLS = weights_BHLS.mean(1)
+        if not self.batch_first:
+            out = out.transpose(0, 1)
+        if not batched:
+            out = out.squeeze(0 if self.batch_first else 1)
+            weights_BHLS = None if weights_BHLS is None else weights_BHLS.squeeze(0)
+        return out, weights_BHLS
+
+    def _weights(self) -> tuple[Tensor, ...]:
+        if self.in_proj_weight is not None:
+            return self.in_proj_weight.chunk(3)
+        return self.q_proj_weight, self.k_proj_weight, self.v_proj_weight
+
+    def _biases(self) -> tuple[Tensor | None, ...]:
+        return (None, None, None) if self.in_proj_bias is None else self.in_proj_bias.chunk(3)
+
+    def _mask(self, attn_mask: Tensor | None, padding_BS: Tensor | None, q_BHLD: Tensor) -> Tensor | None:
+        """Both masks as one to add to the logits; boolean ones say what is left out."""
+        added = None
+        if attn_mask is not None:
+            added = _additive(attn_mask, q_BHLD)
+            if added.ndim == 3:  # one per example and head
+                added = added.unflatten(0, (-1, self.num_heads))
+        if padding_BS is not None:
+            padding = _additive(padding_BS.reshape(-1, 1, 1, padding_BS.shape[-1]), q_BHLD)
+            added = padding if added is None else added + padding
+        return added
+
+
+def _additive(mask: Tensor, like: Tensor) -> Tensor:
+    if mask.dtype is not torch.bool:
+        return mask.to(like.dtype)
+    return torch.zeros(mask.shape, dtype=like.dtype, device=like.device).masked_fill(mask, float("-inf"))
+
+
+def headwise(module: nn.Module) -> type[nn.Module] | None:
+    """The class that runs this attention with any number of heads; None if it is no attention that we know.
+
+    Only the classes themselves: a subclass of the user's has code of its own.
+    """
+    pruned = _TABLE.get(_name(type(module)))
+    if isinstance(module, nn.MultiheadAttention) and (module.bias_k is not None or module.add_zero_attn):
+        return None
+    return pruned() if pruned else None
+
+
+def is_stock(module: nn.Module) -> bool:
+    """Whether it runs the code that does not call its output projection."""
+    return _name(type(module)) in _TABLE
+
+
+def projection_of(module: nn.Module) -> str | None:
+    """The name of an attention's output projection, which only the headwise class calls as a module."""
+    return _PROJECTIONS.get(_name(type(module)))
+
+
+def heads_left(module: nn.Module) -> Mapping[str, object]:
+    """What the attributes of an attention must be for the shapes of its parameters, its class included.
+
+    Nothing for a subclass of the user's: only its author knows what its code makes of them.
+    """
+    if _name(type(module)) not in _PROJECTIONS:
+        return {}
+    if isinstance(module, nn.MultiheadAttention):
+        rows = module.in_proj_weight.shape[0] // 3 if module.in_proj_weight is not None else len(module.q_proj_weight)
+        width = (module.q_proj_weight if module.in_proj_weight is None else module.in_proj_weight).shape[1]
+        fits = rows == width == module.out_proj.weight.shape[0]
+        return {
+            "num_heads": rows // module.head_dim,
+            "embed_dim": width,
+            # Else the fused kernel of nn.TransformerEncoderLayer would be fed with it, past every forward pass.
+            "_qkv_same_embed_dim": fits and module.in_proj_weight is not None,
+            "__class__": nn.MultiheadAttention if fits else PrunedMultiheadAttention,
+        }
+    return import_module(WINDOWS).heads_left(module)
+
+
+def _name(cls: type) -> str:
+    return f"{cls.__module__}.{cls.__qualname__}"
+
+
+def _of_windows(name: str) -> Callable[[], type[nn.Module]]:
+    """Imported when it is met: torchvision's models take a second."""
+    return lambda: getattr(import_module(WINDOWS), name)
+
+
+_SWIN = "torchvision.models.swin_transformer.ShiftedWindowAttention"
+_SWIN_3D = "torchvision.models.video.swin_transformer.ShiftedWindowAttention3d"
+_MAXVIT = "torchvision.models.maxvit.RelativePositionalMultiHeadAttention"
+_TABLE: dict[str, Callable[[], type[Any]]] = {
+    _name(nn.MultiheadAttention): lambda: PrunedMultiheadAttention,
+    _SWIN: _of_windows("PrunedWindowAttention"),
+    f"{_SWIN}V2": _of_windows("PrunedWindowAttentionV2"),
+    _SWIN_3D: _of_windows("PrunedWindowAttention3d"),
+    _MAXVIT: _of_windows("PrunedRelativeAttention"),
+}
+"""Stock class -> ours."""
+_PROJECTIONS = {
+    **dict.fromkeys((_name(nn.MultiheadAttention), _name(PrunedMultiheadAttention)), "out_proj"),
+    **dict.fromkeys((_SWIN, f"{_SWIN}V2", _SWIN_3D), "proj"),
+    **dict.fromkeys((f"{WINDOWS}.PrunedWindowAttention{version}" for version in ("", "V2", "3d")), "proj"),
+    **dict.fromkeys((_MAXVIT, f"{WINDOWS}.PrunedRelativeAttention"), "merge"),
+}
+"""Class, stock or ours -> its output projection."""

@@ -1,0 +1,95 @@
+"""Rules for operators that work along dimensions: what lies along them is frozen, what lies across passes."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+
+import torch
+
+from lightning_taylor.graph.labels import Labels, collapse, is_constant, varying
+from lightning_taylor.graph.ledger import NEUTRAL
+from lightning_taylor.graph.pointwise import combine, freeze_all, outputs_of
+from lightning_taylor.graph.tracer import Call
+
+__all__ = ["along", "glu", "pad", "per_map", "reduce"]
+
+
+def reduce(call: Call) -> Labels | Sequence[Labels | None] | None:
+    """Mean, sum, norm, max over dimensions: passes channels that are not reduced over."""
+    out = next(outputs_of(call))
+    labels = call.tracer.labels_of(call.operands[0])
+    assert labels is not None
+    ndim = call.operands[0].ndim
+    dim = call.get("dim")
+    dims = tuple(range(ndim)) if dim is None or dim == [] else (dim,) if isinstance(dim, int) else tuple(dim)
+    kept = []
+    for slot in labels.slots:
+        if is_constant(slot, dims):
+            kept.append(collapse(slot, dims, keepdim=out.ndim == ndim))
+        elif len(labels.slots) > 1 and not labels.weight:
+            call.tracer.mixed(out, slot, f"reduced over the channels by {call.where}")
+        else:
+            call.tracer.ledger.freeze(slot, f"reduced over the channels by {call.where}")
+    result = Labels(tuple(kept), labels.weight) if kept else None
+    return [result] * len(list(outputs_of(call)))
+
+
+def along(call: Call) -> Labels | Sequence[Labels | None] | None:
+    """Softmax, cumulative sums, sorting: free across the given dimension, frozen along it."""
+    labels = call.tracer.labels_of(call.operands[0])
+    assert labels is not None
+    dim = call.get("dim")
+    outputs = list(outputs_of(call))
+    dims, kept = (-1 if dim is None else dim,), []
+    for slot in labels.slots:
+        if is_constant(slot, dims):
+            kept.append(collapse(slot, dims, keepdim=True))
+        else:
+            call.tracer.ledger.freeze(slot, f"normalised or ordered along the channels by {call.where}")
+    return [Labels(tuple(slot.expand(out.shape) for slot in kept)) if kept else None for out in outputs]
+
+
+def per_map(call: Call) -> Labels | None:
+    """Pooling, resizing, spatial padding: each feature map on its own, over the trailing dimensions."""
+    out = next(outputs_of(call))
+    found = re.search(r"([123])d", call.name)
+    spatial = tuple(range(-int(found.group(1)), 0)) if found else tuple(range(-(out.ndim - 2), 0))
+    return _over(call, spatial, out.shape)
+
+
+def _over(call: Call, dims: tuple[int, ...], shape: torch.Size) -> Labels | None:
+    labels, kept = call.tracer.labels_of(call.operands[0]), []
+    reason = f"channels lie along the positions that {call.where} works over"
+    if labels is None or (labels.weight and len(labels.slots) > 1):
+        return freeze_all(call, reason)
+    for slot in labels.slots:
+        if is_constant(slot, dims):
+            kept.append(collapse(slot, dims, keepdim=True).expand(shape))
+        else:
+            call.tracer.ledger.freeze(slot, reason)
+    return Labels(tuple(kept)) if kept else None
+
+
+def glu(call: Call) -> Labels | None:
+    """Two halves along a dimension, one gating the other: they go together."""
+    labels = call.tracer.labels_of(call.operands[0])
+    assert labels is not None
+    one, other = labels.slots[0].chunk(2, dim=call.get("dim"))
+    return Labels((combine(call, one, other, one.shape),))
+
+
+def pad(call: Call) -> Labels | Sequence[Labels | None] | None:
+    """Constant padding: of positions, neutral; of channels, entries that stand for nothing."""
+    labels = call.tracer.labels_of(call.operands[0])
+    assert labels is not None
+    amounts = call.get("pad")
+    padded = {-1 - i // 2 for i, amount in enumerate(amounts) if amount}
+    if len(labels.slots) != 1:
+        return freeze_all(call, f"a padded parameter ({call.where})")
+    slot = labels.slots[0]
+    if varying(slot) & padded:
+        return Labels((torch.ops.aten.constant_pad_nd(slot.contiguous(), amounts, NEUTRAL),))
+    for dim in padded:
+        slot = slot.narrow(dim, 0, 1)
+    return Labels((slot.expand(call.out.shape),), labels.weight)

@@ -1,0 +1,126 @@
+"""Activations that carry channels along several dimensions: one slot of labels per dimension of a grid.
+
+Shape legend: as the tensors that the labels describe.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from lightning_taylor.graph.grids import Grid
+from lightning_taylor.graph.labels import compressed, varying
+from lightning_taylor.graph.ledger import NEUTRAL
+from lightning_taylor.graph.tracer import Call
+
+__all__ = ["arranged", "joined", "slot_along", "squeezed"]
+
+
+def arranged(call: Call, before: Tensor, after: Tensor) -> list[Tensor]:
+    """The slots of a tensor whose channels a view has split into several dimensions; one if it has not."""
+    dims = sorted(varying(after))
+    if len(varying(before)) != 1 or len(dims) < 2:
+        return [after]
+    grid_F = squeezed(after, dims)
+    if bool((grid_F == NEUTRAL).any()) or len(torch.unique(grid_F)) != grid_F.numel():
+        return [after]
+    tracer = call.tracer
+    nested = tracer.ledger.grids.place(int(grid_F.max())) is not None
+    kind = (tracer.kind, call.name, len(dims), nested)
+    grid = tracer.ledger.grids.split(grid_F, call.where, kind, _order(call, grid_F))
+    _note_holders(call, grid)
+    return [
+        torch.from_numpy(axis).view([-1 if d - after.ndim == dim else 1 for d in range(after.ndim)]).expand(after.shape)
+        for dim, axis in zip(dims, grid.axes, strict=True)
+        if axis is not None
+    ]
+
+
+def joined(call: Call, slots: Sequence[Tensor]) -> list[Tensor]:
+    """Slots that a view has brought into one dimension, as the labels of the grid that they come from."""
+    left = list(slots)
+    while (clash := _clash(left)) is not None:
+        grid = _grid_of(call, left[clash[0]])
+        mine = [_slot_of(call, grid, dim, left) for dim in range(grid.labels.ndim)] if grid else [None]
+        if grid is None or any(slot is None for slot in mine):
+            for i in reversed(clash):
+                call.tracer.ledger.freeze(left.pop(i), f"mixed with other channels by {call.where}")
+            continue
+        found = [slot for slot in mine if slot is not None]
+        left = [slot for slot in left if all(slot is not other for other in found)]
+        left.append(_entries(grid, found))
+        merged = math.prod(len(torch.unique(slot)) for slot in found)
+        for holder in call.tracer.counting(merged):
+            grid.holders[(*holder, -1)] = merged
+    return left
+
+
+def slot_along(call: Call, slots: Sequence[Tensor], dim: int, ndim: int, passing: frozenset[int]) -> Tensor | None:
+    """The slot that runs along a dimension; the others are frozen unless they run along ``passing`` ones only."""
+    found = None
+    for slot in slots:
+        runs = varying(slot)
+        if found is None and (dim % ndim) - ndim in runs:
+            found = slot
+        elif not runs or not runs <= passing:
+            call.tracer.ledger.freeze(slot, f"mixed with other channels by {call.where}")
+    return found
+
+
+def _order(call: Call, grid_F: Tensor) -> list[int]:
+    """The dimensions as units, the likeliest first: those that an attribute of the module counts, then the last."""
+    counted = [d for d, n in enumerate(grid_F.shape) if call.tracer.counting(n) and d < grid_F.ndim - 1]
+    return [*counted, *(d for d in reversed(range(grid_F.ndim)) if d not in counted)]
+
+
+def _note_holders(call: Call, grid: Grid) -> None:
+    for dim, n in enumerate(grid.labels.shape):
+        alike = [d for d, m in enumerate(grid.labels.shape) if m == n]
+        for module, attribute in call.tracer.counting(n):
+            of_width = any(word in attribute for word in ("dim", "size", "width", "channel"))
+            if dim == (alike[-1] if of_width else alike[0]):
+                grid.holders[module, attribute, dim] = n
+
+
+def squeezed(labels: Tensor, dims: Sequence[int]) -> Tensor:
+    """The labels along these dimensions (counted from the end) alone."""
+    for d in range(labels.ndim):
+        if d - labels.ndim not in dims:
+            labels = labels.narrow(d, 0, 1)
+    return labels.reshape([labels.shape[d] for d in dims]).contiguous()
+
+
+def _clash(slots: Sequence[Tensor]) -> tuple[int, int] | None:
+    runs = [varying(slot) for slot in slots]
+    for i in range(len(slots)):
+        for j in range(i + 1, len(slots)):
+            if runs[i] & runs[j]:
+                return i, j
+    return None
+
+
+def _grid_of(call: Call, slot: Tensor) -> Grid | None:
+    place = call.tracer.ledger.grids.place(int(slot.max()))
+    return place[0] if place else None
+
+
+def _slot_of(call: Call, grid: Grid, dim: int, slots: Sequence[Tensor]) -> Tensor | None:
+    """The slot whose labels are all of this dimension of the grid."""
+    axis = grid.axes[dim]
+    if axis is None:
+        return None
+    for slot in slots:
+        if int(compressed(slot).min()) >= axis[0] and int(compressed(slot).max()) <= axis[-1]:
+            return slot
+    return None
+
+
+def _entries(grid: Grid, slots: Sequence[Tensor]) -> Tensor:
+    """The grid's labels at the indices that the slots of its dimensions spell."""
+    shape = slots[0].shape
+    small = [compressed(slot, *slots) for slot in slots]
+    index = tuple(s - int(axis[0]) for s, axis in zip(small, grid.axes, strict=True) if axis is not None)
+    return torch.from_numpy(grid.labels)[index].expand(shape)

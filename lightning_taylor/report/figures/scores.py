@@ -1,0 +1,83 @@
+"""How the scores were spread within each group, before the first event and before the last."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
+
+from lightning_taylor.report.figures.style import (
+    BLUE,
+    VERMILLION,
+    canvas,
+    finite,
+    label_rows,
+    legend_below,
+    plain_axes,
+    row_height,
+    styled,
+)
+from lightning_taylor.report.summary import PruningSummary
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+__all__ = ["scores_figure"]
+
+_MANY = 40  # groups, from which on boxes would be too thin to see
+_WHEN = {"first": BLUE, "last": VERMILLION}
+_Quantiles = Mapping[str, Sequence[float]]  # group -> the quantiles 0, .05, .25, .5, .75, .95, 1
+
+
+@styled
+def scores_figure(summary: PruningSummary) -> Figure | None:
+    """A pair of boxes per group: the middle half of its channels' scores, with the median and whiskers at 5 and 95 %.
+
+    Of more than 40 groups, a pair of bands that run through all of them: the middle half, and a line for the median.
+
+    Args:
+        summary: its ``scores`` are drawn.
+
+    Returns:
+        None without scores.
+    """
+    drawn = {when: _drawable(summary.scores.get(when, {})) for when in _WHEN}
+    groups = list(dict.fromkeys(group for scores in drawn.values() for group in scores))
+    if not groups:
+        return None
+    many = len(groups) > _MANY
+    height = row_height(len(groups), least=0.06)
+    figure, (axes,) = canvas("Scores of the channels, per group", height=1.55 + height * len(groups))
+    for (when, colour), offset in zip(_WHEN.items(), (0.0, 0.0) if many else (-0.2, 0.2), strict=True):
+        rows = [(groups.index(group) + offset, values) for group, values in drawn[when].items()]
+        if rows:
+            draw = _bands if many else _boxes
+            draw(axes, rows, colour, f"before the {when} event")
+    plain_axes(axes, grid="x")
+    label_rows(axes, groups, height)
+    marks = "band: middle half, line: median" if many else "box: middle half, whiskers: 5 to 95 %"
+    axes.set_xlabel(f"normalised score (no unit)\n{marks}", loc="right", multialignment="right")
+    axes.spines["left"].set_visible(False)
+    legend_below(figure)
+    return figure
+
+
+def _boxes(axes: Axes, rows: Sequence[tuple[float, Sequence[float]]], colour: str, label: str) -> None:
+    """All boxes at once: ``Axes.bxp`` makes seven artists of each, which takes seconds for a deep network."""
+    y = [row for row, _ in rows]
+    _, low, first, median, third, high, _ = zip(*(values for _, values in rows), strict=True)
+    axes.hlines(y, low, high, color=colour, linewidth=1)
+    width = [b - a for a, b in zip(first, third, strict=True)]
+    axes.barh(y, width, 0.34, left=first, color=colour, alpha=0.55, edgecolor=colour, linewidth=0.8, label=label)
+    axes.vlines(median, [at - 0.17 for at in y], [at + 0.17 for at in y], color=colour, linewidth=2)
+
+
+def _bands(axes: Axes, rows: Sequence[tuple[float, Sequence[float]]], colour: str, label: str) -> None:
+    y = [row for row, _ in rows]
+    _, _, first, median, third, _, _ = zip(*(values for _, values in rows), strict=True)
+    axes.fill_betweenx(y, first, third, color=colour, alpha=0.3, linewidth=0, step="mid", label=label)
+    axes.plot(median, y, color=colour, linewidth=1.5)
+
+
+def _drawable(scores: _Quantiles) -> _Quantiles:
+    return {group: values for group, values in scores.items() if finite(values)}

@@ -1,0 +1,219 @@
+"""What can be pruned of a network, as data: layer by layer, how far down it goes, and what a schedule would leave."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from torch import nn
+
+from lightning_taylor.errors import TargetUnreachableError
+from lightning_taylor.graph.channels import ChannelGraph, Operation
+from lightning_taylor.graph.trace import trace_channels
+from lightning_taylor.plan import Cost, CostModel, Record, Schedule, Target, check_reachable, default_schedule
+from lightning_taylor.plan.reach import allowed_widths
+from lightning_taylor.report.dry_run import RULE, InspectedEvent, dry_run
+from lightning_taylor.report.widths import widths_after, widths_now
+
+__all__ = ["InspectedLayer", "Inspection", "inspect_model"]
+
+
+@dataclass(frozen=True)
+class InspectedLayer:
+    """A layer that carries channels.
+
+    Attributes:
+        layer: its qualified name.
+        dense: output channels when the model was traced.
+        now: output channels now.
+        least: output channels with every group at its smallest allowed width.
+        flops: its share of the network's present FLOPs, in [0, 1].
+        groups: the channel groups that its output channels belong to, by name; empty if none can be removed.
+        reason: why its channels, or some of them, have to stay; empty if all can be removed.
+    """
+
+    layer: str
+    dense: int
+    now: int
+    least: int
+    flops: float
+    groups: tuple[str, ...]
+    reason: str = ""
+
+
+@dataclass(frozen=True)
+class Inspection:
+    """What ``lightning-taylor inspect`` shows.
+
+    Attributes:
+        layers: every channel-carrying layer, in forward order.
+        dense: the cost when the model was traced: FLOPs per example (2 per multiply-add), parameters, removable
+            channels.
+        now: the cost at the present widths; lower than ``dense`` for a pruned checkpoint.
+        least: the reachable minimum, with every group at its smallest allowed width.
+        asked: resource -> the fraction of the dense model that may remain.
+        events: the planned ones of a dry run, or those that a checkpoint remembers.
+        rule: what the widths of planned events mean; empty for events that have happened.
+        problem: why the target cannot be reached, in words; empty if it can.
+        unseen: layers that neither the training nor the evaluation path reached.
+    """
+
+    layers: tuple[InspectedLayer, ...]
+    dense: Cost
+    now: Cost
+    least: Cost
+    asked: Mapping[str, float] = field(default_factory=dict)
+    events: tuple[InspectedEvent, ...] = ()
+    rule: str = ""
+    problem: str = ""
+    unseen: tuple[str, ...] = ()
+
+    @classmethod
+    def of(
+        cls,
+        graph: ChannelGraph,
+        target: Target,
+        schedule: Schedule | None = None,
+        steps: int | None = None,
+        *,
+        min_channels: int = 1,
+        round_to: int = 1,
+    ) -> Inspection:
+        """A dry run of a graph; the arguments are those of ``inspect_model``."""
+        if steps is not None:
+            schedule = schedule or default_schedule(steps)
+            schedule.check(steps)
+        events, problem = (), ""
+        try:
+            if target.exact:
+                check_reachable(target.exact, graph, min_channels=min_channels, round_to=round_to)
+            events = dry_run(graph, target, schedule, steps, min_channels=min_channels, round_to=round_to)
+        except TargetUnreachableError as error:
+            problem = str(error)
+        found = cls._at(graph, min_channels, round_to)
+        return cls(**{**vars(found), "asked": target.asked, "events": events, "rule": RULE, "problem": problem})
+
+    @classmethod
+    def after(cls, graph: ChannelGraph, record: Record) -> Inspection:
+        """What a pruning left.
+
+        Args:
+            graph: at the present widths.
+            record: the events from the dense model to these widths.
+        """
+        events = tuple(
+            InspectedEvent(event.step, Cost(event.flops, event.params, event.channels), widths)
+            for event, widths in zip(record.events, widths_after(graph, record), strict=True)
+        )
+        return cls(**{**vars(cls._at(graph, 1, 1)), "events": events})
+
+    @classmethod
+    def _at(cls, graph: ChannelGraph, min_channels: int, round_to: int) -> Inspection:
+        cost, smallest = CostModel(graph), graph.shrink(_all_that_can_go(graph, min_channels, round_to))
+        least = widths_now(smallest)
+        shares, groups = _flops_shares(graph), _groups_by_layer(graph)
+        layers = tuple(
+            InspectedLayer(
+                layer=layer,
+                dense=graph.dense[tensor][dim],
+                now=graph.shapes[tensor][dim],
+                least=least.get(layer, graph.shapes[tensor][dim]),
+                flops=shares[layer],
+                groups=groups[layer],
+                reason=graph.frozen.get(layer, ""),
+            )
+            for layer, (tensor, dim) in graph.layers.items()
+        )
+        return cls(layers, cost.dense, cost.now, CostModel(smallest).now, unseen=graph.unseen)
+
+    @property
+    def met(self) -> bool:
+        """Whether the last event meets what was asked for, as far as that follows from the widths."""
+        exact = Target(**self.asked).exact if self.asked else None
+        return not self.problem and (
+            not exact or exact.met(self.events[-1].cost if self.events else self.now, self.dense)
+        )
+
+    def to_plain(self) -> dict[str, Any]:
+        """Everything in dicts, lists, strings and numbers, for JSON."""
+        plain = asdict(self)
+        return {**plain, "asked": dict(self.asked), "met": self.met}
+
+
+def inspect_model(
+    model: nn.Module,
+    example_inputs: Any,
+    *,
+    target: float | Target = 0.5,
+    schedule: Schedule | None = None,
+    steps: int | None = None,
+    ignore: Sequence[str] = (),
+    min_channels: int = 1,
+    round_to: int = 1,
+) -> Inspection:
+    """Look at a model as a fit with ``TaylorPruning`` would, and remove nothing.
+
+    Every channel-carrying layer is listed, with the reason if its channels have to stay, its share of the FLOPs and
+    how far down it can go; and for a target, the width of each layer at each event. There are no scores yet, so the
+    events remove the same share of every group; see ``Inspection.rule``.
+
+    Args:
+        model: any module; it is left as it is.
+        example_inputs: what its ``forward`` takes, as for ``trace_channels``.
+        target: what may remain, as for ``TaylorPruning``. Latency and memory are left out: a fit measures them.
+        schedule: when channels go. None lays the default one over ``steps``; without steps there is one event.
+        steps: optimizer steps of the fit; None for as many as the schedule takes.
+        ignore: name patterns of layers whose output channels stay.
+        min_channels: fewest channels that a group may keep.
+        round_to: groups keep a multiple of this many channels.
+
+    Raises:
+        UnsupportedModelError: if the model cannot be traced.
+        ValueError: for a value outside its range, or a fit that is too short for the schedule.
+
+    Example:
+        >>> import torch
+        >>> net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 5, 3))
+        >>> found = inspect_model(net, torch.rand(1, 3, 16, 16), target=0.5)
+        >>> [(layer.layer, layer.now, layer.least, layer.reason) for layer in found.layers]
+        [('0', 8, 1, ''), ('2', 5, 5, 'reaches the output')]
+        >>> found.events[-1].widths
+        {'0': 4}
+    """
+    graph = trace_channels(model, example_inputs, ignore=ignore)
+    return Inspection.of(graph, Target.of(target), schedule, steps, min_channels=min_channels, round_to=round_to)
+
+
+def _all_that_can_go(graph: ChannelGraph, min_channels: int, round_to: int) -> dict[str, Iterable[int]]:
+    """Every group down to its smallest allowed width; which of the channels go makes no difference to a width."""
+    least = {
+        name: allowed_widths(group.size, min_channels=min_channels, round_to=round_to)[-1]
+        for name, group in graph.groups.items()
+    }
+    return {name: range(group.size - least[name]) for name, group in graph.groups.items()}
+
+
+def _groups_by_layer(graph: ChannelGraph) -> dict[str, tuple[str, ...]]:
+    owners = graph.slices_by_axis()
+    return {
+        layer: tuple(dict.fromkeys(group for group, _ in owners.get(axis, []))) for layer, axis in graph.layers.items()
+    }
+
+
+def _flops_shares(graph: ChannelGraph) -> dict[str, float]:
+    """Layer -> its part of the present FLOPs; those of attention and the like belong to none."""
+    flops = dict.fromkeys(graph.layers, 0.0)
+    total = 0.0
+    for operation in graph.operations:
+        own = _flops_now(operation, graph)
+        total += own
+        if operation.module in flops:
+            flops[operation.module] += own
+    return {layer: own / max(total, 1.0) for layer, own in flops.items()}
+
+
+def _flops_now(operation: Operation, graph: ChannelGraph) -> float:
+    ratio = math.prod(graph.width((tensor, dim)) / graph.dense[tensor][dim] for tensor, dim in operation.axes)
+    return operation.flops * ratio

@@ -1,0 +1,50 @@
+"""Attention modules, opened up for as long as their channels are scored.
+
+The stock code of ``nn.MultiheadAttention`` and of torchvision's window attentions hands the weight of the output
+projection to a function, so that no hook on it ever runs. Their headwise classes (``graph.heads``) call it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from typing import final
+
+from torch import nn
+
+from lightning_taylor.graph.heads import headwise, projection_of
+from lightning_taylor.graph.resize import follow_shapes
+
+__all__ = ["OpenHeads"]
+
+
+@final
+class OpenHeads:
+    """Lets attention modules run their headwise class until it is closed.
+
+    Args:
+        model: changed in place; values agree to rounding.
+        watched: qualified names of the layers that are to be hooked; modules around other layers stay as they are.
+
+    Example:
+        >>> model = nn.ModuleDict({"attention": nn.MultiheadAttention(8, 2)})
+        >>> heads = OpenHeads(model, ["attention.out_proj"])
+        >>> type(model["attention"]).__name__
+        'PrunedMultiheadAttention'
+        >>> heads.close()
+        >>> type(model["attention"]).__name__
+        'MultiheadAttention'
+    """
+
+    def __init__(self, model: nn.Module, watched: Collection[str]) -> None:
+        self._opened: list[nn.Module] = []
+        for name, module in model.named_modules():
+            own_class, projection = headwise(module), projection_of(module)
+            if own_class is not None and f"{name}.{projection}".lstrip(".") in watched:
+                self._opened.append(module)
+                module.__class__ = own_class
+
+    def close(self) -> None:
+        """Give every module its class back, unless it has lost heads meanwhile."""
+        for module in self._opened:
+            follow_shapes(module)
+        self._opened.clear()

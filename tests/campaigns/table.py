@@ -1,0 +1,151 @@
+"""One row per model: a store that can be resumed, the loop that fills it, and the tables made from it.
+
+Used by ``architectures.py`` (torchvision) and ``foreign.py`` (models that nobody here wrote).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import sys
+import tempfile
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Mapping
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Any
+
+from campaigns.children import start
+from campaigns.measuring import Example, Row, limit_memory, measure
+
+Zoo = Mapping[str, Callable[[], Example]]
+ORDER = ("wrong", "error", "timeout", "frozen-only", "refused", "right")
+
+
+class Store:
+    """JSON lines in a file, one per model; the latest line of a model counts."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        lines = path.read_text().splitlines() if path.exists() else []
+        self.rows = {row["model"]: Row(**row) for row in map(json.loads, lines)}
+
+    def add(self, row: Mapping[str, Any]) -> Row:
+        """Append one row; it is on disk when this returns."""
+        with self.path.open("a") as file:
+            file.write(json.dumps(row) + "\n")
+        self.rows[row["model"]] = Row(**row)
+        return self.rows[row["model"]]
+
+
+def campaign(zoo: Zoo, names: Iterable[str], store: Store, *, timeout: float, memory: float) -> None:
+    """Measure each model that has no row yet, in a process of its own."""
+    for name in names:
+        if name in store.rows:
+            continue
+        row = store.add(measured(name, zoo[name], timeout=timeout, memory=memory))
+        share = f"{row.removable / row.channels:6.1%}" if row.channels else "     -"
+        worst = max(row.difference.values(), default=0.0)
+        print(f"{row.status:11} {name:44} {share} {worst:8.1e} {row.seconds:6.1f} s  {row.note[:110]}", flush=True)
+
+
+def measured(name: str, build: Callable[[], Example], *, timeout: float, memory: float) -> dict[str, Any]:
+    """One row, made by a forked child that may crash, hang or run out of memory."""
+
+    def work() -> dict[str, Any]:
+        limit_memory(memory)
+        return measure(name, build)
+
+    with tempfile.TemporaryDirectory() as folder:
+        log = Path(folder) / "log"
+        child = start(work, log)
+        ended = child.join(timeout)
+        if ended == "returned" and "traceback" not in child.result:
+            return child.result
+        said = child.result["traceback"] if ended == "returned" else log.read_text(errors="replace")[-400:]
+        status = "timeout" if ended == "stuck" else "error"
+        note = f"longer than {timeout:g} s" if ended == "stuck" else f"{ended}: {said}"
+        return Row(name, status, note, seconds=timeout if ended == "stuck" else 0.0).__dict__
+
+
+def markdown(rows: Iterable[Row], title: str) -> str:
+    """The table for the documentation: a summary, a row per model, what holds channels back, what went wrong."""
+    rows = sorted(rows, key=lambda row: (ORDER.index(row.status), row.model))
+    counted = Counter(row.status for row in rows)
+    lines = [f"# {title}", "", ", ".join(f"{counted[s]} {s}" for s in reversed(ORDER) if counted[s]) + ".", ""]
+    lines += [
+        "Removable is the share of the output channels of all convolution and linear layers that ran which can be "
+        "removed, channels that reach the network's output (classes, boxes, flow) excluded from both numbers. The "
+        "difference is the largest relative one between the masked and the sliced net, in double precision where the "
+        "model allows it, over three removals (25 %, 75 %, another share of each group), in evaluation and in training "
+        "mode; a net's own noise is what a change in the last digit of its weights makes of the outputs. The trace "
+        "includes its proof and is in seconds of one core. Memory is the peak of the process.",
+        "",
+        "| model | status | removable | channels | groups | trace s | difference | own noise | MiB |",
+        "|---|---|---|---|---|---|---|---|---|",
+        *(_line(row) for row in rows),
+        "",
+        *_reasons(rows),
+    ]
+    said = [f"- **{row.model}** ({row.status}): {_short(row.note)}" for row in rows if row.note]
+    return "\n".join([*lines, "", *(["## In words", "", *said] if said else []), ""])
+
+
+def _line(row: Row) -> str:
+    share = f"{100 * row.removable / row.channels:.1f} %" if row.channels else "-"
+    worst = f"{max(row.difference.values()):.0e}" if row.difference else "-"
+    worst += f" ({row.precision})" if row.precision not in ("", "float64") else ""
+    drift = f"{max(row.drift.values()):.0e}" if row.drift else "-"
+    cells = (row.model, row.status, share, row.channels or "-", row.groups, f"{row.trace_seconds:.1f}", worst, drift)
+    return "| " + " | ".join(map(str, (*cells, row.peak_mib or "-"))) + " |"
+
+
+def _reasons(rows: list[Row]) -> list[str]:
+    """What keeps channels from being removed, over all models, the costliest first."""
+    models: dict[str, list[str]] = defaultdict(list)
+    channels: Counter[str] = Counter()
+    for row in rows:
+        for reason, n in row.reasons.items():
+            models[reason].append(row.model)
+            channels[reason] += n
+    total = sum(row.channels for row in rows)
+    head = ["## What stays", "", f"Of {total} channels, {sum(row.removable for row in rows)} are removable.", ""]
+    head += ["| reason | channels | share | models | for example |", "|---|---|---|---|---|"]
+    return head + [
+        f"| {_cell(reason)} | {n} | {100 * n / total:.1f} % | {len(models[reason])} | {', '.join(models[reason][:3])} |"
+        for reason, n in channels.most_common()
+    ]
+
+
+def _cell(text: str) -> str:
+    return text.replace("|", "\\|")
+
+
+def _short(text: str) -> str:
+    return re.sub(r"\s+", " ", text)[:300]
+
+
+def arguments(description: str | None, zoo: Iterable[str], out: str) -> tuple[argparse.Namespace, list[str]]:
+    """The command line that both campaigns share, and the chosen models."""
+    parser = argparse.ArgumentParser(description=description)
+    parser.add_argument("--models", nargs="*", default=["*"], help="name patterns")
+    parser.add_argument("--out", type=Path, default=Path(tempfile.gettempdir()) / out, help="store, resumed if there")
+    parser.add_argument("--timeout", type=float, default=300, help="seconds per model")
+    parser.add_argument("--memory", type=float, default=14, help="GiB per model")
+    parser.add_argument("--table", action="store_true", help="print the store as Markdown and measure nothing")
+    given = parser.parse_args()
+    chosen = [name for name in zoo if any(fnmatchcase(name, pattern) for pattern in given.models)]
+    if not chosen:
+        sys.exit(f"no model matches {given.models}")
+    return given, chosen
+
+
+def main(description: str | None, zoo: Zoo, title: str, out: str) -> None:
+    """Run a campaign, or print its table."""
+    given, chosen = arguments(description, zoo, out)
+    store = Store(given.out)
+    if given.table:
+        print(markdown([store.rows[name] for name in chosen if name in store.rows], title))
+    else:
+        campaign(zoo, chosen, store, timeout=given.timeout, memory=given.memory)

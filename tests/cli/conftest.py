@@ -1,0 +1,52 @@
+"""Command lines run in this process, and the checkpoint of a fit that pruned."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("jsonargparse", reason="needs the extra cli")
+pytest.importorskip("sklearn", reason="needs the extra recipes")
+
+from lightning_taylor import cli
+
+Run = Callable[..., tuple[int, str, str]]
+FIT = (
+    "fit", "--config=digits", "--trainer.max_epochs=1", "--trainer.limit_train_batches=6",
+    "--trainer.limit_val_batches=1", "--trainer.accelerator=cpu", "--trainer.callbacks.schedule=null",
+    "--trainer.callbacks.measure_latency=false", "--trainer.enable_progress_bar=false",
+)  # fmt: skip
+
+
+@pytest.fixture
+def run(capsys: pytest.CaptureFixture[str]) -> Run:
+    """Gives the exit code, stdout and stderr of a command line."""
+
+    def lightning_taylor(*args: object) -> tuple[int, str, str]:
+        code = 0
+        try:
+            cli.main([str(arg) for arg in args])
+        except SystemExit as stop:
+            code = stop.code if isinstance(stop.code, int) else 1
+        captured = capsys.readouterr()
+        return code, captured.out, captured.err
+
+    return lightning_taylor
+
+
+@pytest.fixture(scope="session")
+def pruned_fit(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The checkpoint of the main job, cut short; its config.yaml lies two folders up."""
+    folder, here, environment = tmp_path_factory.mktemp("fit"), Path.cwd(), dict(os.environ)
+    os.chdir(folder)
+    try:
+        cli.main(FIT)
+    finally:
+        os.chdir(here)
+        for name in set(os.environ) - set(environment):
+            del os.environ[name]
+    (checkpoint,) = folder.rglob("*.ckpt")
+    return checkpoint

@@ -1,0 +1,192 @@
+"""``lightning-taylor export`` on a real pruned fit, and on every mistake that a newcomer makes."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import lightning as L
+import pytest
+import torch
+import yaml
+
+from cli.trained_nets import Fire, Forwardless, Normalised
+from lightning_taylor import load_pruned
+from lightning_taylor.cli.failure import DEBUG
+from lightning_taylor.recipes.classifier import ImageClassifier
+
+pytest.importorskip("onnxruntime", reason="needs the extra export")
+
+pytestmark = [
+    pytest.mark.filterwarnings("ignore::jsonargparse._deprecated.JsonargparseDeprecationWarning"),
+    pytest.mark.filterwarnings("ignore:.weights_only. was not set"),
+]
+
+Run = Callable[..., tuple[int, str, str]]
+FORMATS = {"onnx": "net.onnx", "torch_export": "net.pt2", "state_dict": "net.pt"}
+
+
+def saved(module: L.LightningModule, path: Path) -> Path:
+    trainer = L.Trainer(logger=False, accelerator="cpu", enable_checkpointing=False, enable_progress_bar=False)
+    trainer.strategy.connect(module)
+    trainer.save_checkpoint(path)
+    return path
+
+
+@pytest.fixture
+def checkpoint(pruned_fit: Path, tmp_path: Path) -> Path:
+    """A copy in an otherwise empty folder."""
+    return Path(shutil.copy(pruned_fit, tmp_path / "net.ckpt"))
+
+
+@pytest.fixture
+def config(pruned_fit: Path) -> Path:
+    return pruned_fit.parent.parent / "config.yaml"
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_a_pruned_fit_is_exported_and_compared_on_its_own_data(
+    run: Run, checkpoint: Path, config: Path, name: str
+) -> None:
+    code, out, err = run("export", checkpoint, "--format", name, "--model", config)
+    assert (code, err) == (0, "")
+    path = checkpoint.with_name(FORMATS[name])
+    assert path.stat().st_size < checkpoint.stat().st_size
+    assert out.startswith(f"{path}: ")
+    assert "inputs 8x1x8x8 (any batch size), max difference " in out
+    assert "compared on examples of Digits's validation set" in out
+
+
+def test_the_exported_program_is_the_pruned_network(run: Run, checkpoint: Path, tmp_path: Path) -> None:
+    output = tmp_path / "new" / "a.pt2"
+    code, out, _ = run("export", checkpoint, "--format=torch_export", "--input-shape", 1, 1, 8, 8, "--output", output)
+    assert (code, "compared on random numbers" in out) == (0, True)
+    module = load_pruned(ImageClassifier, checkpoint, map_location="cpu", _class_path=None).eval()
+    x = torch.rand(5, 1, 8, 8)
+    torch.testing.assert_close(torch.export.load(output).module()(x), module(x))
+    assert module.net.widen[0].out_channels < 96
+
+
+def test_a_network_of_torchvision_is_taken_out_of_the_module_around_it(run: Run, tmp_path: Path) -> None:
+    path = saved(Fire(), tmp_path / "net.ckpt")
+    code, out, _ = run("export", path, "--format=state_dict", "--model=cli.trained_nets.Fire")
+    record = json.loads((tmp_path / "net.json").read_text())
+    assert code == 0
+    assert record["builder"] == "torchvision.models.get_model"
+    assert "features.0.weight" in torch.load(tmp_path / "net.pt", weights_only=True)
+    assert "compared on the module's example_input_array" in out
+    assert "from load_net import load; net = load()" in out
+
+
+def test_a_module_that_does_more_than_call_its_network_is_kept_whole(run: Run, tmp_path: Path) -> None:
+    path = saved(Normalised(classes=4), tmp_path / "net.ckpt")
+    assert run("export", path, "--format=state_dict", "--model=cli.trained_nets.Normalised")[0] == 0
+    record = json.loads((tmp_path / "net.json").read_text())
+    assert (record["builder"], record["arguments"]) == ("cli.trained_nets.Normalised", {"classes": 4})
+
+
+def test_a_part_without_its_module_is_exported_by_its_name(run: Run, tmp_path: Path) -> None:
+    path = saved(Forwardless(5), tmp_path / "net.ckpt")
+    settings = {"model": {"class_path": "cli.trained_nets.Forwardless", "init_args": {"width": 5}}}
+    (tmp_path / "mine.yaml").write_text(yaml.safe_dump(settings))
+    given = ("export", path, "--format=torch_export", "--model", tmp_path / "mine.yaml", "--input-shape", 2, 3, 8, 8)
+    code, _, err = run(*given)
+    assert (code, "or take a part of it, as in --submodule net" in err) == (2, True)
+    assert run(*given, "--submodule=net")[0] == 0
+    assert torch.export.load(tmp_path / "net.pt2").module()(torch.rand(3, 3, 8, 8)).shape == (3, 4, 4, 4)
+
+
+MISTAKES = {
+    "no file": (["no.ckpt", "--format=onnx"], "no file 'no.ckpt'"),
+    "format": (
+        ["CKPT", "--format=onx"],
+        "--format: 'onx' is none of onnx, torch_export, state_dict; did you mean onnx",
+    ),
+    "no format": (["CKPT"], "the following arguments are required: --format"),
+    "option": (["CKPT", "--fromat=onnx"], "no option '--fromat'; did you mean --format?"),
+    "no inputs": (["CKPT", "--format=onnx"], "what does ImageClassifier.forward take? Give --input-shape, as in 1 3 "),
+    "shape": (["CKPT", "--format=onnx", "--input-shape", "1", "x"], "expected a whole number from 1 on, got 'x'"),
+    "wrong shape": (
+        ["CKPT", "--format=onnx", "--input-shape", "1", "3", "8", "8"],
+        "ImageClassifier.forward raised RuntimeError on inputs 1x3x8x8: ",
+    ),
+    "module": (["CKPT", "--format=onnx", "--model=nowhere.Net"], "--model nowhere.Net: no module is called 'nowhere'"),
+    "no path": (["CKPT", "--format=onnx", "--model=Net"], "--model Net: give its import path"),
+    "class": (
+        ["CKPT", "--format=onnx", "--model=cli.trained_nets.Fir"],
+        "cli.trained_nets has no 'Fir'; did you mean Fire?",
+    ),
+    "other class": (["CKPT", "--format=onnx", "--model=cli.trained_nets.Fire"], "cannot be loaded from CKPT: Error(s)"),
+    "no module": (["CKPT", "--format=onnx", "--model=pathlib.Path"], "load_pruned takes a LightningModule class"),
+    "no config": (["CKPT", "--format=onnx", "--model=no.yaml"], "--model no.yaml: no such file"),
+    "part": (
+        ["CKPT", "--format=onnx", "--input-shape", "1", "1", "8", "8", "--submodule=nett"],
+        "--submodule nett: ImageClassifier has no such part; did you mean net?",
+    ),
+    "folder": (["CKPT", "--format=onnx", "--output=/"], "--output / is a folder: give the name of a file in it"),
+    "ending": (
+        ["CKPT", "--format=state_dict", "--output=net.json", "--input-shape", "1", "1", "8", "8"],
+        "net.json is for the tensors",
+    ),
+    "tolerance": (["CKPT", "--format=onnx", "--tolerance=low"], "--tolerance: invalid float value: 'low'"),
+}
+
+
+@pytest.mark.parametrize(("args", "message"), MISTAKES.values(), ids=MISTAKES)
+def test_a_mistake_is_answered_in_a_line_or_two(run: Run, checkpoint: Path, args: list[str], message: str) -> None:
+    code, out, err = run("export", *(str(checkpoint) if arg == "CKPT" else arg for arg in args))
+    assert code == 2
+    assert err.startswith("lightning-taylor: error: ")
+    assert message.replace("CKPT", str(checkpoint)) in err
+    assert len(err.splitlines()) <= 2
+    assert "Traceback" not in out + err
+    assert [file.name for file in checkpoint.parent.iterdir()] == ["net.ckpt"]
+
+
+def test_a_file_that_is_no_checkpoint_is_refused_by_its_name(run: Run, tmp_path: Path) -> None:
+    (tmp_path / "text.ckpt").write_text("hello")
+    torch.save({"a": 1}, tmp_path / "other.ckpt")
+    torch.save({"state_dict": {}, "hyper_parameters": {"net": Fire}}, tmp_path / "objects.ckpt")
+    for name, message in (
+        ("text.ckpt", "is no checkpoint: it cannot be read, or is damaged"),
+        ("other.ckpt", "is no Lightning checkpoint: it has no state_dict"),
+        ("objects.ckpt", "holds more than tensors and plain values; if you trust who wrote it, add --trust"),
+    ):
+        code, _, err = run("export", tmp_path / name, "--format=onnx")
+        assert (code, err) == (2, f"lightning-taylor: error: {tmp_path / name} {message}\n") or message in err
+
+
+def test_the_class_that_a_checkpoint_names_is_imported_only_if_the_user_names_it(run: Run, checkpoint: Path) -> None:
+    content = torch.load(checkpoint, weights_only=True)
+    content["hyper_parameters"]["_class_path"] = "cli.trained_nets.Fire"
+    torch.save(content, checkpoint)
+    code, _, err = run("export", checkpoint, "--format=onnx")
+    assert (code, "(it says cli.trained_nets.Fire) Give --model cli.trained_nets.Fire" in err) == (2, True)
+
+
+def test_a_config_beside_the_checkpoint_is_pointed_at(run: Run, pruned_fit: Path, config: Path) -> None:
+    code, _, err = run("export", pruned_fit, "--format=onnx")
+    assert (code, f", or --model {config}" in err) == (2, True)
+
+
+def test_a_missing_extra_is_answered_with_what_to_install(
+    run: Run, checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("lightning_taylor.export.onnx_file.find_spec", lambda name: None)
+    code, _, err = run("export", checkpoint, "--format=onnx", "--input-shape", 1, 1, 8, 8)
+    assert (code, "pip install 'lightning-taylor[export]'" in err) == (2, True)
+
+
+def test_a_mistake_can_be_asked_for_its_traceback(run: Run, checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(DEBUG, "true")
+    with pytest.raises(RuntimeError, match="expected input"):
+        run("export", checkpoint, "--format=onnx", "--input-shape", 1, 3, 8, 8)
+
+
+def test_help_reads_like_documentation(run: Run) -> None:
+    code, out, _ = run("export", "--help")
+    assert code == 0
+    for word in ("examples:", "formats:", "--input-shape", "--submodule", "rebuilds the network without"):
+        assert word in out

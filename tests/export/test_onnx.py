@@ -1,0 +1,116 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+import torchvision
+import zoo
+
+pytest.importorskip("onnxruntime", reason="needs the extra export")
+pytest.importorskip("onnxscript", reason="needs the extra export")
+
+from export.nets import Classes, Forgetful, Pair, Segmenter, Wrapper, halved
+from lightning_taylor.export import ExportError, export_onnx, onnx_file, onnx_session
+from lightning_taylor.export.inputs import Inputs
+
+QUICK = ("residual", "volume", "decoder")
+
+
+def check(name: str, path: Path) -> None:
+    model, x = zoo.build(name)
+    model, x = halved(model.float(), x.float()), x.float()
+    exported = export_onnx(model, x, path)
+    # torch's trace of nn.MultiheadAttention takes the number of examples for a constant.
+    assert exported.dynamic_batch == (name != "multihead")
+    given = Inputs.of(x).with_batch(5 if exported.dynamic_batch else len(x))
+    (found,) = onnx_session(path)(given)
+    torch.testing.assert_close(found, given.run(model.eval()), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", QUICK)
+def test_onnx_runtime_gives_what_the_pruned_net_gives(name: str, tmp_path: Path) -> None:
+    check(name, tmp_path / "net.onnx")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", sorted(zoo.NETS.keys() - {*QUICK}))
+def test_onnx_runtime_gives_what_every_other_small_net_gives(name: str, tmp_path: Path) -> None:
+    check(name, tmp_path / "net.onnx")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "name", ["resnet18", "mobilenet_v2", "squeezenet1_1", "r3d_18", "lraspp_mobilenet_v3_large", "googlenet"]
+)
+def test_torchvision_nets_make_the_round_trip(name: str, tmp_path: Path) -> None:
+    model, x = zoo.torchvision_model(name, 64)
+    exported = export_onnx(halved(zoo.randomize(model), x), x, tmp_path / "net.onnx")
+    assert exported.dynamic_batch
+    assert exported.max_difference < 1e-4
+
+
+def test_inputs_and_outputs_have_the_names_that_forward_gives_them(tmp_path: Path) -> None:
+    import onnxruntime
+
+    inputs = {"depth": torch.rand(1, 1, 6, 6), "image": torch.rand(1, 3, 6, 6)}
+    path = export_onnx(halved(Segmenter(), inputs), inputs, tmp_path / "net.onnx").path
+    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    assert {given.name: given.shape[1:] for given in session.get_inputs()} == {"depth": [1, 6, 6], "image": [3, 6, 6]}
+    assert [(out.name, out.shape[1:]) for out in session.get_outputs()] == [("out", [4, 6, 6]), ("aux", [4, 6, 6])]
+    assert all(isinstance(given.shape[0], str) for given in session.get_inputs())
+
+
+def test_several_unnamed_outputs_are_numbered_and_whole_numbers_are_kept(tmp_path: Path) -> None:
+    import onnxruntime
+
+    path = export_onnx(Classes(), torch.rand(3, 3, 6, 6), tmp_path / "net.onnx").path
+    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    assert [(out.name, out.type) for out in session.get_outputs()] == [
+        ("output", "tensor(float)"),
+        ("output_1", "tensor(int64)"),
+    ]
+
+
+def test_a_lightning_module_is_exported_without_a_word_or_a_warning(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    net = Wrapper(torchvision.models.squeezenet1_1(num_classes=3))
+    net.net.features[3].eval()
+    exported = export_onnx(net, torch.rand(1, 3, 32, 32), tmp_path / "net.onnx")
+    assert capfd.readouterr() == ("", "")
+    assert [file.name for file in tmp_path.iterdir()] == ["net.onnx"]
+    assert exported.bytes > sum(p.nbytes for p in net.parameters())
+    assert net.training
+    assert not net.net.features[3].training
+
+
+def test_code_that_knows_its_batch_size_is_exported_for_that_one(tmp_path: Path) -> None:
+    exported = export_onnx(Pair(), torch.rand(2, 3, 6, 6), tmp_path / "net.onnx")
+    assert not exported.dynamic_batch
+    assert "this batch size only" in str(exported)
+
+
+def test_the_operator_set_can_be_chosen(tmp_path: Path) -> None:
+    import onnx
+
+    path = export_onnx(Classes(), torch.rand(2, 3, 6, 6), tmp_path / "net.onnx", opset=20).path
+    assert {entry.version for entry in onnx.load(path).opset_import if entry.domain == ""} == {20}
+
+
+def test_a_file_that_computes_something_else_is_not_kept(tmp_path: Path) -> None:
+    with pytest.raises(ExportError, match=r"net.onnx differs from the model by [0-9.]+ where"):
+        export_onnx(Forgetful(), torch.rand(2, 3, 6, 6), tmp_path / "net.onnx")
+    assert not list(tmp_path.iterdir())
+
+
+def test_precisions_that_onnx_runtime_cannot_compute_in_are_refused(tmp_path: Path) -> None:
+    for dtype in (torch.float64, torch.bfloat16):
+        with pytest.raises(ValueError, match=f"no convolution in {dtype} on the CPU: export model.float()"):
+            export_onnx(Classes().to(dtype), torch.rand(2, 3, 6, 6, dtype=dtype), tmp_path / "net.onnx")
+
+
+def test_without_the_extra_the_error_says_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(onnx_file, "find_spec", lambda name: None if name == "onnxscript" else object())
+    with pytest.raises(ModuleNotFoundError, match=r"missing onnxscript: pip install 'lightning-taylor\[export\]'"):
+        export_onnx(Classes(), torch.rand(2, 3, 6, 6), tmp_path / "net.onnx")
