@@ -11,6 +11,7 @@ difference means that the checkpoint belongs to another model, and is an error t
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import fields
 from itertools import chain
@@ -264,6 +265,9 @@ def load_pruned(cls: type[Module], checkpoint_path: Any, **kwargs: Any) -> Modul
 
     # A subclass for the time of the loading: to patch the user's class would be seen by other threads.
     loading: Any = type(cls.__name__, (cls,), {"on_load_checkpoint": on_load_checkpoint, "__module__": cls.__module__})
+    if not any(p.kind is p.VAR_KEYWORD for p in inspect.signature(cls.__init__).parameters.values()):
+        # LightningCLI saves the class's path, and Lightning would look for it among the subclasses of this one.
+        kwargs.setdefault("_class_path", None)
     module = loading.load_from_checkpoint(checkpoint_path, **kwargs)
     module.__class__ = cls
     return module

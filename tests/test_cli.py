@@ -21,10 +21,12 @@ pytest.importorskip("sklearn", reason="needs the extra recipes")
 
 from lightning_taylor import cli
 from lightning_taylor.callback import TaylorPruning
+from lightning_taylor.checkpoint import load_pruned
 from lightning_taylor.cli.app import LOGS
 from lightning_taylor.cli.commands import COMMANDS
 from lightning_taylor.cli.configs import resolve_configs
 from lightning_taylor.cli.failure import DEBUG
+from lightning_taylor.recipes.classifier import ImageClassifier
 
 pytestmark = [
     # Lightning 2.6 calls what the newest jsonargparse is about to rename.
@@ -213,6 +215,17 @@ def test_a_mistake_can_be_asked_for_its_traceback(monkeypatch: pytest.MonkeyPatc
 
 
 @pytest.mark.filterwarnings("ignore:.*Detected KeyboardInterrupt")
+def test_a_checkpoint_of_the_command_line_loads_without_it(run: Run) -> None:
+    run("fit", *SHORT, *QUICK, "--trainer.callbacks.target=0.5")
+    (path,) = FOLDER.glob("checkpoints/*.ckpt")
+    model = load_pruned(ImageClassifier, path)
+    widths = {name: tuple(p.shape) for name, p in model.named_parameters()}
+    assert widths == {
+        n: tuple(t.shape) for n, t in torch.load(path, weights_only=True)["state_dict"].items() if n in widths
+    }
+    assert type(model) is ImageClassifier
+
+
 def test_ctrl_c_ends_the_fit_quietly_and_leaves_no_report_of_it(run: Run) -> None:
     code, out, err = run("fit", *SHORT, *QUICK, f"--trainer.callbacks+={__name__}.CtrlC")
     assert code == 1

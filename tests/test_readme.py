@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from lightning_taylor.cli import main
+from lightning_taylor.cli import TaylorCLI, main
+from lightning_taylor.cli.commands import COMMANDS
 
 README = Path(__file__).parent.parent / "README.md"
 BLOCKS = re.findall(r"^```(\w+)\n(.*?)^```", README.read_text(), flags=re.MULTILINE | re.DOTALL)
@@ -36,9 +37,12 @@ def test_yaml_blocks_are_configurations(number: int, tmp_path: Path, capsys: pyt
 
 def test_commands_name_what_exists() -> None:
     commands = [line for text in blocks("bash") for line in text.splitlines()]
-    known = r"(pip install uv && )?uv run (lightning-taylor (fit|validate|test|predict)|pytest)\b"
+    known = r"(pip install uv && )?uv run (lightning-taylor (\w+)|pytest)\b"
     assert commands
-    assert all(re.match(known, line) for line in commands)
+    asked = [re.match(known, line) for line in commands]
+    assert all(asked)
+    there = {*TaylorCLI.subcommands(), *COMMANDS}
+    assert {hit[3] for hit in asked if hit and hit[3]} <= there
 
 
 def test_the_readme_stays_within_a_screenful_or_three() -> None:

@@ -138,7 +138,9 @@ def _networks(asked: argparse.Namespace) -> Networks:
     notes = [f"inputs: {trained.source}"]
     if not trained.pruned:
         notes.append("the checkpoint's network is not pruned: both columns are the same network")
-    return Networks(with_shapes(trained.module, trained.dense), trained.module, trained.inputs, tuple(notes))
+    return Networks(
+        with_shapes(trained.module, trained.dense, trained.followers), trained.module, trained.inputs, tuple(notes)
+    )
 
 
 def _random(asked: argparse.Namespace) -> Networks:
@@ -151,7 +153,7 @@ def _random(asked: argparse.Namespace) -> Networks:
     graph = require_groups(trace_channels(pruned, inputs.args))
     prune_channels(pruned, graph, graph.sample(asked.fraction, torch.Generator().manual_seed(0)))
     note = f"{asked.fraction:.0%} of every group's channels removed at random, random weights: for its time only"
-    return Networks(with_shapes(pruned, graph.dense), pruned, inputs, (note, "inputs: random numbers"))
+    return Networks(with_shapes(pruned, graph.dense, graph.followers), pruned, inputs, (note, "inputs: random numbers"))
 
 
 def _show(networks: Networks, device: torch.device, found: dict[int, LatencyComparison]) -> None:

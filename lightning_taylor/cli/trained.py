@@ -5,8 +5,8 @@ from __future__ import annotations
 import argparse
 import inspect
 import pickle
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,8 @@ from lightning_taylor.cli.messages import nearest
 from lightning_taylor.errors import PruningError
 from lightning_taylor.export.inputs import Inputs
 from lightning_taylor.export.keep import evaluating
+from lightning_taylor.graph.channels import Follower
+from lightning_taylor.graph.plain import follower_from_plain
 
 __all__ = ["Trained", "read_trained"]
 
@@ -36,6 +38,7 @@ class Trained:
         module: the LightningModule of the checkpoint, or the part of it that was asked for, on the CPU.
         part: the name of that part; "" for all of it.
         dense: name -> shape of the tensors that pruning may cut, when nothing was cut yet; empty if nobody knows.
+        followers: the attributes of its modules that follow the widths.
         class_path: import path of the LightningModule's class.
         settings: its hyperparameters.
         inputs: what ``forward`` takes.
@@ -45,6 +48,7 @@ class Trained:
     module: nn.Module
     part: str
     dense: dict[str, tuple[int, ...]]
+    followers: tuple[Follower, ...]
     class_path: str
     settings: dict[str, Any]
     inputs: Inputs
@@ -73,13 +77,25 @@ def read_trained(path: str, asked: argparse.Namespace) -> Trained:
     class_path = class_path_of(asked.model, config, saved.get("_class_path"), path)
     module = _load(class_path, path, saved, config, trust=asked.trust)
     settings = {name: value for name, value in saved.items() if not name.startswith("_")}
-    dense = {name: tuple(shape) for name, shape in (origin_of(checkpoint) or {"dense": {}})["dense"].items()}
+    origin = origin_of(checkpoint) or {"dense": {}}
+    dense = {name: tuple(shape) for name, shape in origin["dense"].items()}
+    followers = tuple(follower_from_plain(plain) for plain in origin.get("followers", ()))
     inputs, source = find_inputs(module, asked.input_shape, config, path)
     part = asked.submodule or ""
     if part:
         module, dense = _part(module, part), _below(part, dense)
+        followers = tuple(_inside(part, followers))
     _try(module, inputs)
-    return Trained(module, part, dense, class_path, settings, inputs, source)
+    return Trained(module, part, dense, followers, class_path, settings, inputs, source)
+
+
+def _inside(part: str, followers: Iterable[Follower]) -> Iterator[Follower]:
+    """The followers in a part of the module, by their names there."""
+    for f in followers:
+        tensor, dim = f.axis
+        if f"{f.module}.".startswith(f"{part}.") and tensor.startswith(f"{part}."):
+            inside = f.module.removeprefix(part).removeprefix(".")
+            yield replace(f, module=inside, axis=(tensor.removeprefix(f"{part}."), dim))
 
 
 def _read(path: str, trust: bool) -> dict[str, Any]:

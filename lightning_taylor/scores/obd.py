@@ -51,9 +51,9 @@ class OBD(Criterion):
     mostly chance (``study.gather_curvature`` has none, for classifiers). A ReLU has no curvature of its own: behind
     one gate, a network of ReLUs, max-pooling and batch norms in evaluation mode is piecewise linear, so that the score
     is the Gauss-Newton term, non-negative in expectation, and blind to units that a removal would switch on or off.
-    It needs ``loss.backward`` called through Lightning, every
-    operation on the way twice differentiable: no ``torch.compile``, no reentrant checkpointing
-    and no fused attention (``torch.nn.attention.sdpa_kernel(SDPBackend.MATH)`` has a second derivative).
+    It needs ``backward`` called through Lightning, and every operation on the way twice differentiable: no
+    ``torch.compile``, no reentrant checkpointing, and no fused attention (within
+    ``torch.nn.attention.sdpa_kernel(SDPBackend.MATH)`` it has a second derivative).
 
     Units: of the loss; assumes a mean-reduced loss. Averaged over the examples since the last event, of all ranks;
     signed, so that a noisy estimate may be negative. The 1/2 of the expansion is left out, as in the paper.
@@ -272,8 +272,8 @@ def _derivatives(value: Tensor, calls: list[tuple[str, Tensor]], *, create_graph
     except (RuntimeError, NotImplementedError) as error:
         raise UnsupportedModelError(
             f"OBD differentiates the loss twice, and this one cannot be: {str(error).splitlines()[0]} Turn off "
-            "torch.compile, fused attention and reentrant checkpointing, or score with Taylor() or TaylorBatch(), which need one "
-            "derivative"
+            "torch.compile, fused attention and reentrant checkpointing, or score with Taylor() or TaylorBatch(), "
+            "which need one derivative"
         ) from error
     return {place: grad for place, grad in enumerate(found) if grad is not None}
 

@@ -101,6 +101,25 @@ def norm(b: Builder) -> bool:
     return b.let(f"{b.own(options.get(kind, f'nn.BatchNorm2d({v.c})'))}({v.name})", v.c, v.s, fresh=True)
 
 
+def heads(b: Builder) -> bool:
+    """Attention between the positions: a module of torch, or written out with heads of a fixed width."""
+    v = b.take(lambda v: v.s <= 6)
+    if v is None:
+        return False
+    tokens, count, o = f"{v.name}.flatten(2).transpose(1, 2)", 2 + b.below(3), b.width()
+    if b.below(3) == 2 and v.c % 2 == 0:
+        m = b.own(f"nn.MultiheadAttention({v.c}, 2, batch_first=True)")
+        mixed, o = f"{m}({tokens}, {tokens}, {tokens})[0]", v.c
+    else:
+        d = 1 + b.below(3)
+        split = f".unflatten(-1, (3, -1, {d})).permute(2, 0, 3, 1, 4)"
+        width = d * count
+        attend = b.one_of("F.scaled_dot_product_attention(*{})", "(lambda q, k, v: (q @ k.mT).softmax(-1) @ v)(*{})")
+        mixed = attend.format(f"{b.own(f'nn.Linear({v.c}, {3 * width})')}({tokens}){split}")
+        mixed = f"{b.own(f'nn.Linear({width}, {o})')}({mixed}.transpose(1, 2).flatten(2))"
+    return b.let(f"{mixed}.transpose(1, 2).unflatten(2, ({v.s}, {v.s}))", o, v.s, fresh=True)
+
+
 def activation(b: Builder) -> bool:
     writable = b.pool[-1].fresh
     v = b.any()
@@ -296,5 +315,5 @@ def finish(b: Builder) -> None:
 
 STEPS: tuple[Callable[[Builder], bool], ...] = (
     conv, activation, norm, add, conv, activation, norm, conv, concat, resize, gate, grouped, transposed, again, bare,
-    split, shuffle, select, rearrange, conv, activation, norm, add, conv,
+    split, shuffle, select, rearrange, conv, activation, norm, add, conv, heads,
 )  # fmt: skip

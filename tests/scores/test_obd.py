@@ -65,7 +65,8 @@ def split(graph: ChannelGraph, score_C: Tensor) -> dict[str, Tensor]:
     return dict(zip(graph.groups, score_C.split(sizes), strict=True))
 
 
-@pytest.mark.parametrize("name", [n for n in NETS if n not in ("shared", "auxiliary", "hard_coded")])
+# Of the window attention even the plain Hessian is not finite: it has a norm of nothing but zeros in it.
+@pytest.mark.parametrize("name", [n for n in NETS if n not in ("shared", "auxiliary", "hard_coded", "windows")])
 def test_each_probe_is_an_exact_product_with_the_hessian(name: str) -> None:
     model, graph, x = case(name)
     with sdpa_kernel(SDPBackend.MATH):
@@ -73,7 +74,8 @@ def test_each_probe_is_an_exact_product_with_the_hessian(name: str) -> None:
         found = run(OBD(seed=5), model, graph, x)
     probe_C = draw_signs("5/0/1", len(H), 1)[:, 0].double()
     assert found
-    assert_same(found, split(graph, probe_C * (H @ probe_C)))
+    expected = split(graph, probe_C * (H @ probe_C))
+    assert_same(found, expected)
 
 
 @pytest.mark.parametrize("name", ["vgg", "residual", "concat", "decoder", "line"])
