@@ -65,7 +65,8 @@ def _grouped(call: Call, x: Labels | None, weight: Labels) -> Labels | None:
     for dim, entries in ((0, made.axes[0]), (1, reads_I.numpy())):
         if (own := read.axes[dim]) is not None and entries is not None:
             ledger.tie(torch.from_numpy(own), torch.from_numpy(entries))
-    made.holders[call.tracer.module, "groups", 0] = groups
+    if call.tracer.holds("groups", groups):
+        made.holders[call.tracer.module, "groups", 0] = groups
     ledger.assign(reads_I, Role.CONSUMER)
     call.cost([*axes_of(call, own_O), *axes_of(call, reads_I)])
     return produce(call, own_O, call.labels("bias"), dim=1)
@@ -88,6 +89,9 @@ def _depthwise(call: Call, x: Labels | None, weight: Labels) -> Labels | None:
         return freeze_layer(call, f"reads a tensor without channels ({call.where})")
     inputs = call.get("input").shape[1]
     multiplier = call.get("weight").shape[0] // inputs
+    if call.tracer.holds("groups", inputs):
+        # Else nothing tells a depthwise layer of one channel from a plain one, when it grows back.
+        ledger.followers[call.tracer.module, "groups"] = (axes_of(call, own_O)[0], inputs)
     slot = x.slots[0]
     for i in range(multiplier):
         tie_along(call, slot, own_O[i::multiplier], dim=1)

@@ -113,7 +113,9 @@ def _channel_order(
 
 def _followers(ledger: Ledger) -> Iterator[Follower]:
     """The attributes that count the units of a grid, or all of its entries."""
-    seen = set()
+    seen = set(ledger.followers)
+    for (module, attribute), (axis, value) in ledger.followers.items():
+        yield Follower(module, attribute, axis, value, ledger.shapes[axis[0]][axis[1]])
     for grid in ledger.grids:
         axes = ledger.real_axes(torch.from_numpy(grid.labels)) if grid.unit is not None else []
         if len(axes) != 1:

@@ -32,6 +32,7 @@ class Ledger:
     def __init__(self, shapes: Mapping[str, tuple[int, ...]], buffers: frozenset[str] = frozenset()) -> None:
         self._buffers = buffers
         self.seen: set[str] = set()
+        self.followers: dict[tuple[str, str], tuple[Axis, int]] = {}
         self.axes: list[Axis] = []
         self.bases: list[int] = []
         self._base_of: dict[Axis, int] = {}

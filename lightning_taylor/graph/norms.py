@@ -38,7 +38,8 @@ def group_norm(call: Call) -> list[Labels | None]:
     if x_C is None or groups == 1 or bool((x_C == NEUTRAL).any()):
         return normalized_over(call)
     grid = call.tracer.ledger.grids.split(x_C.view(groups, -1), call.where, call.where, [0])
-    grid.holders[call.tracer.module, "num_groups", 0] = groups
+    if call.tracer.holds("num_groups", groups):
+        grid.holders[call.tracer.module, "num_groups", 0] = groups
     for vector_C in vectors:
         tie_along(call, x_C, vector_C, dim=0)
         call.tracer.ledger.assign(vector_C, Role.PASS_THROUGH)

@@ -202,6 +202,10 @@ class Tracer(TorchDispatchMode):
         module = self._modules.get(self.module)
         return f"{type(module).__module__}.{type(module).__qualname__}" if module is not None else ""
 
+    def holds(self, attribute: str, value: int) -> bool:
+        """Whether the running module keeps this number under this name."""
+        return vars(self._modules.get(self.module, nn.Module())).get(attribute) == value
+
     def counting(self, number: int) -> list[tuple[str, str]]:
         """The running module and those of its attributes that are this whole number."""
         module = self._modules.get(self.module)

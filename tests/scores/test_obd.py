@@ -65,7 +65,7 @@ def split(graph: ChannelGraph, score_C: Tensor) -> dict[str, Tensor]:
     return dict(zip(graph.groups, score_C.split(sizes), strict=True))
 
 
-# Of the window attention even the plain Hessian is not finite: it has a norm of nothing but zeros in it.
+# Of the window attention even the plain Hessian is not finite everywhere.
 @pytest.mark.parametrize("name", [n for n in NETS if n not in ("shared", "auxiliary", "hard_coded", "windows")])
 def test_each_probe_is_an_exact_product_with_the_hessian(name: str) -> None:
     model, graph, x = case(name)
