@@ -14,14 +14,10 @@ from typing import Any
 
 import pytest
 
-for module, extra in {
-    "jsonargparse": "cli",
-    "matplotlib": "plots",
-    "nbclient": "dev",
-    "onnxruntime": "export",
-    "sklearn": "recipes",
-}.items():
-    pytest.importorskip(module, reason=f"needs the extra {extra}")
+pytest.importorskip("jsonargparse", reason="needs the extra cli")
+pytest.importorskip("matplotlib", reason="needs the extra plots")
+pytest.importorskip("onnxruntime", reason="needs the extra export")
+pytest.importorskip("sklearn", reason="needs the extra recipes")
 
 import nbformat
 from nbclient import NotebookClient

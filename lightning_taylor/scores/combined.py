@@ -31,7 +31,7 @@ class Combined(Criterion):
 
     Args:
         first: a criterion.
-        second: another one.
+        second: the criterion that is added to it.
         share: lambda, in [0, 1]. The paper's best, for Taylor and mean activation, lie between 0 and 0.12 and gain less
             than 0.004 of correlation.
         normalization: of each, before they are added.
