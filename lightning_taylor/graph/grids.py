@@ -133,9 +133,7 @@ class Grids:
         Returns:
             Whether these channels belong to a grid.
         """
-        component = self._ledger.components()
-        members = set(component[labels].tolist())
-        mine = [g for g in self if g.unit is not None and members & set(component[g.labels.ravel()].tolist())]
+        mine = self._around(labels)
         if not mine:
             return False
         # One that has another choice goes first; a choice that was innocent is lost with it.
@@ -146,6 +144,15 @@ class Grids:
             if other.kind == grid.kind and other.unit is not None:
                 self._choose(other)
         return True
+
+    def touched_by(self, labels: np.ndarray) -> bool:
+        """Whether these channels belong to a grid that has units."""
+        return bool(self._around(labels))
+
+    def _around(self, labels: np.ndarray) -> list[Grid]:
+        component = self._ledger.components()
+        members = component[labels]
+        return [g for g in self if g.unit is not None and bool(np.isin(component[g.labels], members).any())]
 
     def _choose(self, grid: Grid) -> None:
         choices, peers = self._choices(grid), [g for g in self if g.kind == grid.kind]

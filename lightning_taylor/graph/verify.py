@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_taylor.graph.attributes import known
-from lightning_taylor.graph.channels import ChannelGraph, Role
+from lightning_taylor.graph.channels import ChannelGraph, ChannelGroup, Role
 from lightning_taylor.graph.copying import tensor_names
 from lightning_taylor.graph.ledger import Ledger
 from lightning_taylor.graph.resize import follow_shapes, hold, resized
@@ -38,7 +38,7 @@ def prove(
         ledger: gets the failures as reasons.
         outputs: runs the net, both paths.
     """
-    trial = _Trial(net, outputs)
+    trial = _Trial(net, outputs, lambda group: ledger.grids.touched_by(ledger.labels_of(group)))
     while True:
         graph = build()
         failed = trial.failures(graph, list(graph.groups))
@@ -52,8 +52,11 @@ def prove(
 class _Trial:
     """Removes channels from a copy and compares, giving everything back."""
 
-    def __init__(self, net: nn.Module, outputs: Callable[[], list[Tensor]]) -> None:
+    def __init__(
+        self, net: nn.Module, outputs: Callable[[], list[Tensor]], of_a_grid: Callable[[ChannelGroup], bool]
+    ) -> None:
         self._net = net
+        self._of_a_grid = of_a_grid
         self._outputs = outputs
         names = tensor_names(net)
         self._tensors = {names[id(t)]: t for t in (*net.parameters(), *net.buffers())}
@@ -67,8 +70,10 @@ class _Trial:
         if len(names) == 1:
             return {names[0]: reason}
         half = len(names) // 2
-        # Only the first one that fails: what is learnt of it may well settle the others.
-        found = self.failures(graph, names[:half]) or self.failures(graph, names[half:])
+        found = self.failures(graph, names[:half])
+        # What is learnt of a grid that fails may well settle the others.
+        if not any(map(self._of_a_grid, (graph.groups[name] for name in found))):
+            found = {**found, **self.failures(graph, names[half:])}
         # Each half is right alone and both together are not: the later ones yield.
         return found or dict.fromkeys(names[half:], reason)
 
