@@ -54,7 +54,7 @@ OTHERS: list[tuple[Callable[..., Any], dict[str, Any], str]] = [
     *((Guard, {"monitor": "a", "max_drop": 1, "mode": v}, "mode must be one of") for v in ("lowest", None, 1)),
     *((Taylor, {"positions": v}, "positions must be 'sum' or 'mean'") for v in ("max", None, 1, True, ["sum"])),
     *((Random, {"seed": v}, "seed must be a whole number") for v in ("x", None, 1.5, NAN, True)),
-    (TaylorBatch, {"momentum": 0.9}, "argument"),
+    (TaylorBatch, {"momentum": 1.5}, "momentum"),
     (TaylorPruning, {"targets": 0.5}, "targets"),
 ]
 
