@@ -188,13 +188,11 @@ def _draw(graph: ChannelGraph, names: Sequence[str], draw: int) -> dict[str, Ten
 
 
 def _turns(graph: ChannelGraph) -> dict[str, int]:
-    """Group -> 0 or 1, neighbours on one axis differently, strangers by chance."""
-    generator = torch.Generator().manual_seed(1)
+    """Group -> 0 or 1, neighbours on one axis differently."""
     turn: dict[str, int] = {}
     for slices in graph.slices_by_axis().values():
-        first = int(torch.randint(2, (), generator=generator))
         for place, (name, _) in enumerate(slices):
-            turn.setdefault(name, (first + place) % 2)
+            turn.setdefault(name, place % 2)
     return turn
 
 
