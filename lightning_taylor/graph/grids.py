@@ -69,7 +69,7 @@ class Grids:
     def __init__(self, ledger: Ledger) -> None:
         self._ledger = ledger
         self._all: dict[Any, Grid] = {}
-        self._of_axis: dict[int, tuple[Grid, int]] = {}
+        self._of_axis: dict[int, Grid] = {}
         self._refused: dict[Any, dict[int, str]] = {}
 
     def __iter__(self) -> Iterator[Grid]:
@@ -97,20 +97,12 @@ class Grids:
             )
             grid = Grid(labels.numpy().copy(), axes, where, kind, allowed, spare=spare)
             self._all[key] = grid
-            for d, axis in enumerate(axes):
-                if axis is not None:
-                    self._of_axis[int(axis[0])] = grid, d
+            self._of_axis.update({int(axis[0]): grid for axis in axes if axis is not None})
         return self._all[key]
 
-    def place(self, label: int) -> tuple[Grid, int] | None:
-        """The grid and the dimension that a virtual label belongs to."""
-        base = self._ledger.base_of(label)
-        return self._of_axis.get(base)
-
-    def owning(self, base: int) -> Grid | None:
-        """The grid that the virtual axis with this first label belongs to."""
-        found = self._of_axis.get(base)
-        return found[0] if found else None
+    def owning(self, label: int) -> Grid | None:
+        """The grid that a label of a virtual axis belongs to."""
+        return self._of_axis.get(self._ledger.base_of(label))
 
     def settle(self) -> None:
         """Choose the units; grids of grids first, since they tell what is possible in the outer ones."""

@@ -65,7 +65,7 @@ def _combine_slots(call: Call, operands: Sequence[Labels], shape: torch.Size) ->
                 slots[same[0]] = combine(call, slots[same[0]], slot, shape)
                 if x.weight:
                     call.tracer.ledger.assign(slot, Role.PASS_THROUGH)
-            elif same or x.weight or any(varying(slot) for _ in slots if not same and _repeated(x, shape)):
+            elif same or x.weight or (slots and varying(slot) and _repeated(x, shape)):
                 call.tracer.ledger.freeze(slot, f"spread over the channels of another tensor by {call.where}")
             else:
                 slots.append(slot)

@@ -28,7 +28,7 @@ def arranged(call: Call, before: Tensor, after: Tensor) -> list[Tensor]:
     if bool((grid_F == NEUTRAL).any()) or len(torch.unique(grid_F)) != grid_F.numel():
         return [after]
     tracer = call.tracer
-    nested = tracer.ledger.grids.place(int(grid_F.max())) is not None
+    nested = tracer.ledger.grids.owning(int(grid_F.max())) is not None
     kind = (tracer.kind, call.name, len(dims), nested)
     grid = tracer.ledger.grids.split(grid_F, call.where, kind, _order(call, grid_F))
     _note_holders(call, grid)
@@ -103,8 +103,7 @@ def _clash(slots: Sequence[Tensor]) -> tuple[int, int] | None:
 
 
 def _grid_of(call: Call, slot: Tensor) -> Grid | None:
-    place = call.tracer.ledger.grids.place(int(slot.max()))
-    return place[0] if place else None
+    return call.tracer.ledger.grids.owning(int(slot.max()))
 
 
 def _slot_of(call: Call, grid: Grid, dim: int, slots: Sequence[Tensor]) -> Tensor | None:

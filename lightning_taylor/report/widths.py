@@ -55,7 +55,7 @@ def widths_after(graph: ChannelGraph, record: Record) -> tuple[Mapping[str, int]
     entries = {layer: Counter[str]() for layer in widths}
     for layer in widths:
         for group, part in removable[graph.layers[layer]]:
-            entries[layer][group] += part.index.shape[1]
+            entries[layer][group] = part.index.shape[1]  # under two roles the same entries
     found: list[Mapping[str, int]] = []
     for event in reversed(record.events):
         found.append(dict(widths))

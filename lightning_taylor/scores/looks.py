@@ -15,13 +15,10 @@ from typing import Any, final
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
-from torch.utils.hooks import RemovableHandle
 
 from lightning_taylor.graph.channels import ChannelGraph
-from lightning_taylor.scores.assembly import Assembly, Part
 from lightning_taylor.scores.formulas import fold_examples
-from lightning_taylor.scores.opening import OpenHeads
-from lightning_taylor.scores.readers import find_readers
+from lightning_taylor.scores.watch import Watch
 
 __all__ = ["Looks", "Statistic"]
 
@@ -40,30 +37,13 @@ class Looks:
     """
 
     def __init__(self, model: nn.Module, graph: ChannelGraph, statistic: Statistic) -> None:
-        readers, self.blind = find_readers(model, graph)
-        everyone = {reader.name: reader for found in readers.values() for reader in found}
-        weights = [p for reader in everyone.values() for p in reader.module.parameters(recurse=False)]
-        self.device = weights[0].device if weights else torch.device("cpu")
+        self._watch = Watch(model, graph, lambda reader: _Look(reader.module, statistic))
+        self._hooks = self._watch.hooks
+        self.blind, self.device = self._watch.blind, self._watch.device
         # Differences of large sums need the digits; Apple's GPUs have none to spare.
         self.dtype = torch.float32 if self.device.type == "mps" else torch.float64
-        self.assembly = Assembly(
-            graph,
-            {name: reader.width for name, reader in everyone.items()},
-            [
-                Part(group, reader.name, reader.index, 1 / reader.index.shape[1])
-                for group, found in readers.items()
-                for reader in found
-            ],
-            dtype=self.dtype,
-            device=self.device,
-        )
+        self.assembly = self._watch.assembly(self.dtype, mean=True)
         self._shares: dict[frozenset[str], Tensor] = {}
-        self._hooks = {name: _Look(reader.module, statistic) for name, reader in everyone.items()}
-        self._heads = OpenHeads(model, everyone)
-        self._handles: list[RemovableHandle] = [
-            reader.module.register_forward_pre_hook(self._hooks[name], with_kwargs=True)  # type: ignore[arg-type]
-            for name, reader in everyone.items()
-        ]
 
     def take(self, examples: int) -> tuple[Tensor, Tensor] | None:
         """What was gathered since the last ``take``, and forget it.
@@ -102,20 +82,15 @@ class Looks:
 
     def pause(self) -> None:
         """Leave the passes alone until ``resume``."""
-        for hook in self._hooks.values():
-            hook.paused = True
+        self._watch.pause()
 
     def resume(self) -> None:
         """Watch the passes again."""
-        for hook in self._hooks.values():
-            hook.paused = False
+        self._watch.resume()
 
     def close(self) -> None:
         """Take the hooks off, and forget what they hold."""
-        for handle in self._handles:
-            handle.remove()
-        self._handles.clear()
-        self._heads.close()
+        self._watch.close()
         for hook in self._hooks.values():
             hook.take()
 

@@ -18,18 +18,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
-from torch.utils.hooks import RemovableHandle
 from typing_extensions import override
 
 from lightning_taylor.errors import UnsupportedModelError
 from lightning_taylor.graph.channels import ChannelGraph
 from lightning_taylor.graph.copying import batch_size
-from lightning_taylor.scores.assembly import Assembly, Part
 from lightning_taylor.scores.criterion import Criterion, Scorer
 from lightning_taylor.scores.formulas import fold_examples
-from lightning_taylor.scores.opening import OpenHeads
-from lightning_taylor.scores.readers import find_readers
 from lightning_taylor.scores.sums import ChannelSums
+from lightning_taylor.scores.watch import Watch
 
 __all__ = ["OBD"]
 
@@ -94,34 +91,20 @@ class OBD(Criterion):
 @final
 class _CurvatureScorer(Scorer):
     def __init__(self, model: nn.Module, graph: ChannelGraph, probes: int, key: str) -> None:
-        readers, self._blind = find_readers(model, graph)
-        everyone = {reader.name: reader for found in readers.values() for reader in found}
-        weights = [p for reader in everyone.values() for p in reader.module.parameters(recurse=False)]
-        device = weights[0].device if weights else torch.device("cpu")
-        double = any(w.dtype == torch.float64 for w in weights)
-        self._assembly = Assembly(
-            graph,
-            {name: reader.width for name, reader in everyone.items()},
-            [Part(group, reader.name, reader.index) for group, found in readers.items() for reader in found],
-            dtype=torch.float64 if double else torch.float32,
-            device=device,
-        )
-        self._channel_of = _channels_of_entries(graph, readers, device)
+        self._watch = Watch(model, graph, lambda reader: _Gate(reader.module, reader.width))
+        self._gates = self._watch.hooks
+        self._assembly = self._watch.assembly()
+        device = self._watch.device
+        self._channel_of = _channels_of_entries(graph, self._watch.readers, device)
         self._sums = ChannelSums(self._assembly.channels, dtype=self._assembly.dtype, device=device)
         self._probes, self._key, self._draws = probes, key, 0
         self._curvatures: list[tuple[Tensor, Tensor]] = []
         self._examples = 1
-        self._gates = {name: _Gate(reader.module, reader.width) for name, reader in everyone.items()}
-        self._heads = OpenHeads(model, everyone)
-        self._handles: list[RemovableHandle] = [
-            reader.module.register_forward_pre_hook(self._gates[name], with_kwargs=True)  # type: ignore[arg-type]
-            for name, reader in everyone.items()
-        ]
 
     @property
     @override
     def blind(self) -> Mapping[str, str]:
-        return self._blind
+        return self._watch.blind
 
     @property
     @override
@@ -130,13 +113,11 @@ class _CurvatureScorer(Scorer):
 
     @override
     def pause(self) -> None:
-        for gate in self._gates.values():
-            gate.paused = True
+        self._watch.pause()
 
     @override
     def resume(self) -> None:
-        for gate in self._gates.values():
-            gate.paused = False
+        self._watch.resume()
 
     @override
     def see_batch(self, batch: Any) -> None:
@@ -215,10 +196,7 @@ class _CurvatureScorer(Scorer):
 
     @override
     def close(self) -> None:
-        for handle in self._handles:
-            handle.remove()
-        self._handles.clear()
-        self._heads.close()
+        self._watch.close()
         self._forget_calls()
         self.drop_batch()
 

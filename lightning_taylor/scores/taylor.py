@@ -12,17 +12,14 @@ from typing import final, get_args
 
 import torch
 from torch import Tensor, nn
-from torch.utils.hooks import RemovableHandle
 from typing_extensions import override
 
 from lightning_taylor.graph.channels import ChannelGraph
-from lightning_taylor.scores.assembly import Assembly, Part
 from lightning_taylor.scores.criterion import Criterion, Scorer
 from lightning_taylor.scores.formulas import Absolute, Positions, fold_examples, taylor
-from lightning_taylor.scores.opening import OpenHeads
-from lightning_taylor.scores.readers import Reader, find_readers
 from lightning_taylor.scores.sums import ChannelSums
 from lightning_taylor.scores.tap import Tap
+from lightning_taylor.scores.watch import Watch
 
 __all__ = ["Taylor"]
 
@@ -81,28 +78,16 @@ class Taylor(Criterion):
 class _TaylorScorer(Scorer):
     def __init__(self, model: nn.Module, graph: ChannelGraph, positions: Positions, absolute: Absolute) -> None:
         self._absolute: Absolute = absolute
-        readers, self._blind = find_readers(model, graph)
-        everyone = {reader.name: reader for found in readers.values() for reader in found}
-        weights = [p for reader in everyone.values() for p in reader.module.parameters(recurse=False)]
-        self._assembly = Assembly(
-            graph,
-            {name: reader.width for name, reader in everyone.items()},
-            [_part(group, reader, positions) for group, found in readers.items() for reader in found],
-            dtype=torch.float64 if any(w.dtype == torch.float64 for w in weights) else torch.float32,
-            device=weights[0].device if weights else torch.device("cpu"),
-        )
-        self._heads = OpenHeads(model, everyone)
+        self._watch = Watch(model, graph, lambda reader: Tap(reader.module, positions))
+        self._taps = self._watch.hooks
+        # A channel that owns several entries (a flattened map) has its positions there.
+        self._assembly = self._watch.assembly(mean=positions == "mean")
         self._sums = ChannelSums(self._assembly.channels, dtype=self._assembly.dtype, device=self._assembly.device)
-        self._taps = {name: Tap(reader.module, positions) for name, reader in everyone.items()}
-        self._handles: list[RemovableHandle] = [
-            reader.module.register_forward_pre_hook(self._taps[name], with_kwargs=True)  # type: ignore[arg-type]
-            for name, reader in everyone.items()
-        ]
 
     @property
     @override
     def blind(self) -> Mapping[str, str]:
-        return self._blind
+        return self._watch.blind
 
     @property
     @override
@@ -111,13 +96,11 @@ class _TaylorScorer(Scorer):
 
     @override
     def pause(self) -> None:
-        for tap in self._taps.values():
-            tap.paused = True
+        self._watch.pause()
 
     @override
     def resume(self) -> None:
-        for tap in self._taps.values():
-            tap.paused = False
+        self._watch.resume()
 
     @override
     def before_backward(self) -> None:
@@ -153,16 +136,8 @@ class _TaylorScorer(Scorer):
 
     @override
     def close(self) -> None:
-        for handle in self._handles:
-            handle.remove()
-        self._handles.clear()
-        self._heads.close()
+        self._watch.close()
         self.drop_batch()
-
-
-def _part(group: str, reader: Reader, positions: Positions) -> Part[str]:
-    """A channel that owns several entries (a flattened map) has its positions there."""
-    return Part(group, reader.name, reader.index, 1 / reader.index.shape[1] if positions == "mean" else 1.0)
 
 
 def _sum_calls(calls: list[Tensor], examples: int) -> Tensor:
