@@ -14,11 +14,7 @@ from typing_extensions import override
 
 from lightning_taylor.checkpoint import (
     ShapeFitter,
-    changed_settings,
-    check_return,
-    comes_back,
     origin_of,
-    settings_of,
     was_pruned,
     widths_of,
 )
@@ -27,9 +23,11 @@ from lightning_taylor.graph.copying import batch_size
 from lightning_taylor.graph.trace import ForwardCall, require_groups
 from lightning_taylor.host import (
     check_agreement,
+    check_return,
     check_strategy,
     check_validation,
     clear_screen,
+    comes_back,
     copies_of,
     example_call,
     gradient_scale,
@@ -42,7 +40,7 @@ from lightning_taylor.host import (
     warn_of_unreachable,
     widths_changed,
 )
-from lightning_taylor.options import Options, as_inputs, check_arguments
+from lightning_taylor.options import Options, as_inputs, changed_settings, check_arguments, settings_of
 from lightning_taylor.plan import Schedule, Target
 from lightning_taylor.plan.guard import Guard
 from lightning_taylor.report import loggers

@@ -13,15 +13,11 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping
-from dataclasses import fields
 from itertools import chain
 from typing import Any, TypeVar, final
 
 import torch
-from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import LightningModule
-from lightning.pytorch.strategies import Strategy
-from lightning.pytorch.strategies.launchers import _MultiProcessingLauncher
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
@@ -35,13 +31,9 @@ from lightning_taylor.namesakes import either
 __all__ = [
     "PrunedCheckpointMixin",
     "ShapeFitter",
-    "changed_settings",
-    "check_return",
-    "comes_back",
     "fit_shapes",
     "load_pruned",
     "origin_of",
-    "settings_of",
     "was_pruned",
     "widths_of",
 ]
@@ -68,22 +60,6 @@ def widths_of(graph: ChannelGraph | None) -> dict[str, Any]:
         dims.setdefault(name, []).append(dim)
     followers = [follower_to_plain(f) for f in graph.followers]
     return {"dense": {name: list(graph.dense[name]) for name in dims}, "dims": dims, "followers": followers}
-
-
-def settings_of(options: Any, **others: object) -> dict[str, str]:
-    """What a checkpoint says about how it was pruned, in words: the fields of a dataclass, and some more."""
-    return {
-        **{f.name: repr(getattr(options, f.name)) for f in fields(options)},
-        **{k: repr(v) for k, v in others.items()},
-    }
-
-
-def changed_settings(saved: Mapping[str, str], now: Mapping[str, str]) -> str | None:
-    """Which settings are not those of the checkpoint, in words; None if all are."""
-    changed = [f"{k}={now[k]}, which was {saved[k]}" for k in now if k in saved and saved[k] != now[k]]
-    if not changed:
-        return None
-    return f"the fit is resumed with other settings than its checkpoint's: {'; '.join(changed)}. The new ones hold"
 
 
 def fit_shapes(module: nn.Module, state_dict: Mapping[str, Any], widths: Widths, prefix: str = "") -> None:
@@ -302,25 +278,6 @@ class PrunedCheckpointMixin:
         assert isinstance(self, nn.Module)
         _fit_to(self, {"state_dict": state_dict})
         return super().load_state_dict(state_dict, *args, **kwargs)  # type: ignore[misc]
-
-
-def comes_back(strategy: Strategy) -> bool:
-    """Whether the fit runs in child processes, whose parent loads the weights that they leave."""
-    return isinstance(strategy.launcher, either(_MultiProcessingLauncher))
-
-
-def check_return(strategy: Strategy, module: LightningModule) -> None:
-    """Refuse a fit whose result would not fit the module that it is brought back to.
-
-    Raises:
-        MisconfigurationException: with both ways out.
-    """
-    if comes_back(strategy) and not isinstance(module, PrunedCheckpointMixin):
-        raise MisconfigurationException(
-            f"this strategy trains in child processes, and then loads the weights into the unpruned "
-            f"{type(module).__name__} of their parent, which have other shapes. Write "
-            f"`class {type(module).__name__}(PrunedCheckpointMixin, ...)`, or use strategy='ddp' in a script"
-        )
 
 
 def _fit_to(module: nn.Module, checkpoint: Mapping[str, Any]) -> None:

@@ -13,9 +13,11 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import GradientAccumulationScheduler, ModelSummary
 from lightning.pytorch.strategies import DDPStrategy, DeepSpeedStrategy, SingleDeviceStrategy, Strategy
+from lightning.pytorch.strategies.launchers import _MultiProcessingLauncher
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
 
+from lightning_taylor.checkpoint import PrunedCheckpointMixin
 from lightning_taylor.errors import PruningError, UncoupledChannelsError, UnsupportedModelError
 from lightning_taylor.graph.channels import ChannelGraph
 from lightning_taylor.graph.trace import ForwardCall, trace_calls
@@ -26,9 +28,11 @@ from lightning_taylor.surgery import Copy, find_copies, unreachable_copies
 
 __all__ = [
     "check_agreement",
+    "check_return",
     "check_strategy",
     "check_validation",
     "clear_screen",
+    "comes_back",
     "compiled_graphs",
     "copies_of",
     "example_call",
@@ -46,6 +50,25 @@ __all__ = [
 ]
 
 T = TypeVar("T")
+
+
+def comes_back(strategy: Strategy) -> bool:
+    """Whether the fit runs in child processes, whose parent loads the weights that they leave."""
+    return isinstance(strategy.launcher, either(_MultiProcessingLauncher))
+
+
+def check_return(strategy: Strategy, module: LightningModule) -> None:
+    """Refuse a fit whose result would not fit the module that it is brought back to.
+
+    Raises:
+        MisconfigurationException: with both ways out.
+    """
+    if comes_back(strategy) and not isinstance(module, PrunedCheckpointMixin):
+        raise MisconfigurationException(
+            f"this strategy trains in child processes, and then loads the weights into the unpruned "
+            f"{type(module).__name__} of their parent, which have other shapes. Write "
+            f"`class {type(module).__name__}(PrunedCheckpointMixin, ...)`, or use strategy='ddp' in a script"
+        )
 
 
 def check_strategy(strategy: Strategy, allow_untested: bool) -> None:

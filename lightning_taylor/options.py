@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from numbers import Real
 from typing import Any, get_args
 
@@ -14,7 +14,7 @@ from lightning_taylor.plan import Schedule, Target
 from lightning_taylor.plan.guard import Guard
 from lightning_taylor.scores import Criterion, Normalization
 
-__all__ = ["CHECKS", "Options", "as_inputs", "check_arguments"]
+__all__ = ["CHECKS", "Options", "as_inputs", "changed_settings", "check_arguments", "settings_of"]
 
 Check = Callable[[str, Any], Iterator[str]]
 """From an argument's name and value to what is wrong with it, in words."""
@@ -147,3 +147,19 @@ CHECKS: Mapping[str, Check] = {
     "guard": _instance(Guard, 'a Guard such as Guard("val_acc", max_drop=0.02)'),
     "allow_untested_strategy": _switch,
 }
+
+
+def settings_of(options: Any, **others: object) -> dict[str, str]:
+    """What a checkpoint says about how it was pruned, in words: the fields of a dataclass, and some more."""
+    return {
+        **{f.name: repr(getattr(options, f.name)) for f in fields(options)},
+        **{k: repr(v) for k, v in others.items()},
+    }
+
+
+def changed_settings(saved: Mapping[str, str], now: Mapping[str, str]) -> str | None:
+    """Which settings are not those of the checkpoint, in words; None if all are."""
+    changed = [f"{k}={now[k]}, which was {saved[k]}" for k in now if k in saved and saved[k] != now[k]]
+    if not changed:
+        return None
+    return f"the fit is resumed with other settings than its checkpoint's: {'; '.join(changed)}. The new ones hold"

@@ -18,7 +18,7 @@ LEVEL = {
     "plan": 2,
     "options": 3,
     "checkpoint": 3,
-    "host": 3,
+    "host": 4,
     "pruner": 4,
     "guarding": 5,
     "report": 5,
