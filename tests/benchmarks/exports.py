@@ -1,6 +1,6 @@
 """Export round trips: difference, size and ONNX Runtime latency, before and after half of the channels are removed.
 
-python tests/benchmarks/export.py [NET ...]
+python tests/benchmarks/exports.py [NET ...]
 """
 
 from __future__ import annotations
