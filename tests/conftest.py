@@ -14,11 +14,6 @@ sys.path.insert(0, str(Path(__file__).parent))
 torch.set_num_threads(1)
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """``torch.export`` starts autograd's threads, and a process that has them can fork no ranks: exports come last."""
-    items.sort(key=lambda item: "export" in item.nodeid)
-
-
 @pytest.fixture(autouse=True)
 def _seeded_and_clean() -> Iterator[None]:
     """Every test starts from one seed and must leave the process as it found it."""

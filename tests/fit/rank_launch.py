@@ -1,6 +1,7 @@
-"""Functions on several forked ranks, as ``torchrun`` would start them, with an end to every wait.
+"""Functions on several ranks, as ``torchrun`` would start them, with an end to every wait.
 
-Forked from the warm process: to import Lightning anew on every rank would take longer than the tests themselves.
+Forked from a server that has imported Lightning and done nothing else: to import it anew on every rank would take
+longer than the tests themselves, and a process with autograd's own threads (``torch.export`` starts them) cannot fork.
 """
 
 from __future__ import annotations
@@ -12,11 +13,13 @@ import socket
 import tempfile
 import time
 import traceback
+import warnings
 from collections.abc import Callable
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
+import cloudpickle
 import torch
 
 WAIT = 240.0
@@ -28,13 +31,14 @@ def on_ranks(ranks: int, function: Callable[..., Any], *args: Any, wait: float =
     Raises:
         TimeoutError: naming the ranks that were still waiting; they are killed.
     """
-    context = multiprocessing.get_context("fork")
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["lightning.pytorch", "torch._dynamo", "lightning_taylor"])
     port = _free_port()
+    # Tests hand over functions of their own, and their filters of warnings, which a fork would have had.
+    work = cloudpickle.dumps((function, args, warnings.filters))
     with tempfile.TemporaryDirectory() as folder:
         files = [Path(folder, f"{rank}.pkl") for rank in range(ranks)]
-        processes = [
-            context.Process(target=_run, args=(files[rank], rank, ranks, port, function, args)) for rank in range(ranks)
-        ]
+        processes = [context.Process(target=_run, args=(files[rank], rank, ranks, port, work)) for rank in range(ranks)]
         for process in processes:
             process.start()
         try:
@@ -63,12 +67,15 @@ def _join(processes: list[BaseProcess], wait: float) -> list[int]:
     return [rank for rank, process in enumerate(processes) if process.is_alive()]
 
 
-def _run(file: Path, rank: int, ranks: int, port: int, function: Callable[..., Any], args: tuple[Any, ...]) -> None:
+def _run(file: Path, rank: int, ranks: int, port: int, work: bytes) -> None:
     where = {"LOCAL_RANK": rank, "NODE_RANK": 0, "WORLD_SIZE": ranks, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
     os.environ.update({name: str(value) for name, value in where.items()})
     torch.set_num_threads(1)
+    torch.manual_seed(0)
     os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # the reports; errors go to stderr
     try:
+        function, args, filters = pickle.loads(work)
+        warnings.filters[:] = filters  # type: ignore[index]
         result: Any = function(rank, *args)
     except BaseException as error:
         traceback.print_exc()

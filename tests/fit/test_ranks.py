@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -93,15 +94,15 @@ class UnpicklableError(RuntimeError):
 
 @pytest.mark.parametrize(
     ("error", "seen"),
-    [(UnsupportedModelError("no"), UnsupportedModelError), (UnpicklableError(1, 2), PruningError)],
+    [(partial(UnsupportedModelError, "no"), UnsupportedModelError), (partial(UnpicklableError, 1, 2), PruningError)],
     ids=["portable", "unpicklable"],
 )
 @pytest.mark.parametrize("place", ["trace", "decision"])
 def test_an_error_on_rank_zero_is_raised_on_every_rank(
-    place: str, error: Exception, seen: type[Exception], tmp_path: Path
+    place: str, error: Callable[[], Exception], seen: type[Exception], tmp_path: Path
 ) -> None:
     def fail(*_: Any, **__: Any) -> Any:
-        raise error
+        raise error()
 
     def meddle(rank: int) -> None:
         if place == "trace":

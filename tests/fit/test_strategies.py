@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +20,11 @@ from lightning.pytorch.strategies import (
     Strategy,
 )
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from torch import nn
 
 from fit.boring import loader, trainer
 from fit.nets import Mixed, Net, pruning
+from fit.rank_launch import all_well, on_ranks
 from lightning_taylor.host import check_strategy
 
 
@@ -55,37 +57,28 @@ def test_single_devices_and_ddp_are_taken(make: Any) -> None:
     check_strategy(make(), allow_untested=False)
 
 
-@pytest.fixture
-def _port() -> Iterator[None]:
-    """Lightning's launcher leaves its port in the environment."""
-    yield
-    os.environ.pop("MASTER_PORT", None)
-
-
-@pytest.mark.usefixtures("_port")
-def test_a_forked_fit_brings_the_pruned_model_back(tmp_path: Path) -> None:
-    module = Mixed()
-    run = trainer([pruning()], default_root_dir=tmp_path, strategy="ddp_fork", devices=2, max_epochs=4)
+def _launched(rank: int, kind: type[Net], strategy: str, folder: Path) -> tuple[nn.Module, int]:
+    """What is left of a net by ranks that Lightning itself forks or spawns, for which this process has to be fresh."""
+    for name in ("LOCAL_RANK", "NODE_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"):
+        del os.environ[name]
+    module = kind()
+    run = trainer([pruning()], default_root_dir=folder, strategy=strategy, devices=2, max_epochs=4)
     run.fit(module, loader(), loader(seed=1))
-    assert module.net[0].out_channels == module.net[1].num_features < 8
-    assert module(torch.randn(2, 3, 12, 12)).shape == (2, 5)
-    assert not module._state_dict_hooks
+    return module.net, len(module._state_dict_hooks)
 
 
-@pytest.mark.usefixtures("_port")
-def test_a_forked_fit_of_a_module_that_cannot_take_the_result_is_refused_at_once(tmp_path: Path) -> None:
-    run = trainer([pruning()], default_root_dir=tmp_path, strategy="ddp_fork", devices=2)
-    with pytest.raises(Exception, match=r"class Net\(PrunedCheckpointMixin, ...\)"):
-        run.fit(Net(), loader(), loader(seed=1))
+@pytest.mark.parametrize("strategy", ["ddp_fork", pytest.param("ddp_spawn", marks=pytest.mark.slow)])
+def test_a_fit_in_children_brings_the_pruned_model_back(strategy: str, tmp_path: Path) -> None:
+    ((net, hooks),) = all_well(on_ranks(1, _launched, Mixed, strategy, tmp_path))
+    assert net[0].out_channels == net[1].num_features < 8
+    assert net(torch.randn(2, 3, 12, 12)).shape == (2, 5)
+    assert hooks == 0
 
 
-@pytest.mark.slow
-@pytest.mark.usefixtures("_port")
-def test_a_spawned_fit_brings_the_pruned_model_back(tmp_path: Path) -> None:
-    module = Mixed()
-    run = trainer([pruning()], default_root_dir=tmp_path, strategy="ddp_spawn", devices=2, max_epochs=4)
-    run.fit(module, loader(), loader(seed=1))
-    assert module.net[0].out_channels == module.net[1].num_features < 8
+def test_a_fit_in_children_of_a_module_that_cannot_take_the_result_is_refused_at_once(tmp_path: Path) -> None:
+    with pytest.raises(AssertionError, match="rank 0 raised") as failed:
+        all_well(on_ranks(1, _launched, Net, "ddp_fork", tmp_path))
+    assert re.search(r"class Net\(PrunedCheckpointMixin, ...\)", str(failed.value.__cause__))
 
 
 SCRIPT = """
