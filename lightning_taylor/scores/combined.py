@@ -30,7 +30,7 @@ class Combined(Criterion):
     Units: none, unless ``normalization`` is "none".
 
     Args:
-        first: a criterion.
+        first: the criterion to begin with.
         second: the criterion that is added to it.
         share: lambda, in [0, 1]. The paper's best, for Taylor and mean activation, lie between 0 and 0.12 and gain less
             than 0.004 of correlation.

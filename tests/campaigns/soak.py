@@ -88,7 +88,7 @@ def net(width: int) -> nn.Module:
     )  # fmt: skip
 
 
-def soak(events: int, *, every: int = 0, criterion: Criterion | None = None) -> list[Sample]:
+def soak(events: int, every: int = 0, *, criterion: Criterion | None = None) -> list[Sample]:
     """One fit with so many events of one channel each, and its samples."""
     width = (events + 60) // 3
     pruner = TaylorPruning(Target(channels=6 / (3 * width)), Iterative(1, 1), criterion, measure_latency=False)

@@ -23,6 +23,7 @@ import cloudpickle
 import torch
 
 WAIT = 240.0
+WHERE = ("LOCAL_RANK", "NODE_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 
 
 def on_ranks(ranks: int, function: Callable[..., Any], *args: Any, wait: float = WAIT) -> list[Any]:
@@ -60,6 +61,17 @@ def all_well(results: list[Any]) -> list[Any]:
     return results
 
 
+def alone(function: Callable[..., Any], *args: Any, wait: float = WAIT) -> Any:
+    """What ``function(*args)`` returns in a process that has run nothing before, and that can fork children itself."""
+    return all_well(on_ranks(1, _without_rank, function, args, wait=wait))[0]
+
+
+def _without_rank(rank: int, function: Callable[..., Any], args: tuple[Any, ...]) -> Any:
+    for name in WHERE:
+        del os.environ[name]
+    return function(*args)
+
+
 def _join(processes: list[BaseProcess], wait: float) -> list[int]:
     end = time.monotonic() + wait
     for process in processes:
@@ -68,8 +80,8 @@ def _join(processes: list[BaseProcess], wait: float) -> list[int]:
 
 
 def _run(file: Path, rank: int, ranks: int, port: int, work: bytes) -> None:
-    where = {"LOCAL_RANK": rank, "NODE_RANK": 0, "WORLD_SIZE": ranks, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-    os.environ.update({name: str(value) for name, value in where.items()})
+    values = (rank, 0, ranks, "127.0.0.1", port)
+    os.environ.update({name: str(value) for name, value in zip(WHERE, values, strict=True)})
     torch.set_num_threads(1)
     torch.manual_seed(0)
     os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # the reports; errors go to stderr

@@ -9,6 +9,8 @@ from campaigns.cases import Case
 from campaigns.kill import campaign
 from campaigns.soak import soak
 
+from fit.rank_launch import alone
+
 SLOW = [*bad_fits.CASES, *bad_checkpoints.CASES]
 
 
@@ -45,18 +47,18 @@ def _bad(case: Case) -> str:
 
 
 def test_killed_fits_go_on_from_their_last_checkpoint() -> None:
-    outcomes = campaign(count=3, seed=5)
+    outcomes = alone(campaign, 3, 5)
     assert [o for o in outcomes if o.faults or "not bitwise" in o.notes] == []
 
 
 @pytest.mark.slow
 def test_many_killed_fits_go_on_from_their_last_checkpoint() -> None:
-    outcomes = campaign(count=44, seed=11)
+    outcomes = alone(campaign, 44, 11, wait=900)
     assert [o for o in outcomes if o.faults or "not bitwise" in o.notes] == []
 
 
 def test_many_events_leave_nothing_behind() -> None:
-    first, *_, last = soak(80, every=20)
+    first, *_, last = alone(soak, 80, 20)
     assert last.hooks == first.hooks
     assert last.tensors <= first.tensors + 2
     assert last.elements < first.elements

@@ -24,7 +24,7 @@ from torch import nn
 
 from fit.boring import loader, trainer
 from fit.nets import Mixed, Net, pruning
-from fit.rank_launch import all_well, on_ranks
+from fit.rank_launch import alone
 from lightning_taylor.host import check_strategy
 
 
@@ -57,10 +57,8 @@ def test_single_devices_and_ddp_are_taken(make: Any) -> None:
     check_strategy(make(), allow_untested=False)
 
 
-def _launched(rank: int, kind: type[Net], strategy: str, folder: Path) -> tuple[nn.Module, int]:
+def _launched(kind: type[Net], strategy: str, folder: Path) -> tuple[nn.Module, int]:
     """What is left of a net by ranks that Lightning itself forks or spawns, for which this process has to be fresh."""
-    for name in ("LOCAL_RANK", "NODE_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"):
-        del os.environ[name]
     module = kind()
     run = trainer([pruning()], default_root_dir=folder, strategy=strategy, devices=2, max_epochs=4)
     run.fit(module, loader(), loader(seed=1))
@@ -69,7 +67,7 @@ def _launched(rank: int, kind: type[Net], strategy: str, folder: Path) -> tuple[
 
 @pytest.mark.parametrize("strategy", ["ddp_fork", pytest.param("ddp_spawn", marks=pytest.mark.slow)])
 def test_a_fit_in_children_brings_the_pruned_model_back(strategy: str, tmp_path: Path) -> None:
-    ((net, hooks),) = all_well(on_ranks(1, _launched, Mixed, strategy, tmp_path))
+    net, hooks = alone(_launched, Mixed, strategy, tmp_path)
     assert net[0].out_channels == net[1].num_features < 8
     assert net(torch.randn(2, 3, 12, 12)).shape == (2, 5)
     assert hooks == 0
@@ -77,7 +75,7 @@ def test_a_fit_in_children_brings_the_pruned_model_back(strategy: str, tmp_path:
 
 def test_a_fit_in_children_of_a_module_that_cannot_take_the_result_is_refused_at_once(tmp_path: Path) -> None:
     with pytest.raises(AssertionError, match="rank 0 raised") as failed:
-        all_well(on_ranks(1, _launched, Net, "ddp_fork", tmp_path))
+        alone(_launched, Net, "ddp_fork", tmp_path)
     assert re.search(r"class Net\(PrunedCheckpointMixin, ...\)", str(failed.value.__cause__))
 
 
