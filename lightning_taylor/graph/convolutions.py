@@ -60,8 +60,8 @@ def _grouped(call: Call, x: Labels | None, weight: Labels) -> Labels | None:
         return None if own_O is None or call.get("transposed") else Labels((spread_along(own_O, 1, call.out.shape),))
     inputs_GI, outputs_GO = x_I.view(groups, -1), own_O.view(groups, -1)
     units = [0] if outputs_GO.shape[1] == 1 or groups >= inputs_GI.shape[1] else [1]
-    read = ledger.grids.split(inputs_GI, call.where, call.where, units)
-    made = ledger.grids.split(outputs_GO, call.where, call.where, units)
+    read = ledger.grids.split(inputs_GI, call.where, call.place, units)
+    made = ledger.grids.split(outputs_GO, call.where, call.place, units)
     for dim, entries in ((0, made.axes[0]), (1, reads_I.numpy())):
         if (own := read.axes[dim]) is not None and entries is not None:
             ledger.tie(torch.from_numpy(own), torch.from_numpy(entries))

@@ -37,7 +37,7 @@ def group_norm(call: Call) -> list[Labels | None]:
     x_C = None if x is None or varying(x.slots[0]) != {1 - call.get("input").ndim} else vector_of(x.slots[0], 1)
     if x_C is None or groups == 1 or bool((x_C == NEUTRAL).any()):
         return normalized_over(call)
-    grid = call.tracer.ledger.grids.split(x_C.view(groups, -1), call.where, call.where, [0])
+    grid = call.tracer.ledger.grids.split(x_C.view(groups, -1), call.where, call.place, [0])
     if call.tracer.holds("num_groups", groups):
         grid.holders[call.tracer.module, "num_groups", 0] = groups
     for vector_C in vectors:

@@ -20,6 +20,7 @@ from lightning_taylor.graph.attributes import rule_of
 from lightning_taylor.graph.channels import Axis, Operation
 from lightning_taylor.graph.labels import Labels
 from lightning_taylor.graph.ledger import NEUTRAL, Ledger
+from lightning_taylor.graph.lines import running_line
 
 __all__ = ["Call", "Rule", "Tracer", "tensors_in"]
 
@@ -45,8 +46,13 @@ class Call:
 
     @property
     def where(self) -> str:
-        """The operator and the module that ran it, for reasons in words."""
-        return f"{self.name} in {self.tracer.module or 'the model itself'}"
+        """The operator, the module that ran it and the line of the model's code, for reasons in words."""
+        return f"{self.name} in {self.tracer.module or 'the model itself'}{running_line()}"
+
+    @property
+    def place(self) -> tuple[str, str]:
+        """The operator and the module, whichever line it is: what stands for all its calls."""
+        return self.name, self.tracer.module
 
     def get(self, name: str) -> Any:
         """An argument by its schema name, with the schema's default."""

@@ -17,6 +17,7 @@ from lightning_taylor.graph.attributes import known
 from lightning_taylor.graph.channels import ChannelGraph, ChannelGroup, Role
 from lightning_taylor.graph.copying import tensor_names
 from lightning_taylor.graph.ledger import Ledger
+from lightning_taylor.graph.lines import raising_line
 from lightning_taylor.graph.resize import follow_shapes, hold, resized
 
 __all__ = ["prove"]
@@ -213,4 +214,5 @@ def _relative(one: Tensor, other: Tensor) -> float:
 
 def _first_line(error: Exception) -> str:
     text = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {text[0][:160]}" if text else type(error).__name__
+    said = f"{type(error).__name__}: {text[0][:160]}" if text else type(error).__name__
+    return f"{said}{raising_line(error)}"

@@ -98,7 +98,7 @@ def select_measured(
         >>> len(selection.remove["a"]), selection.measured
         (51, {'latency': 0.694})
     """
-    demand = demand if isinstance(demand, Demand) else Demand(demand)
+    demand = demand if isinstance(demand, Demand) else Demand(demand, goal=demand)
     selector = Selector(scores, graph, min_channels=min_channels, round_to=round_to, flops_penalty=flops_penalty)
     if not demand.target.to_measure:
         return Selection(selector.choose(demand))

@@ -25,10 +25,12 @@ class Demand:
         target: what may remain after the event, as fractions of the dense model.
         channels: if given, remove this many channels and no more, and stop early once the target is met;
             if None, remove until the target is met.
+        goal: if given, the target of the whole fit: the event does not go needlessly far below it.
     """
 
     target: Target
     channels: int | None = None
+    goal: Target | None = None
 
 
 class Schedule(ABC):
@@ -142,7 +144,7 @@ class Gradual(Schedule):
         """At most the fractions that the curve allows at this step; at ``end_step`` exactly the target."""
         self._require_event(step)
         progress = (step - self.start_step) / (self.end_step - self.start_step)
-        return Demand(target.interpolate(progress, self.curve))
+        return Demand(target.interpolate(progress, self.curve), goal=target)
 
     def check(self, total_steps: int) -> None:
         """Check that the fit is long enough to reach ``end_step``, and with it the target."""
@@ -173,7 +175,7 @@ class OneShot(Schedule):
     def demand(self, step: int, target: Target) -> Demand:
         """The target itself."""
         self._require_event(step)
-        return Demand(target)
+        return Demand(target, goal=target)
 
     def check(self, total_steps: int) -> None:
         """Check that the fit is long enough to get to the one step."""

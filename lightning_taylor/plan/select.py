@@ -26,6 +26,7 @@ from lightning_taylor.plan.target import Target
 __all__ = ["Selector", "select"]
 
 _NEVER_MET = Target(channels=1e-12)  # less than one channel of anything
+_NEAR = 0.01  # of the dense model: a fit's target is not undercut by more than this where another choice lands closer
 
 
 def select(
@@ -44,8 +45,10 @@ def select(
     All channels are ranked together by score minus penalty; ties go by group order in the graph, then by index.
     The shortest prefix of the ranking that meets the demand is taken, and then, from the most important channel
     down, each one is put back that the demand can do without, since the last one taken may have saved far more
-    than was missing. Of what is removed in the end no group could keep even one block more. The same arguments
-    give the same answer on every machine.
+    than was missing. Of what is removed in the end no group could keep even one block more. Where that still ends
+    more than a hundredth of the dense model below the fit's own target, the block that was taken last is passed over
+    for the ones that follow in the ranking, and the closest of these choices is made: in a small net one channel of a
+    residual stage can be worth several per cent. The same arguments give the same answer on every machine.
 
     Units: scores are compared with each other across groups, so normalise them before; the penalty is in score
     units per MFLOP (1e6 FLOPs per example, 2 per multiply-add), which one channel's removal saves *now*.
@@ -54,7 +57,7 @@ def select(
         scores: group name -> shape ``(C,)``, any real dtype and device, larger is more important; read only.
             Groups without scores keep all their channels.
         graph: the graph at its present widths.
-        demand: what the event has to do; a bare target means "remove until it is met".
+        demand: what the event has to do; a bare target means "remove until it is met", as the goal of a fit.
         min_channels: every group keeps at least this many (or all it has, if fewer).
         round_to: kept counts are multiples of this, rounded up; a group's present width is always allowed.
         flops_penalty: lambda of Eq. 9; the paper uses 1e-3 where it uses it.
@@ -82,7 +85,7 @@ def select(
         {'a': tensor([1, 2])}
     """
     selector = Selector(scores, graph, min_channels=min_channels, round_to=round_to, flops_penalty=flops_penalty)
-    return selector.choose(demand if isinstance(demand, Demand) else Demand(demand))
+    return selector.choose(demand if isinstance(demand, Demand) else Demand(demand, goal=demand))
 
 
 class Selector:
@@ -112,10 +115,16 @@ class Selector:
         if demand.target.to_measure:
             raise ValueError(f"{demand.target} needs a measurement of {demand.target.to_measure}; see select_measured")
         goal, ranking = _Goal(self.cost, demand), self._ranking
-        length = bisect_left(range(len(ranking) + 1), True, key=lambda k: goal.met(ranking.counts(slice(k))))
-        if length > len(ranking):
-            return _everything(ranking, goal)
-        return ranking.channels(_give_back(ranking, length, goal))
+        best_G: Counts | None = None
+        order = np.arange(len(ranking))
+        while (length := _shortest(ranking, order, goal)) is not None:
+            removed_G = _give_back(ranking, order[:length], goal)
+            if best_G is None or goal.undercut(removed_G) < goal.undercut(best_G):
+                best_G = removed_G
+            if length == 0 or goal.undercut(best_G) <= _NEAR:
+                break
+            order = _passed_over(ranking, order, length - 1)
+        return _everything(ranking, goal) if best_G is None else ranking.channels(best_G)
 
     def everything(self) -> dict[str, Tensor]:
         """All channels that may go: every scored group at its smallest allowed width."""
@@ -138,6 +147,14 @@ class _Goal:
             return True
         return self.demand.target.met(self.cost.at_counts(removed_G), self.cost.dense)
 
+    def undercut(self, removed_G: Counts) -> float:
+        """How far a removal goes below the fit's target, in dense models; 0 if that is not at stake."""
+        target = self.demand.goal
+        if target is None or target.exact is None or self.demand.channels is not None:
+            return 0.0
+        has = target.exact.achieved(self.cost.at_counts(removed_G), self.cost.dense)
+        return min(fraction - has[name] for name, fraction in target.exact.asked.items())
+
 
 def _penalty_per_channel(cost: CostModel, flops_penalty: float) -> dict[str, float]:
     """Group -> what Eq. 9 takes off each score, in score units."""
@@ -157,15 +174,26 @@ def _everything(ranking: Ranking, goal: _Goal) -> dict[str, Tensor]:
     return ranking.channels(removed_G)
 
 
-def _give_back(ranking: Ranking, length: int, goal: _Goal) -> Counts:
-    """Walk a prefix from its most important block down and put back each that the goal can do without.
+def _shortest(ranking: Ranking, order: Counts, goal: _Goal) -> int | None:
+    """How many of these blocks, from the first on, meet the goal; None if all of them do not."""
+    length = bisect_left(range(len(order) + 1), True, key=lambda k: goal.met(ranking.counts(order[:k])))
+    return None if length > len(order) else length
+
+
+def _passed_over(ranking: Ranking, order: Counts, k: int) -> Counts:
+    """The order without its k-th block, and without the later ones of that group, which can only go after it."""
+    return np.concatenate([order[:k], order[k:][ranking.owners[order[k:]] != ranking.owners[order[k]]]])
+
+
+def _give_back(ranking: Ranking, taken: Counts, goal: _Goal) -> Counts:
+    """Walk the taken blocks from the most important down and put back each that the goal can do without.
 
     Putting a block back only makes every later one dearer, and a group's blocks can only return in their order:
     so a group that fails once has failed for good, and the run up to the next failure is found by bisection. That
     is the walk one by one, with about as many evaluations as there are groups instead of as there are channels.
     """
-    removed_G = ranking.counts(slice(length))
-    walk = np.arange(length)[::-1]
+    removed_G = ranking.counts(taken)
+    walk = taken[::-1]
     while walk.size:
         run = _longest_run(ranking, walk, removed_G, goal)
         removed_G = removed_G - ranking.counts(walk[:run])

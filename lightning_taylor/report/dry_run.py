@@ -90,7 +90,7 @@ def dry_run(
 
 def _demands(schedule: Schedule | None, target: Target, steps: int | None) -> Iterator[tuple[int | None, Demand]]:
     if schedule is None:
-        yield None, Demand(target)
+        yield None, Demand(target, goal=target)
         return
     for step in range(1, (steps or _LONGEST) + 1):
         if schedule.is_event(step):

@@ -15,6 +15,7 @@ from lightning_taylor.graph.trace import trace_channels
 from lightning_taylor.plan import Cost, CostModel, Record, Schedule, Target, check_reachable, default_schedule
 from lightning_taylor.plan.reach import allowed_widths
 from lightning_taylor.report.dry_run import RULE, InspectedEvent, dry_run
+from lightning_taylor.report.remedies import remedy_for
 from lightning_taylor.report.widths import widths_after, widths_now
 
 __all__ = ["InspectedLayer", "Inspection", "inspect_model"]
@@ -32,6 +33,7 @@ class InspectedLayer:
         flops: its share of the network's present FLOPs, in [0, 1].
         groups: the channel groups that its output channels belong to, by name; empty if none can be removed.
         reason: why its channels, or some of them, have to stay; empty if all can be removed.
+        remedy: what would make them removable, where something would.
     """
 
     layer: str
@@ -41,6 +43,7 @@ class InspectedLayer:
     flops: float
     groups: tuple[str, ...]
     reason: str = ""
+    remedy: str = ""
 
 
 @dataclass(frozen=True)
@@ -122,7 +125,8 @@ class Inspection:
                 least=least.get(layer, graph.shapes[tensor][dim]),
                 flops=shares[layer],
                 groups=groups[layer],
-                reason=graph.frozen.get(layer, ""),
+                reason=(reason := graph.frozen.get(layer, "")),
+                remedy=remedy_for(reason),
             )
             for layer, (tensor, dim) in graph.layers.items()
         )

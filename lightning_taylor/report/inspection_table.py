@@ -13,6 +13,7 @@ from rich.text import Text
 from lightning_taylor.plan import Cost, Target
 from lightning_taylor.report.dry_run import InspectedEvent
 from lightning_taylor.report.inspection import InspectedLayer, Inspection
+from lightning_taylor.report.remedies import remedy_for
 
 __all__ = ["inspection_tables"]
 
@@ -90,7 +91,10 @@ def _stay(layers: Sequence[InspectedLayer]) -> Table:
     table.add_column("layers that stay", overflow="fold")
     table.add_column("because", overflow="fold")
     for reason, names in by_reason.items():
-        table.add_row(Text("\n".join(names)), Text(reason))
+        because, remedy = Text(reason), remedy_for(reason)
+        if remedy:
+            because.append(f"\nwould help: {remedy}", style="italic")
+        table.add_row(Text("\n".join(names)), because)
     return table
 
 

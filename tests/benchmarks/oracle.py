@@ -59,14 +59,13 @@ class Block(nn.Module):
         return F.relu(out + F.pad(x[:, :, :: self.stride, :: self.stride], (0, 0, 0, 0, self.pad, self.pad)))
 
 
-class ResNet20(nn.Module):
-    """He et al.'s net for CIFAR-10."""
+class ResNet(nn.Module):
+    """He et al.'s net for CIFAR-10: three stages of as many blocks, 6 layers and 2 for each."""
 
-    def __init__(self) -> None:
+    def __init__(self, blocks: int) -> None:
         super().__init__()
         self.conv1, self.bn1 = nn.Conv2d(3, 16, 3, 1, 1, bias=False), nn.BatchNorm2d(16)
-        stages = [((16, 16, 1), (16, 16, 1), (16, 16, 1)), ((16, 32, 2), (32, 32, 1), (32, 32, 1))]
-        stages.append(((32, 64, 2), (64, 64, 1), (64, 64, 1)))
+        stages = [[(i, o, s), *[(o, o, 1)] * (blocks - 1)] for i, o, s in ((16, 16, 1), (16, 32, 2), (32, 64, 2))]
         self.layer1, self.layer2, self.layer3 = (nn.Sequential(*(Block(*b) for b in stage)) for stage in stages)
         self.linear = nn.Linear(64, 10)
 
@@ -100,8 +99,10 @@ def squeezenet(args: argparse.Namespace, seed: int) -> tuple[nn.Module, Dataset[
     return fine_tuned(args, seed, data)[0].net, data.train_set(augment=False), torch.zeros(1, 3, 128, 128)
 
 
-def resnet20(args: argparse.Namespace, seed: int) -> tuple[nn.Module, Dataset[Any], Tensor]:
-    data, model, kept = ZippedImages(args.data, "train"), ResNet20(), args.folder / f"start_{seed}.pt"
+def resnet(args: argparse.Namespace, seed: int) -> tuple[nn.Module, Dataset[Any], Tensor]:
+    depth = int(args.net.removeprefix("resnet"))
+    data, model = ZippedImages(args.data, "train"), ResNet((depth - 2) // 6)
+    kept = args.folder / f"start_{args.net}_{seed}.pt"
     if kept.exists():
         model.load_state_dict(torch.load(kept))
         return model, data, torch.zeros(1, 3, 32, 32)
@@ -123,7 +124,8 @@ def resnet20(args: argparse.Namespace, seed: int) -> tuple[nn.Module, Dataset[An
 
 NETS: dict[str, Callable[..., tuple[nn.Module, Dataset[Any], Tensor]]] = {
     "squeezenet": squeezenet,
-    "resnet20": resnet20,
+    "resnet20": resnet,
+    "resnet56": resnet,
 }
 
 

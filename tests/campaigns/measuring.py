@@ -139,7 +139,8 @@ def parts(reason: str, width: int) -> list[tuple[int, str]]:
 
 
 def kind(reason: str) -> str:
-    """A reason without names of modules, numbers and what an error said."""
+    """A reason without names of modules, lines, numbers and what an error said."""
+    reason = re.sub(r", [\w.-]+\.py:\d+", "", reason)
     reason = re.sub(r"(?<= in )(the model itself|[\w.-]+)", "...", reason)
     reason = re.sub(r" \(\w+: .*", "", reason, flags=re.S)
     return re.sub(r"\d[\d.e+-]*", "N", reason)

@@ -108,7 +108,7 @@ def test_a_network_of_torchvision_at_a_shape_of_the_users(run: Run) -> None:
     found = json.loads(out)
     assert found["met"]
     assert found["layers"][0] == {
-        "layer": "features.0", "dense": 64, "now": 64, "least": 1, "groups": ["features.0"], "reason": "",
+        "layer": "features.0", "dense": 64, "now": 64, "least": 1, "groups": ["features.0"], "reason": "", "remedy": "",
         "flops": pytest.approx(found["layers"][0]["flops"]),
     }  # fmt: skip
     assert found["layers"][-1]["reason"] == "reaches the output"

@@ -21,7 +21,7 @@ def graduals(draw):
 def test_the_last_gradual_event_demands_exactly_the_target(schedule):
     events = schedule.events(schedule.end_step + 50)
     assert events[-1] == schedule.end_step
-    assert schedule.demand(events[-1], TARGET) == Demand(TARGET)
+    assert schedule.demand(events[-1], TARGET) == Demand(TARGET, goal=TARGET)
 
 
 @given(graduals())
@@ -45,7 +45,7 @@ def test_iterative_events_come_every_n_steps_after_the_start(every, channels, st
 def test_one_shot_demands_the_target_once():
     schedule = OneShot(step=7)
     assert schedule.events(100) == [7]
-    assert schedule.demand(7, TARGET) == Demand(TARGET)
+    assert schedule.demand(7, TARGET) == Demand(TARGET, goal=TARGET)
 
 
 @given(st.integers(2, 10**6))

@@ -28,7 +28,8 @@ def problems(draw):
     }
     names = draw(st.sets(st.sampled_from(RESOURCES), min_size=1))
     target = Target(**{name: draw(st.integers(30, 100)) / 100 for name in names})
-    demand = Demand(target, draw(st.none() | st.integers(1, 12)))
+    goal = draw(st.none() | st.just(Target(**{name: draw(st.integers(30, 100)) / 100 for name in names})))
+    demand = Demand(target, draw(st.none() | st.integers(1, 12)), goal)
     options = {"min_channels": draw(st.integers(1, 3)), "round_to": draw(st.integers(1, 4))}
     return (sizes, spans, work), scores, demand, options
 
@@ -81,44 +82,80 @@ def test_a_target_is_met_and_no_removed_block_could_have_stayed(make_graph, plai
         assert not meets(target, plain_cost(graph.shrink(fewer)), plain_cost(graph))
 
 
-def walk_one_by_one(scores, graph, demand, plain_cost, *, min_channels, round_to):
-    """The definition: take channels one by one until the demand is met, then put them back one by one."""
-    position = {name: g for g, name in enumerate(graph.groups)}
-    order = sorted(
-        (score, position[name], index, name)
-        for name, score_C in scores.items()
-        for index, score in enumerate(score_C.tolist())
-    )
+def walk_one_by_one(scores, graph, demand, plain_cost, **options):
+    """The definition: take channels one by one until the demand is met, then put them back one by one.
 
-    def removed_for(counts):
-        return {
-            name: sorted([index for _, _, index, group in order if group == name][:count])
-            for name, count in counts.items()
-            if count
-        }
-
-    def done(counts):
-        enough = demand.channels is not None and sum(counts.values()) >= demand.channels
-        return enough or meets(demand.target, plain_cost(graph.shrink(removed_for(counts))), plain_cost(graph))
-
-    taken = dict.fromkeys(position, 0)
-    legal = dict.fromkeys(position, 0)
-    chosen = []
-    for *_, name in order:
-        if done(legal):
+    If that is far below the fit's target, do it again without the channel that was taken last and those that follow it
+    in its group, for as long as the demand can be met; the closest of these wins.
+    """
+    walk, best, barred = Walk(scores, graph, demand, plain_cost, **options), None, {}
+    while True:
+        counts, last = walk.forth(barred)
+        if not walk.done(counts):
             break
-        taken[name] += 1
-        chosen.append(name)
-        legal[name] = legal_count(graph.groups[name].size, taken[name], min_channels, round_to)
-    if not done(legal):
-        return removed_for(legal) if demand.channels is not None and any(legal.values()) else None
-    for name in reversed(chosen):
-        taken[name] -= 1
-        if taken[name] < legal[name]:
-            fewer = {**legal, name: one_block_back(graph.groups[name].size, legal[name], round_to)}
-            if done(fewer):
-                legal = fewer
-    return removed_for(legal)
+        counts = walk.back(counts)
+        if best is None or walk.undercut(counts) < walk.undercut(best):
+            best = counts
+        if last is None or walk.undercut(best) <= 0.01:
+            break
+        barred[last] = walk.chosen.count(last) - 1
+    if best is None:
+        return walk.removed_for(counts) if demand.channels is not None and any(counts.values()) else None
+    return walk.removed_for(best)
+
+
+class Walk:
+    """Removals are counts of channels per group, the least important ones first."""
+
+    def __init__(self, scores, graph, demand, plain_cost, *, min_channels, round_to):
+        self.graph, self.demand, self.plain_cost = graph, demand, plain_cost
+        self.min_channels, self.round_to, self.chosen = min_channels, round_to, []
+        position = {name: g for g, name in enumerate(graph.groups)}
+        self.order = sorted(
+            (score, position[name], index, name)
+            for name, score_C in scores.items()
+            for index, score in enumerate(score_C.tolist())
+        )
+
+    def removed_for(self, counts):
+        of = {name: [index for _, _, index, group in self.order if group == name] for name in counts}
+        return {name: sorted(of[name][:count]) for name, count in counts.items() if count}
+
+    def cost(self, counts):
+        return self.plain_cost(self.graph.shrink(self.removed_for(counts)))
+
+    def done(self, counts):
+        enough = self.demand.channels is not None and sum(counts.values()) >= self.demand.channels
+        return enough or meets(self.demand.target, self.cost(counts), self.plain_cost(self.graph))
+
+    def undercut(self, counts):
+        if self.demand.channels is not None or self.demand.goal is None:
+            return 0
+        cost, dense = self.cost(counts), self.plain_cost(self.graph)
+        return min(float(f) - getattr(cost, n) / getattr(dense, n) for n, f in self.demand.goal.asked.items())
+
+    def forth(self, barred):
+        """Take until it is done; what goes, and the group of the last channel that was taken."""
+        taken, legal = dict.fromkeys(self.graph.groups, 0), dict.fromkeys(self.graph.groups, 0)
+        self.chosen = []
+        for *_, name in self.order:
+            if self.done(legal):
+                break
+            if taken[name] != barred.get(name):
+                taken[name] += 1
+                self.chosen.append(name)
+                size = self.graph.groups[name].size
+                legal[name] = legal_count(size, taken[name], self.min_channels, self.round_to)
+        return legal, (self.chosen or [None])[-1]
+
+    def back(self, counts):
+        taken, legal = {name: self.chosen.count(name) for name in counts}, dict(counts)
+        for name in reversed(self.chosen):
+            taken[name] -= 1
+            if taken[name] < legal[name]:
+                fewer = {**legal, name: one_block_back(self.graph.groups[name].size, legal[name], self.round_to)}
+                legal = fewer if self.done(fewer) else legal
+        return legal
 
 
 def legal_count(size, taken, min_channels, round_to):

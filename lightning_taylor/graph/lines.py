@@ -1,0 +1,49 @@
+"""Which line of the model's own code is running, or raised: the innermost one outside torch and this package."""
+
+from __future__ import annotations
+
+import os
+import sys
+import traceback
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from types import FrameType
+
+import torch
+
+__all__ = ["raising_line", "running_line"]
+
+_HERE = Path(__file__).parent
+_CALLERS = {str(_HERE / "trace.py"), str(_HERE / "verify.py")}
+_PASSED = tuple(f"{folder}{os.sep}" for folder in (_HERE.parent, Path(torch.__file__).parent))
+
+
+def running_line() -> str:
+    """``", resnet.py:97"`` for a reason in words; empty where the model has no code of its own that is worth a name.
+
+    Only the file's name, not its folder: reasons go into checkpoints and reports, and are the same on every machine.
+    A cell of a notebook has a file whose name is a random number, and a line typed at a prompt has none.
+    """
+    return _innermost(_stack(sys._getframe(1)))
+
+
+def raising_line(error: BaseException) -> str:
+    """The same of an exception: the line of the model from which it came."""
+    frames = traceback.extract_tb(error.__traceback__)
+    return _innermost((frame.filename, frame.lineno or 0) for frame in reversed(frames))
+
+
+def _stack(frame: FrameType | None) -> Iterator[tuple[str, int]]:
+    while frame is not None:
+        yield frame.f_code.co_filename, frame.f_lineno
+        frame = frame.f_back
+
+
+def _innermost(frames: Iterable[tuple[str, int]]) -> str:
+    for file, line in frames:
+        if file in _CALLERS:
+            break
+        if not file.startswith(_PASSED):
+            nameless = file.startswith("<") or "ipykernel" in file
+            return "" if nameless else f", {Path(file).name}:{line}"
+    return ""
