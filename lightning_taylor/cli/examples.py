@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from lightning_taylor.cli.classes import import_class
 from lightning_taylor.cli.failure import debugging, fail
 from lightning_taylor.export.inputs import Inputs
+from lightning_taylor.graph.plain import call_from_plain
 
 __all__ = ["find_inputs", "random_inputs"]
 
@@ -25,7 +26,14 @@ def random_inputs(shapes: Sequence[Sequence[int]]) -> Inputs:
     return Inputs(tuple(torch.randn(*shape, generator=generator) for shape in shapes))
 
 
-def find_inputs(module: Any, shapes: Sequence[Sequence[int]] | None, config: Any, path: str) -> tuple[Inputs, str]:
+def find_inputs(
+    module: Any,
+    shapes: Sequence[Sequence[int]] | None,
+    config: Any,
+    path: str,
+    called_with: Sequence[Mapping[str, Any]] = (),
+    part: str = "",
+) -> tuple[Inputs, str]:
     """Inputs, and in words where they come from.
 
     Args:
@@ -33,6 +41,8 @@ def find_inputs(module: Any, shapes: Sequence[Sequence[int]] | None, config: Any
         shapes: of random inputs, if asked for.
         config: the configuration of a fit, if there is one.
         path: the checkpoint, beside whose folder a configuration may lie.
+        called_with: what the fit of the checkpoint called and with which shapes, as ``call_to_plain`` has it.
+        part: the part of the module that is asked for; "" for all of it.
     """
     if shapes:
         return random_inputs(shapes), "random numbers"
@@ -40,6 +50,11 @@ def find_inputs(module: Any, shapes: Sequence[Sequence[int]] | None, config: Any
     if isinstance(data, str) or (isinstance(data, dict) and "class_path" in data):
         return _first_batch(module, data if isinstance(data, dict) else {"class_path": data})
     example = getattr(module, "example_input_array", None)
+    if example is None and called_with:
+        # A training step that calls `self.net(x)` mostly has a `forward` that does the same.
+        by_module = {call["module"]: call for call in reversed(called_with)}
+        call = call_from_plain(by_module.get(part, called_with[0]), torch.Generator().manual_seed(0))
+        return Inputs(call.args, call.kwargs), "random numbers of the shapes that the fit had"
     if example is None:
         beside = Path(path).parent.parent / "config.yaml"
         or_config = f", or --model {beside}" if beside.is_file() else ""

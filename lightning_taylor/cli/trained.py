@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from lightning_taylor.checkpoint import load_pruned, origin_of
+from lightning_taylor.checkpoint import STATE_KEY, load_pruned, origin_of
 from lightning_taylor.cli.classes import class_path_of, import_class, read_config
 from lightning_taylor.cli.examples import find_inputs
 from lightning_taylor.cli.failure import debugging, fail
@@ -80,13 +80,19 @@ def read_trained(path: str, asked: argparse.Namespace) -> Trained:
     origin = origin_of(checkpoint) or {"dense": {}}
     dense = {name: tuple(shape) for name, shape in origin["dense"].items()}
     followers = tuple(follower_from_plain(plain) for plain in origin.get("followers", ()))
-    inputs, source = find_inputs(module, asked.input_shape, config, path)
     part = asked.submodule or ""
+    inputs, source = find_inputs(module, asked.input_shape, config, path, _called_with(checkpoint), part)
     if part:
         module, dense = _part(module, part), _below(part, dense)
         followers = tuple(_inside(part, followers))
     _try(module, inputs)
     return Trained(module, part, dense, followers, class_path, settings, inputs, source)
+
+
+def _called_with(checkpoint: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """What the fit called, if the checkpoint says so."""
+    state = checkpoint.get("callbacks", {}).get(STATE_KEY) or {}
+    return list((state.get("report") or {}).get("called_with", ()))
 
 
 def _inside(part: str, followers: Iterable[Follower]) -> Iterator[Follower]:

@@ -12,8 +12,16 @@ from typing import Any
 import torch
 
 from lightning_taylor.graph.channels import Axis, ChannelGraph, ChannelGroup, Follower, Operation, Role, Slice
+from lightning_taylor.graph.trace import ForwardCall
 
-__all__ = ["follower_from_plain", "follower_to_plain", "graph_from_plain", "graph_to_plain"]
+__all__ = [
+    "call_from_plain",
+    "call_to_plain",
+    "follower_from_plain",
+    "follower_to_plain",
+    "graph_from_plain",
+    "graph_to_plain",
+]
 
 
 def graph_to_plain(graph: ChannelGraph) -> dict[str, Any]:
@@ -71,6 +79,56 @@ def follower_from_plain(plain: list[Any]) -> Follower:
     """The follower that ``follower_to_plain`` was called on."""
     module, attribute, axis, dense, width = plain
     return Follower(module, attribute, _axis(axis), dense, width)
+
+
+def call_to_plain(call: ForwardCall) -> dict[str, Any] | None:
+    """The shapes and types of what a module was given; None if it was given more than tensors and plain values.
+
+    Example:
+        >>> call_to_plain(ForwardCall("net", (torch.zeros(1, 3),)))
+        {'module': 'net', 'args': [{'shape': [1, 3], 'dtype': 'float32'}], 'kwargs': {}}
+    """
+    try:
+        return {
+            "module": call.module,
+            "args": [_value_to_plain(value) for value in call.args],
+            "kwargs": {name: _value_to_plain(value) for name, value in call.kwargs.items()},
+        }
+    except TypeError:
+        return None
+
+
+def call_from_plain(plain: Mapping[str, Any], generator: torch.Generator | None = None) -> ForwardCall:
+    """A call of the same shapes: normally distributed numbers, and zeros for whole numbers and truth values."""
+    args = tuple(_value_from_plain(value, generator) for value in plain["args"])
+    kwargs = {name: _value_from_plain(value, generator) for name, value in plain["kwargs"].items()}
+    return ForwardCall(plain["module"], args, kwargs)
+
+
+def _value_to_plain(value: Any) -> Any:
+    if isinstance(value, torch.Tensor):
+        return {"shape": list(value.shape), "dtype": str(value.dtype).removeprefix("torch.")}
+    if type(value) in (list, tuple):
+        return {"of": type(value).__name__, "items": [_value_to_plain(v) for v in value]}
+    if type(value) is dict and all(type(key) is str for key in value):
+        return {"of": "dict", "items": {key: _value_to_plain(v) for key, v in value.items()}}
+    if value is None or type(value) in (bool, int, float, str):
+        return value
+    raise TypeError(f"{type(value).__name__} is neither a tensor nor a plain value")
+
+
+def _value_from_plain(plain: Any, generator: torch.Generator | None) -> Any:
+    if not isinstance(plain, Mapping):
+        return plain
+    if "shape" in plain:
+        dtype = getattr(torch, plain["dtype"])
+        if dtype.is_floating_point or dtype.is_complex:
+            return torch.randn(*plain["shape"], dtype=dtype, generator=generator)
+        return torch.zeros(*plain["shape"], dtype=dtype)
+    if plain["of"] == "dict":
+        return {key: _value_from_plain(v, generator) for key, v in plain["items"].items()}
+    values = [_value_from_plain(v, generator) for v in plain["items"]]
+    return tuple(values) if plain["of"] == "tuple" else values
 
 
 def _slice_to_plain(s: Slice) -> list[Any]:

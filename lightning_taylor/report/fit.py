@@ -14,6 +14,7 @@ from rich.console import Console
 from torch import Tensor
 
 from lightning_taylor.graph.copying import private_copy
+from lightning_taylor.graph.plain import call_to_plain
 from lightning_taylor.graph.trace import ForwardCall
 from lightning_taylor.graph.tracer import tensors_in
 from lightning_taylor.plan.latency import LatencyComparison, compare_latency
@@ -55,6 +56,8 @@ class FitReport:
         self.curve: list[dict[str, float]] = []
         self.scores: dict[str, dict[str, list[float]]] = {}
         """Quantiles of each group's normalised scores just before the "first" and the "last" event."""
+        self.called_with: list[dict[str, Any]] = []
+        """Shapes and types of what the model was called with, for those who meet it in a checkpoint."""
         self._calls: list[ForwardCall] = []
         self._batch = 1
 
@@ -62,6 +65,7 @@ class FitReport:
         """Keep one example of what the model is called with, for the latency at the end."""
         self._calls, batch = one_example(calls)
         self._batch = min(batch, _LARGEST_BATCH)
+        self.called_with = [plain for call in self._calls if (plain := call_to_plain(call))]
 
     def note(self, metrics: Mapping[str, float], step: int, pruner: Pruner) -> None:
         """Take down a validation's metrics; those of the last one before the first event are the dense ones."""
@@ -93,6 +97,7 @@ class FitReport:
             "after": dict(self.after),
             "curve": [dict(row) for row in self.curve],
             "scores": {when: {name: list(q) for name, q in groups.items()} for when, groups in self.scores.items()},
+            "called_with": list(self.called_with),
         }
 
     def load(self, plain: Mapping[str, Any]) -> None:
@@ -100,6 +105,7 @@ class FitReport:
         self.before, self.after = dict(plain["before"]), dict(plain["after"])
         self.curve = [dict(row) for row in plain["curve"]]
         self.scores = {when: dict(groups) for when, groups in plain.get("scores", {}).items()}
+        self.called_with = list(plain.get("called_with", ()))
 
     def show(
         self,

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 
 pytest.importorskip("jsonargparse", reason="needs the extra cli")
 pytest.importorskip("sklearn", reason="needs the extra recipes")
@@ -50,3 +52,15 @@ def pruned_fit(tmp_path_factory: pytest.TempPathFactory) -> Path:
             del os.environ[name]
     (checkpoint,) = folder.rglob("*.ckpt")
     return checkpoint
+
+
+@pytest.fixture
+def silent_fit(pruned_fit: Path, tmp_path: Path) -> Path:
+    """The same as an older release wrote it: it does not say what the model was called with. A config.yaml is near."""
+    content = torch.load(pruned_fit, weights_only=True)
+    del content["callbacks"]["TaylorPruning"]["report"]["called_with"]
+    path = tmp_path / "version_0" / "checkpoints" / "net.ckpt"
+    path.parent.mkdir(parents=True)
+    torch.save(content, path)
+    shutil.copy(pruned_fit.parent.parent / "config.yaml", path.parent.parent)
+    return path

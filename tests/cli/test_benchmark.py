@@ -102,7 +102,6 @@ MISTAKES = {
     "batch": (["CKPT", "--batch-size", "0"], "--batch-size: expected a whole number from 1 on, got '0'"),
     "repeats": (["CKPT", "--repeats=2"], "--repeats: expected at least 5 pairs, got 2"),
     "device": (["CKPT", "--device=gpu"], "--device gpu: "),
-    "no inputs": (["CKPT"], "what does ImageClassifier.forward take? Give --input-shape"),
 }
 
 

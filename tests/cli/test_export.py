@@ -106,7 +106,6 @@ MISTAKES = {
     ),
     "no format": (["CKPT"], "the following arguments are required: --format"),
     "option": (["CKPT", "--fromat=onnx"], "no option '--fromat'; did you mean --format?"),
-    "no inputs": (["CKPT", "--format=onnx"], "what does ImageClassifier.forward take? Give --input-shape, as in 1 3 "),
     "shape": (["CKPT", "--format=onnx", "--input-shape", "1", "x"], "expected a whole number from 1 on, got 'x'"),
     "wrong shape": (
         ["CKPT", "--format=onnx", "--input-shape", "1", "3", "8", "8"],
@@ -166,9 +165,21 @@ def test_the_class_that_a_checkpoint_names_is_imported_only_if_the_user_names_it
     assert (code, "(it says cli.trained_nets.Fire) Give --model cli.trained_nets.Fire" in err) == (2, True)
 
 
-def test_a_config_beside_the_checkpoint_is_pointed_at(run: Run, pruned_fit: Path, config: Path) -> None:
-    code, _, err = run("export", pruned_fit, "--format=onnx")
-    assert (code, f", or --model {config}" in err) == (2, True)
+def test_a_checkpoint_that_does_not_say_what_forward_takes_is_asked_for_with_the_config_near_it(
+    run: Run, silent_fit: Path
+) -> None:
+    code, _, err = run("export", silent_fit, "--format=onnx")
+    config = silent_fit.parent.parent / "config.yaml"
+    said = f"what does ImageClassifier.forward take? Give --input-shape, as in 1 3 224 224, or --model {config}"
+    assert (code, said in err) == (2, True)
+
+
+@pytest.mark.parametrize("part", ["", "net"])
+def test_a_checkpoint_alone_says_with_what_its_network_was_called(run: Run, checkpoint: Path, part: str) -> None:
+    code, out, err = run("export", checkpoint, "--format=onnx", *(["--submodule", part] if part else []))
+    assert (code, err) == (0, "")
+    assert "compared on random numbers of the shapes that the fit had" in out
+    assert "inputs 1x1x8x8 (any batch size)" in out
 
 
 def test_a_missing_extra_is_answered_with_what_to_install(

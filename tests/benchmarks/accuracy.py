@@ -1,0 +1,199 @@
+"""Accuracy at equal FLOPs: criteria, normalisations and Torch-Pruning side by side on one trained net.
+
+For each seed the net is fine-tuned once. From there, with equal steps, data order and learning rates, it goes on dense,
+and is pruned to each target by each method: events until half of the steps, fine-tuning for the rest. On the way it is
+measured on a part of the test images (the curve), at the end on ``--test`` of them. One JSON line a run; what is in the
+file already is not done again.
+
+    python tests/benchmarks/accuracy.py resnet56 --data cifar10_jpeg.zip --weights resnet56.th --out folder/
+    python tests/benchmarks/accuracy.py squeezenet --data flowers12/ --weights squeezenet1_1.pt --out folder/
+
+The methods "TP ..." need Torch-Pruning: ``uv run --with torch-pruning python tests/benchmarks/accuracy.py ...``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import logging
+import time
+import warnings
+from collections import defaultdict
+from pathlib import Path
+from statistics import mean, stdev
+from typing import Any
+
+import lightning as L
+import torch
+import torch.nn.functional as F
+from oracle import NETS, ZippedImages
+from rivals import TorchPruning
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset, Subset
+from torch.utils.flop_counter import FlopCounterMode
+
+from lightning_taylor import (
+    OBD,
+    ActivationMean,
+    Gradual,
+    Random,
+    Taylor,
+    TaylorBatch,
+    TaylorPruning,
+    WeightMagnitude,
+)
+from lightning_taylor.recipes.folder import ImageFolder
+
+METHODS: dict[str, tuple[Any, dict[str, Any]]] = {
+    "Taylor": (Taylor, {"normalization": "l2"}),
+    "Taylor raw": (Taylor, {"normalization": "none"}),
+    "Taylor+FLOPs": (Taylor, {"normalization": "l2", "flops_penalty": True}),
+    "TaylorBatch raw": (TaylorBatch, {"normalization": "none"}),
+    "OBD": (OBD, {"normalization": "l2"}),
+    "ActivationMean": (ActivationMean, {"normalization": "l2"}),
+    "WeightMagnitude": (WeightMagnitude, {"normalization": "l2"}),
+    "Random": (Random, {"normalization": "none"}),
+    "TP Taylor": ("taylor", {}),
+    "TP magnitude": ("magnitude", {}),
+}
+
+
+class Classifier(L.LightningModule):
+    """SGD with a cosine to zero, images flipped at random."""
+
+    def __init__(self, net: nn.Module, steps: int, lr: float) -> None:
+        super().__init__()
+        self.net, self.steps, self.lr = net, steps, lr
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        x, y = batch
+        x = torch.where(torch.rand(len(x), 1, 1, 1, device=x.device) < 0.5, x, x.flip(3))
+        return F.cross_entropy(self.net(x), y)
+
+    def validation_step(self, batch: Any, batch_idx: int) -> None:
+        x, y = batch
+        self.log("acc", (self.net(x).argmax(1) == y).float().mean(), batch_size=len(x))
+
+    def configure_optimizers(self) -> Any:
+        optimizer = torch.optim.SGD(self.parameters(), self.lr, momentum=0.9, weight_decay=1e-4)
+        schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, self.steps)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+
+class Curve(L.Callback):
+    """FLOPs and accuracy of every validation, the FLOPs of each method by the same counter."""
+
+    def __init__(self, example: Tensor) -> None:
+        self.example, self.points = example, []
+
+    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        accuracy = round(100 * float(trainer.callback_metrics["acc"]), 2)
+        self.points.append([trainer.global_step, flops(pl_module.net, self.example), accuracy])
+
+
+def flops(net: nn.Module, example: Tensor) -> int:
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        net(example)
+    return counter.get_total_flops()
+
+
+def test_images(args: argparse.Namespace, count: int) -> Dataset[Any]:
+    if args.net == "squeezenet":
+        data = ImageFolder(str(args.data), size=128, batch_size=32, num_workers=0, cache=True)
+        data.setup("validate")
+        return data.val_dataloader().dataset
+    data = ZippedImages(args.data, "test")
+    some = torch.randperm(len(data), generator=torch.Generator().manual_seed(0))[:count]
+    return Subset(data, some.tolist())
+
+
+def fitted(args: argparse.Namespace, seed: int, method: str, target: float) -> dict[str, Any]:
+    net, data, example = NETS[args.net](argparse.Namespace(**vars(args)), seed)
+    dense = flops(net, example)
+    L.seed_everything(1000 + seed, verbose=False)
+    epochs = -(-args.steps * args.batch // len(data))  # type: ignore[arg-type]
+    order = torch.cat([torch.randperm(len(data)) for _ in range(epochs)])  # type: ignore[arg-type]
+    train = DataLoader(Subset(data, order[: args.steps * args.batch].tolist()), args.batch)
+    curve = Curve(example)
+    callbacks: list[L.Callback] = [curve]
+    if method != "dense":
+        schedule = Gradual(every_n_steps=args.every, start_step=5, end_step=args.steps // 2)
+        criterion, options = METHODS[method]
+        if isinstance(criterion, str):
+            callbacks.insert(0, TorchPruning(criterion, target, schedule, example, dense, flops))
+        else:
+            penalty = args.flops_penalty if options.get("flops_penalty") else 0.0
+            options = (
+                {"min_channels": args.min_channels, "measure_latency": False} | options | {"flops_penalty": penalty}
+            )
+            callbacks.insert(0, TaylorPruning(target, schedule, criterion(), **options))
+    trainer = L.Trainer(
+        max_epochs=1, callbacks=callbacks, accelerator="auto", devices=1, logger=False, enable_checkpointing=False,
+        enable_progress_bar=False, enable_model_summary=False, num_sanity_val_steps=0,
+        val_check_interval=args.steps // args.points, default_root_dir=args.folder,
+    )  # fmt: skip
+    module = Classifier(net, args.steps, args.lr)
+    began = time.perf_counter()
+    trainer.fit(module, train, DataLoader(test_images(args, args.part), 250))
+    seconds = time.perf_counter() - began
+    trainer.validate(module, DataLoader(test_images(args, args.test), 250), verbose=False)
+    return {
+        "accuracy": round(100 * float(trainer.callback_metrics["acc"]), 2),
+        "flops": round(flops(net, example) / dense, 4),
+        "seconds": round(seconds, 1),
+        "curve": [[step, round(count / dense, 4), accuracy] for step, count, accuracy in curve.points],
+    }
+
+
+def main() -> None:
+    args = parsed()
+    args.folder.mkdir(parents=True, exist_ok=True)
+    torch.set_num_threads(args.threads)
+    warnings.filterwarnings("ignore")
+    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
+    settings = f"{args.steps}x{args.batch}_lr{args.lr}_every{args.every}_least{args.min_channels}"
+    file = args.folder / f"{args.net}_{settings}.jsonl"
+    rows = [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
+    done = {(row["seed"], row["method"], row["target"]) for row in rows}
+    jobs = [("dense", 1.0), *itertools.product(args.methods, args.targets)]
+    for seed, job in itertools.product(args.seeds, jobs):
+        if (seed, *job) in done:
+            continue
+        rows.append({"seed": seed, "method": job[0], "target": job[1]} | fitted(args, seed, *job))
+        with file.open("a") as lines:
+            lines.write(json.dumps(rows[-1]) + "\n")
+        print(json.dumps({k: v for k, v in rows[-1].items() if k != "curve"}), flush=True)
+    table: dict[tuple[str, float], list[float]] = defaultdict(list)
+    for row in rows:
+        table[row["method"], row["target"]].append(row["accuracy"])
+    for (method, target), values in table.items():
+        spread = stdev(values) if len(values) > 1 else float("nan")
+        print(f"{method:16} {target:4} mean {mean(values):5.1f} sd {spread:4.1f} {values}")
+
+
+def parsed() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("net", choices=NETS)
+    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--weights", type=Path, required=True)
+    parser.add_argument("--out", dest="folder", type=Path, default=Path("accuracy"))
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--methods", nargs="+", default=list(METHODS), choices=METHODS)
+    parser.add_argument("--targets", type=float, nargs="+", default=[0.5, 0.3])
+    parser.add_argument("--steps", type=int, default=200)
+    parser.add_argument("--every", type=int, default=5)
+    parser.add_argument("--batch", type=int, default=64)
+    parser.add_argument("--lr", type=float, default=0.01)
+    parser.add_argument("--epochs", type=int, default=8, help="of fine-tuning before it, for the SqueezeNet")
+    parser.add_argument("--flops-penalty", type=float, default=0.1, help="of Taylor+FLOPs, per MFLOP of a channel")
+    parser.add_argument("--min-channels", type=int, default=1)
+    parser.add_argument("--points", type=int, default=10, help="of the curve")
+    parser.add_argument("--part", type=int, default=1000, help="test images of a point")
+    parser.add_argument("--test", type=int, default=10000, help="test images of the end")
+    parser.add_argument("--threads", type=int, default=1)
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,65 @@
+"""Torch-Pruning in a Lightning callback, as a user of it would write one: for comparison with ``TaylorPruning``."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import lightning as L
+import torch
+from torch import Tensor, nn
+
+from lightning_taylor import Gradual, Target
+
+
+class TorchPruning(L.Callback):
+    """Prunes at the events of the same schedule to the same FLOPs; the optimizer goes on with what is left.
+
+    Scores are of the weights ("magnitude", L2) or of the weights and the gradients of the last batch ("taylor"), all
+    groups ranked together, as its documentation recommends for each. At every event it takes small steps until the
+    FLOPs are as low as the schedule asks. Momentum of parameters that it replaced is lost.
+    """
+
+    def __init__(
+        self,
+        importance: str,
+        target: float,
+        schedule: Gradual,
+        example: Tensor,
+        dense: int,
+        flops: Callable[[nn.Module, Tensor], int],
+    ) -> None:
+        self.importance, self.target, self.schedule = importance, Target(flops=target), schedule
+        self.example, self.dense, self.flops = example, dense, flops
+        self.pruner: Any = None
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        import torch_pruning as tp
+
+        kinds = {"taylor": tp.importance.GroupTaylorImportance, "magnitude": tp.importance.GroupMagnitudeImportance}
+        classes = [m for m in pl_module.net.modules() if isinstance(m, nn.Linear | nn.Conv2d)][-1]
+        self.pruner = tp.pruner.BasePruner(
+            pl_module.net, self.example, kinds[self.importance](), global_pruning=True, pruning_ratio=0.99,
+            max_pruning_ratio=0.95, iterative_steps=400, ignored_layers=[classes],
+        )  # fmt: skip
+
+    def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *_: Any) -> None:
+        step = trainer.global_step
+        if not self.schedule.is_event(step):
+            return
+        wanted = self.schedule.demand(step, self.target).target.flops * self.dense
+        training = pl_module.net.training
+        while self.flops(pl_module.net.eval(), self.example) > wanted:
+            before = sum(p.numel() for p in pl_module.net.parameters())
+            for _ in range(20):
+                self.pruner.step()
+                if sum(p.numel() for p in pl_module.net.parameters()) < before:
+                    break
+            else:
+                raise RuntimeError(f"Torch-Pruning finds nothing to remove at step {step}, {wanted:.3g} FLOPs wanted")
+        pl_module.net.train(training)
+        left, optimizer = list(pl_module.net.parameters()), trainer.optimizers[0]
+        optimizer.param_groups[0]["params"] = left
+        for parameter in set(optimizer.state) - set(left):
+            del optimizer.state[parameter]
+        torch.compiler.reset()
