@@ -115,9 +115,12 @@ def _patterns(name: str, value: Any) -> Iterator[str]:
         yield f"{name} takes name patterns such as 'layer4' or '*.conv1', got {wrong[0]!r} among them"
 
 
-def _count(name: str, value: Any) -> Iterator[str]:
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        yield f"{name} must be a whole number of at least 1, got {value!r}"
+def _count(least: int) -> Check:
+    def check(name: str, value: Any) -> Iterator[str]:
+        if isinstance(value, bool) or not isinstance(value, int) or value < least:
+            yield f"{name} must be a whole number of at least {least}, got {value!r}"
+
+    return check
 
 
 def _inputs(name: str, value: Any) -> Iterator[str]:
@@ -140,12 +143,13 @@ CHECKS: Mapping[str, Check] = {
     "normalization": _normalization,
     "flops_penalty": _penalty,
     "ignore": _patterns,
-    "min_channels": _count,
-    "round_to": _count,
+    "min_channels": _count(1),
+    "round_to": _count(1),
     "example_inputs": _inputs,
     "measure_latency": _switch,
     "guard": _instance(Guard, 'a Guard such as Guard("val_acc", max_drop=0.02)'),
     "allow_untested_strategy": _switch,
+    "oracle_sample": _count(0),
 }
 
 

@@ -5,6 +5,7 @@ The callback says what happened in the Trainer; the session knows what is due. I
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, final
@@ -26,6 +27,7 @@ from lightning_taylor.pruner import Pruner
 from lightning_taylor.report.fit import FitReport
 from lightning_taylor.report.summary import PruningSummary
 from lightning_taylor.report.widths import Size, widths_now
+from lightning_taylor.study.spot import spot_check
 from lightning_taylor.surgery import Copy
 from lightning_taylor.surgery.transaction import signals_deferred
 
@@ -59,6 +61,7 @@ class Session:
         self._length: float | None = None
         self._pending: int | None = None
         self._spent_batch = False
+        self._unchecked = False
         self.changed = False
         """Whether this fit has removed anything."""
         self._compiled = compiled_graphs()
@@ -223,6 +226,22 @@ class Session:
         assert self._pending is not None
         decided = self._pruner.decide(self._schedule, self._pending)
         return f"the event of step {self._pending} has to wait: {decided}" if isinstance(decided, str) else decided
+
+    def check_scores(self, module: nn.Module, batch: Any, channels: int) -> float | None:
+        """How well the scores of the event that is due rank some channels; a warning, once, where nobody can tell."""
+        assert self._pruner is not None
+        try:
+            found = spot_check(module, self._pruner.graph, self._pruner.scores, batch, channels, seed=self._step)
+        except Exception as error:  # of the user's training step, which was not made to run apart from a Trainer
+            if not self._unchecked:
+                name, said = type(module).__name__, f"{type(error).__name__}: {error}"
+                warnings.warn(
+                    f"oracle_sample: {name}'s training step does not run apart from its Trainer: {said}", stacklevel=2
+                )
+            self._unchecked = True
+            return None
+        self.report.note_oracle(self._step, found)
+        return found
 
     def remove(self, selection: Selection, optimizers: Iterable[Optimizer], copies: Iterable[Copy]) -> None:
         """Remove what was decided, from the model and all that mirrors it."""

@@ -56,6 +56,8 @@ class FitReport:
         self.curve: list[dict[str, float]] = []
         self.scores: dict[str, dict[str, list[float]]] = {}
         """Quantiles of each group's normalised scores just before the "first" and the "last" event."""
+        self.oracle: list[dict[str, float]] = []
+        """At events that were checked: "step", and the scores' "correlation" with the oracle."""
         self.called_with: list[dict[str, Any]] = []
         """Shapes and types of what the model was called with, for those who meet it in a checkpoint."""
         self._calls: list[ForwardCall] = []
@@ -90,6 +92,10 @@ class FitReport:
         last = {name: quantiles(score_C) for name, score_C in scores.items()}
         self.scores = {"first": self.scores.get("first", last), "last": last}
 
+    def note_oracle(self, step: int, correlation: float) -> None:
+        """Take down how well the scores of an event ranked some channels."""
+        self.oracle.append({"step": step, "correlation": correlation})
+
     def to_plain(self) -> dict[str, Any]:
         """What was noted, in plain types."""
         return {
@@ -97,6 +103,7 @@ class FitReport:
             "after": dict(self.after),
             "curve": [dict(row) for row in self.curve],
             "scores": {when: {name: list(q) for name, q in groups.items()} for when, groups in self.scores.items()},
+            "oracle": [dict(row) for row in self.oracle],
             "called_with": list(self.called_with),
         }
 
@@ -105,6 +112,7 @@ class FitReport:
         self.before, self.after = dict(plain["before"]), dict(plain["after"])
         self.curve = [dict(row) for row in plain["curve"]]
         self.scores = {when: dict(groups) for when, groups in plain.get("scores", {}).items()}
+        self.oracle = [dict(row) for row in plain.get("oracle", ())]
         self.called_with = list(plain.get("called_with", ()))
 
     def show(
@@ -139,6 +147,7 @@ class FitReport:
             compiled_graphs=compiled,
             curve=self.curve,
             scores=self.scores,
+            oracle=self.oracle,
             environment=environment,
         )
         data, page = Path(folder) / "pruning.json", Path(folder) / "pruning.html"

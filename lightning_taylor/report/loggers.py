@@ -104,7 +104,9 @@ def log_size(trainer: Trainer, size: Size) -> None:
     _scalars(trainer, _sizes(size))
 
 
-def log_event(trainer: Trainer, event: Event, size: Size, scores: Mapping[str, Tensor]) -> None:
+def log_event(
+    trainer: Trainer, event: Event, size: Size, scores: Mapping[str, Tensor], correlation: float | None = None
+) -> None:
     """What an event removed, how long it took, what is left, and how the scores that decided it were spread.
 
     Args:
@@ -112,6 +114,7 @@ def log_event(trainer: Trainer, event: Event, size: Size, scores: Mapping[str, T
         event: the latest.
         size: after it.
         scores: group -> shape ``(C,)``, normalised, C as before the event; empty on all ranks but the first.
+        correlation: of these with the oracle, if they were checked.
     """
     values = {
         **_sizes(size),
@@ -121,6 +124,8 @@ def log_event(trainer: Trainer, event: Event, size: Size, scores: Mapping[str, T
     if scores:
         spread = quantiles(torch.cat([score_C.flatten() for score_C in scores.values()]))
         values |= {f"pruning/score/{name}": value for name, value in zip(_QUANTILES, spread, strict=True)}
+    if correlation is not None:
+        values["pruning/oracle_correlation"] = correlation
     _scalars(trainer, values)
     step = _step(trainer)
     _each(trainer, "the histograms", lambda logger: show_histograms(logger, scores, step))

@@ -18,7 +18,7 @@ from lightning_taylor.report.figures import figures
 from lightning_taylor.report.figures.style import png
 from lightning_taylor.report.files import write_file
 from lightning_taylor.report.summary import PruningSummary
-from lightning_taylor.report.totals import latency_line, totals, verdict
+from lightning_taylor.report.totals import latency_line, oracle_line, totals, verdict
 
 __all__ = ["page", "write_page"]
 
@@ -101,6 +101,8 @@ def _conditions(summary: PruningSummary) -> list[tuple[str, str]]:
             continue
         text = ", ".join(f"{key} {of}" for key, of in value.items()) if isinstance(value, Mapping) else str(value)
         rows.append((name.replace("_", " "), text))
+    if summary.oracle:
+        rows.append(("scores against the oracle", oracle_line(summary).partition(": ")[2].rstrip(".")))
     if summary.compiled_graphs:
         rows.append(("graphs made by torch.compile", str(summary.compiled_graphs)))
     return rows

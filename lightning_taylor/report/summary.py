@@ -63,6 +63,8 @@ class PruningSummary:
         curve: one row per validation: "step", "flops" (those of the network that was validated) and its metrics.
         scores: "first" and "last" -> group -> quantiles 0, .05, .25, .5, .75, .95 and 1 of its normalised scores,
             as they were just before the first and the latest event.
+        oracle: one row per event at which the scores were checked: "step" and their rank "correlation" with what
+            the removal of some channels did to the loss.
         widths: for each event, the channels of every layer that can lose some, after it.
         environment: where and how the report was measured: "machine", "device", "versions", "batch_size", and in
             bytes "state_dict_bytes" and "peak_bytes" (of one inference), each as {"dense": ..., "pruned": ...}.
@@ -83,6 +85,7 @@ class PruningSummary:
     compiled_graphs: int = 0
     curve: tuple[Mapping[str, float], ...] = ()
     scores: Mapping[str, Mapping[str, tuple[float, ...]]] = field(default_factory=dict)
+    oracle: tuple[Mapping[str, float], ...] = ()
     widths: tuple[Mapping[str, int], ...] = ()
     environment: Mapping[str, Any] = field(default_factory=dict)
 
@@ -100,6 +103,7 @@ class PruningSummary:
         compiled_graphs: int = 0,
         curve: Sequence[Mapping[str, float]] = (),
         scores: Mapping[str, Mapping[str, Sequence[float]]] | None = None,
+        oracle: Sequence[Mapping[str, float]] = (),
         environment: Mapping[str, Any] | None = None,
     ) -> PruningSummary:
         """The summary of a pruned graph, which knows its dense shapes.
@@ -115,6 +119,7 @@ class PruningSummary:
             compiled_graphs: how many ``torch.compile`` made.
             curve: one row per validation.
             scores: quantiles of each group's scores, "first" and "last".
+            oracle: one row per event at which the scores were checked.
             environment: where it was measured, sizes and peak memory.
         """
         cost = CostModel(graph)
@@ -137,6 +142,7 @@ class PruningSummary:
             compiled_graphs=compiled_graphs,
             curve=tuple(dict(row) for row in curve),
             scores={when: {g: tuple(q) for g, q in groups.items()} for when, groups in (scores or {}).items()},
+            oracle=tuple(dict(row) for row in oracle),
             widths=widths_after(graph, record or Record()),
             environment=dict(environment or {}),
         )
@@ -170,6 +176,7 @@ class PruningSummary:
             **({"compiled_graphs": self.compiled_graphs} if self.compiled_graphs else {}),
             "curve": [dict(row) for row in self.curve],
             "scores": {when: {g: list(q) for g, q in groups.items()} for when, groups in self.scores.items()},
+            **({"oracle": [dict(row) for row in self.oracle]} if self.oracle else {}),
             "widths": [dict(row) for row in self.widths],
             "environment": dict(self.environment),
         }

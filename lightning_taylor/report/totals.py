@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from lightning_taylor.report.summary import Change, PruningSummary
 
-__all__ = ["Total", "latency_line", "shortly", "size", "totals", "verdict"]
+__all__ = ["Total", "latency_line", "oracle_line", "shortly", "size", "totals", "verdict"]
 
 
 @dataclass(frozen=True)
@@ -54,6 +54,21 @@ def latency_line(summary: PruningSummary) -> str:
         return ""
     batch = summary.environment.get("batch_size")
     return f"Latency{f' at batch size {batch}' if batch else ''}: {summary.latency.verdict}."
+
+
+def oracle_line(summary: PruningSummary) -> str:
+    """How well the scores predicted the loss, over the events at which that was checked.
+
+    Example:
+        >>> from lightning_taylor.report.summary import Change, PruningSummary
+        >>> checks = ({"step": 5, "correlation": 0.5}, {"step": 9, "correlation": 0.8})
+        >>> oracle_line(PruningSummary({}, Change(1, 1), Change(1, 1), Change(1, 1), (), oracle=checks))
+        'Scores against the oracle: mean rank correlation 0.65 over 2 events (0.50 to 0.80).'
+    """
+    found = [row["correlation"] for row in summary.oracle]
+    spread = f"({min(found):.2f} to {max(found):.2f})"
+    events = f"{len(found)} event{'s' * (len(found) > 1)}"
+    return f"Scores against the oracle: mean rank correlation {sum(found) / len(found):.2f} over {events} {spread}."
 
 
 def shortly(value: float) -> str:

@@ -92,6 +92,7 @@ CASES = [
          ("guard.monitor=val_loss", "guard.max_drop=1", "guard.action=rollback", "guard.mode=min")),
     Case("guard", None, "null", ("guard=null",)),
     Case("allow_untested_strategy", True, "true", ("allow_untested_strategy=true",)),
+    Case("oracle_sample", 64, "64", ("oracle_sample=64",)),
 ]  # fmt: skip
 IDS = [f"{case.option}={case.python!r}" for case in CASES]
 
