@@ -13,12 +13,7 @@ from lightning.pytorch.utilities.seed import isolate_rng
 from torch import Tensor
 from typing_extensions import override
 
-from lightning_taylor.checkpoint import (
-    ShapeFitter,
-    origin_of,
-    was_pruned,
-    widths_of,
-)
+from lightning_taylor.checkpoint import ShapeFitter, origin_of, was_pruned, widths_of
 from lightning_taylor.graph.channels import ChannelGraph
 from lightning_taylor.graph.copying import batch_size
 from lightning_taylor.graph.trace import ForwardCall, require_groups
@@ -80,6 +75,8 @@ class TaylorPruning(Callback):
         allow_untested_strategy: go on with a strategy that is neither single-device nor DDP.
         oracle_sample: at each event, remove so many random channels one by one on a copy, and log how well the scores
             predicted what that does to the loss (Spearman's correlation); costs about half a step for each.
+        allow_inexact_norms: also remove channels that a LayerNorm or GroupNorm averages over, as in ConvNeXt
+            and Swin; its statistics then run over those that are left, which changes the outputs a little.
 
     Raises:
         ValueError: listing every value of a wrong type or outside its range.
@@ -104,6 +101,7 @@ class TaylorPruning(Callback):
         guard: Guard | None = None,
         allow_untested_strategy: bool = False,
         oracle_sample: int = 0,
+        allow_inexact_norms: bool = False,
     ) -> None:
         check_arguments({name: value for name, value in locals().items() if name not in ("self", "__class__")})
         super().__init__()
@@ -117,6 +115,7 @@ class TaylorPruning(Callback):
         self.allow_untested_strategy = allow_untested_strategy
         self.guard = guard
         self.oracle_sample = oracle_sample
+        self.allow_inexact_norms = allow_inexact_norms
         self._session = Session(self.options, guard)
         self._fitter: ShapeFitter | None = None
         self._global_step = 0
@@ -310,7 +309,8 @@ class TaylorPruning(Callback):
 
     def _begin(self, trainer: Trainer, pl_module: LightningModule, calls: list[ForwardCall]) -> None:
         """Trace on rank zero, share the graph, and start to score."""
-        graph = share(trainer.strategy, lambda: require_groups(trace_step(pl_module, calls, self.ignore)))
+        options = {"ignore": self.ignore, "allow_inexact_norms": self.allow_inexact_norms}
+        graph = share(trainer.strategy, lambda: require_groups(trace_step(pl_module, calls, **options)))
         self._session.begin(pl_module, graph, calls)
         share(trainer.strategy, lambda: self._session.measure_with(calls))
 
@@ -337,7 +337,10 @@ class TaylorPruning(Callback):
         return settings_of(self.options, schedule=self.schedule, guard=self.guard)
 
     def _hyperparameters(self) -> dict[str, Any]:
-        own = {name: getattr(self, name) for name in ("schedule", "guard", "ignore", "measure_latency")}
+        own = {
+            name: getattr(self, name)
+            for name in ("schedule", "guard", "ignore", "measure_latency", "allow_inexact_norms")
+        }
         return loggers.plain_settings(**{**vars(self.options), **own, "target": self.options.target.asked})
 
     def _close_fitter(self) -> None:

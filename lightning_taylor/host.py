@@ -167,8 +167,14 @@ def example_call(inputs: Any, pl_module: LightningModule) -> ForwardCall:
     return ForwardCall("", inputs if isinstance(inputs, tuple) else (inputs,))
 
 
-def trace_step(pl_module: LightningModule, calls: list[ForwardCall], ignore: Sequence[str]) -> ChannelGraph:
-    """The graph of what a training step called.
+def trace_step(
+    pl_module: LightningModule,
+    calls: list[ForwardCall],
+    *,
+    ignore: Sequence[str] = (),
+    allow_inexact_norms: bool = False,
+) -> ChannelGraph:
+    """The graph of what a training step called; the options are those of ``trace_channels``.
 
     Raises:
         UnsupportedModelError: if it called nothing.
@@ -178,7 +184,7 @@ def trace_step(pl_module: LightningModule, calls: list[ForwardCall], ignore: Seq
             f"the training step of {type(pl_module).__name__} called no module with parameters before its first "
             "backward pass, so there is nothing to trace; pass example_inputs="
         )
-    return trace_calls(pl_module, calls, ignore=ignore)
+    return trace_calls(pl_module, calls, ignore=ignore, allow_inexact_norms=allow_inexact_norms)
 
 
 def gradient_scale(trainer: Trainer, pl_module: LightningModule) -> float | Tensor:

@@ -150,6 +150,7 @@ CHECKS: Mapping[str, Check] = {
     "guard": _instance(Guard, 'a Guard such as Guard("val_acc", max_drop=0.02)'),
     "allow_untested_strategy": _switch,
     "oracle_sample": _count(0),
+    "allow_inexact_norms": _switch,
 }
 
 

@@ -41,17 +41,18 @@ class Looked:
     steps: float
 
 
-def look(args: list[str], ignore: Sequence[str] | None = None) -> Looked:
+def look(args: list[str], ignore: Sequence[str] | None = None, *, inexact_norms: bool = False) -> Looked:
     """Begin the fit that a command line asks for, and stop it at its first batch; nothing is written.
 
     Args:
         args: a command line of ``lightning-taylor fit``.
         ignore: patterns in place of the callback's own.
+        inexact_norms: allow them, whatever the callback says.
 
     Raises:
         SystemExit: for a mistake in the configuration, or a fit without a batch.
     """
-    looking = _Looking(ignore)
+    looking = _Looking(ignore, inexact_norms)
     with _hushed():
         _DryCLI([*args, *ASIDE], looking)
     if looking.graph is None:
@@ -66,11 +67,11 @@ class _SeenError(Exception):
 class _Looking(Callback):
     """Traces what the first batch is given to, and ends the fit."""
 
-    def __init__(self, ignore: Sequence[str] | None) -> None:
+    def __init__(self, ignore: Sequence[str] | None, inexact_norms: bool) -> None:
         self.pruner = TaylorPruning()
         self.graph: ChannelGraph | None = None
         self.steps = float("inf")
-        self._ignore = ignore
+        self._ignore, self._inexact_norms = ignore, inexact_norms
         self._recorder: CallRecorder | None = None
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -99,7 +100,10 @@ class _Looking(Callback):
         return list(self._recorder.calls)
 
     def _trace(self, pl_module: LightningModule, calls: list[ForwardCall]) -> None:
-        self.graph = trace_step(pl_module, calls, self.pruner.ignore if self._ignore is None else self._ignore)
+        pruner = self.pruner
+        ignore = pruner.ignore if self._ignore is None else self._ignore
+        inexact = pruner.allow_inexact_norms or self._inexact_norms
+        self.graph = trace_step(pl_module, calls, ignore=ignore, allow_inexact_norms=inexact)
         raise _SeenError
 
 

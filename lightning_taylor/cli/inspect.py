@@ -45,6 +45,7 @@ def run(args: list[str]) -> None:
         ignore=None if options.ignore is None else tuple(options.ignore),
         min_channels=options.min_channels,
         round_to=options.round_to,
+        allow_inexact_norms=options.allow_inexact_norms or None,
     )
     show(_inspect(options, request, rest), as_json=options.json)
 
@@ -125,6 +126,9 @@ def _parser(*, with_source: bool) -> Parser:
     parser.add_argument("--ignore", metavar="PATTERN", nargs="+", help="name patterns of layers that stay whole")
     parser.add_argument("--min-channels", metavar="N", type=positive, help="fewest channels that a group may keep")
     parser.add_argument("--round-to", metavar="N", type=positive, help="groups keep a multiple of this many channels")
+    parser.add_argument(
+        "--allow-inexact-norms", action="store_true", help="also channels that a LayerNorm averages over"
+    )
     parser.add_argument("--json", action="store_true", help="print everything as JSON, every event included")
     return parser
 

@@ -36,6 +36,7 @@ class Request:
     ignore: tuple[str, ...] | None = None
     min_channels: int | None = None
     round_to: int | None = None
+    allow_inexact_norms: bool | None = None
 
 
 def of_name(name: str, request: Request, shape: Sequence[int] | None) -> Inspection:
@@ -68,7 +69,7 @@ def of_config(args: list[str], request: Request) -> Inspection:
     Raises:
         ValueError: if the fit is too short for its schedule, or of unknown length and has none.
     """
-    looked = look(args, request.ignore)
+    looked = look(args, request.ignore, inexact_norms=bool(request.allow_inexact_norms))
     pruner, options = looked.pruner, looked.pruner.options
     steps = request.steps or (int(looked.steps) if looked.steps != float("inf") else None)
     return Inspection.of(

@@ -29,7 +29,14 @@ VIRTUAL = "<grid>"
 class Ledger:
     """Collects ties, freezes and roles during a trace; union-find is left to the end, when all are known."""
 
-    def __init__(self, shapes: Mapping[str, tuple[int, ...]], buffers: frozenset[str] = frozenset()) -> None:
+    def __init__(
+        self,
+        shapes: Mapping[str, tuple[int, ...]],
+        buffers: frozenset[str] = frozenset(),
+        *,
+        inexact_norms: bool = False,
+    ) -> None:
+        self.inexact_norms = inexact_norms
         self._buffers = buffers
         self.seen: set[str] = set()
         self.followers: dict[tuple[str, str], tuple[Axis, int]] = {}

@@ -1,9 +1,13 @@
 """Rules for normalisations: exact where statistics are a channel's own, or a group's that goes whole.
 
+Where they run over the channels, those can go only if the user allows it: see ``graph.statistics``.
+
 Shape legend: O = output channels, I = input channels, C = channels, G = groups of channels.
 """
 
 from __future__ import annotations
+
+from torch import Tensor
 
 from lightning_taylor.graph.channels import Role
 from lightning_taylor.graph.labels import Labels, is_constant, varying
@@ -37,7 +41,8 @@ def group_norm(call: Call) -> list[Labels | None]:
     x_C = None if x is None or varying(x.slots[0]) != {1 - call.get("input").ndim} else vector_of(x.slots[0], 1)
     if x_C is None or groups == 1 or bool((x_C == NEUTRAL).any()):
         return normalized_over(call)
-    grid = call.tracer.ledger.grids.split(x_C.view(groups, -1), call.where, call.place, [0])
+    units = [0, 1] if call.tracer.ledger.inexact_norms else [0]
+    grid = call.tracer.ledger.grids.split(x_C.view(groups, -1), call.where, call.place, units)
     if call.tracer.holds("num_groups", groups):
         grid.holders[call.tracer.module, "num_groups", 0] = groups
     for vector_C in vectors:
@@ -48,15 +53,30 @@ def group_norm(call: Call) -> list[Labels | None]:
 
 def normalized_over(call: Call) -> list[Labels | None]:
     """Exact only while no channel lies in the dimensions that are averaged over."""
-    x = call.labels("input")
-    if call.name == "native_group_norm":
-        dims: tuple[int, ...] = tuple(range(1, call.get("input").ndim))
-    else:
-        dims = tuple(range(-len(call.get("normalized_shape")), 0))
-    for slot in x.slots if x is not None else ():
-        if not is_constant(slot, dims):
-            reason = f"its statistics run over the channels ({call.where}), so removing one changes the others"
-            call.tracer.ledger.freeze(slot, reason)
+    x, ndim = call.labels("input"), call.get("input").ndim
+    over = ndim - 1 if call.name == "native_group_norm" else len(call.get("normalized_shape"))
+    dims = tuple(range(-over, 0))
+    slots = [slot for slot in (x.slots if x is not None else ()) if not is_constant(slot, dims)]
+    if call.tracer.ledger.inexact_norms and _goes_along(call, slots, 1 if over == ndim - 1 > 1 else -1):
+        return [x]
+    for slot in slots:
+        reason = f"its statistics run over the channels ({call.where}), so removing one changes the others"
+        call.tracer.ledger.freeze(slot, reason)
     for name in ("weight", "bias"):
         call.tracer.freeze(call.labels(name), f"scales a normalisation over the channels ({call.where})")
     return [x]
+
+
+def _goes_along(call: Call, slots: list[Tensor], dim: int) -> bool:
+    """Tie a normalisation's weight to the channels that it averages over; without a weight nobody could tell them."""
+    vectors = [v.slots[0] for name in ("weight", "bias") if (v := call.labels(name)) is not None]
+    ndim = call.get("input").ndim
+    if len(slots) != 1 or not vectors or any(v.ndim != 1 for v in vectors):
+        return False
+    (x,) = slots
+    if varying(x) != {dim % ndim - ndim} or bool((vector_of(x, dim % ndim) == NEUTRAL).any()):
+        return False
+    for vector_C in vectors:
+        tie_along(call, x, vector_C, dim % ndim)
+        call.tracer.ledger.assign(vector_C, Role.PASS_THROUGH)
+    return True

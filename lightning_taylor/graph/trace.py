@@ -34,7 +34,12 @@ class ForwardCall:
 
 
 def trace_channels(
-    model: nn.Module, example_inputs: Any, *, ignore: Sequence[str] = (), verify: bool = True
+    model: nn.Module,
+    example_inputs: Any,
+    *,
+    ignore: Sequence[str] = (),
+    verify: bool = True,
+    allow_inexact_norms: bool = False,
 ) -> ChannelGraph:
     r"""Find the groups of channels that can be removed from a model, and why the others cannot.
 
@@ -53,6 +58,9 @@ def trace_channels(
             inside, ``"*.conv1"`` every ``conv1``.
         verify: prove each family (two more forward passes); without it, a model that assumes a width in its code
             may be cut wrongly.
+        allow_inexact_norms: let channels go that a LayerNorm or GroupNorm averages over. Its statistics then
+            run over the channels that are left, which changes what it makes of them: the smaller network is proven
+            against one whose normalisations leave the removed channels out, not against the masked one.
 
     Returns:
         The graph; it may have no groups, then ``frozen`` says why.
@@ -74,11 +82,16 @@ def trace_channels(
         call = ForwardCall("", (), example_inputs)
     else:
         call = ForwardCall("", example_inputs if isinstance(example_inputs, tuple) else (example_inputs,))
-    return trace_calls(model, [call], ignore=ignore, verify=verify)
+    return trace_calls(model, [call], ignore=ignore, verify=verify, allow_inexact_norms=allow_inexact_norms)
 
 
 def trace_calls(
-    model: nn.Module, calls: Sequence[ForwardCall], *, ignore: Sequence[str] = (), verify: bool = True
+    model: nn.Module,
+    calls: Sequence[ForwardCall],
+    *,
+    ignore: Sequence[str] = (),
+    verify: bool = True,
+    allow_inexact_norms: bool = False,
 ) -> ChannelGraph:
     """Like ``trace_channels``, for a model whose parts are called one by one from the training step."""
     _check_patterns(ignore)
@@ -93,7 +106,7 @@ def trace_calls(
     parameters = frozenset(names[id(p)] for p in net.parameters())
     tensors = {id(t): t for t in (*net.parameters(), *net.buffers())}
     shapes = {name: tuple(tensors[key].shape) for key, name in names.items()}
-    ledger = Ledger(shapes, frozenset(shapes) - parameters)
+    ledger = Ledger(shapes, frozenset(shapes) - parameters, inexact_norms=allow_inexact_norms)
     returned: list[Any] = []
     for training in (False, True):
         examples = None if training else _batch_size(few)

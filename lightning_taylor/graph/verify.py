@@ -1,7 +1,8 @@
 """The proof by trial: a family that cannot be removed without a trace is frozen, whatever the rules believed.
 
 For every group at once, up to half of the channels are removed from the copy, and the outputs of both paths must equal
-those of the whole copy in which the consumers' weights for these channels are zero. Only if that fails are the
+those of the whole copy in which the consumers' weights for these channels are zero (and normalisations over them, where
+the user lets them shrink, leave them out of their statistics). Only if that fails are the
 groups tried apart: first those near the module that raised, then by halves.
 """
 
@@ -19,6 +20,7 @@ from lightning_taylor.graph.copying import tensor_names
 from lightning_taylor.graph.ledger import Ledger
 from lightning_taylor.graph.lines import raising_line
 from lightning_taylor.graph.resize import follow_shapes, hold, resized
+from lightning_taylor.graph.statistics import KeptStatistics
 
 __all__ = ["prove"]
 
@@ -82,7 +84,7 @@ class _Trial:
             remove = _draw(graph, names, draw)
             if not remove:
                 continue
-            with self._masked(graph, remove):
+            with self._masked(graph, remove), KeptStatistics(self._kept(graph, remove)):
                 expected = self._outputs()
             try:
                 with self._sliced(graph, remove):
@@ -141,6 +143,10 @@ class _Trial:
         finally:
             for name, value in kept.items():
                 self._tensors[name].detach().copy_(value)
+
+    def _kept(self, graph: ChannelGraph, remove: dict[str, Tensor]) -> dict[int, Tensor]:
+        """What stays of every vector that loses something, for normalisations over the channels."""
+        return {id(self._tensors[name]): kept for (name, dim), kept in graph.keep(remove).items() if dim == 0}
 
     @contextmanager
     def _sliced(self, graph: ChannelGraph, remove: dict[str, Tensor]) -> Iterator[None]:

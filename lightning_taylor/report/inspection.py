@@ -156,6 +156,7 @@ def inspect_model(
     ignore: Sequence[str] = (),
     min_channels: int = 1,
     round_to: int = 1,
+    allow_inexact_norms: bool = False,
 ) -> Inspection:
     """Look at a model as a fit with ``TaylorPruning`` would, and remove nothing.
 
@@ -172,6 +173,7 @@ def inspect_model(
         ignore: name patterns of layers whose output channels stay.
         min_channels: fewest channels that a group may keep.
         round_to: groups keep a multiple of this many channels.
+        allow_inexact_norms: as for ``trace_channels``.
 
     Raises:
         UnsupportedModelError: if the model cannot be traced.
@@ -186,7 +188,7 @@ def inspect_model(
         >>> found.events[-1].widths
         {'0': 4}
     """
-    graph = trace_channels(model, example_inputs, ignore=ignore)
+    graph = trace_channels(model, example_inputs, ignore=ignore, allow_inexact_norms=allow_inexact_norms)
     return Inspection.of(graph, Target.of(target), schedule, steps, min_channels=min_channels, round_to=round_to)
 
 

@@ -6,8 +6,8 @@ __all__ = ["remedy_for"]
 
 _REMEDIES = (
     ("ignored by the pattern", "leave the pattern out of `ignore`"),
-    ("statistics run over the channels", "BatchNorm, or GroupNorm of several groups, in its place"),
-    ("scales a normalisation over the channels", "BatchNorm in the place of that normalisation"),
+    ("statistics run over the channels", "allow_inexact_norms, or BatchNorm in its place"),
+    ("scales a normalisation over the channels", "allow_inexact_norms, or BatchNorm in its place"),
     ("assumes its width", "take sizes from the tensor (x.shape[1], -1) in place of a number"),
     ("at fixed positions", "cut into equal parts (chunk), or use layers of their own in place of one that is cut"),
     ("no rule for", "standard operators in its place, or this part kept as it is by `ignore`"),

@@ -38,7 +38,6 @@ def evenly(x: Tensor) -> Tensor:
 ADVISED: dict[str, tuple[Callable[[], Callable[..., Tensor]], Callable[[], Callable[..., Tensor]], str]] = {
     "width": (lambda: lambda x: x.view(-1, 8, 6, 6), lambda: lambda x: x.view(len(x), x.shape[1], 6, 6), "x.shape[1]"),
     "layer norm": (lambda: nn.GroupNorm(1, 8), lambda: nn.BatchNorm2d(8), "BatchNorm"),
-    "groups": (lambda: nn.GroupNorm(1, 8), lambda: nn.GroupNorm(4, 8), "GroupNorm of several groups"),
     "unknown": (lambda: lambda x: torch.linalg.pinv(x.mT).mT, lambda: nn.ReLU(), "standard operators"),
     "picked": (lambda: gated, lambda: evenly, "chunk"),
 }
@@ -54,6 +53,15 @@ def test_what_is_advised_frees_the_layer(name: str) -> None:
     (stem,) = (layer for layer in inspect_model(Net(after()), x).layers if layer.layer == "stem")
     assert stem.groups
     assert stem.reason == stem.remedy == ""
+
+
+def test_what_is_advised_for_a_layer_norm_frees_it_in_place() -> None:
+    net, x = Net(nn.GroupNorm(1, 8)), torch.randn(2, 3, 8, 8)
+    (stem,) = (layer for layer in inspect_model(net, x).layers if layer.layer == "stem")
+    assert "allow_inexact_norms" in stem.remedy
+    (stem,) = (layer for layer in inspect_model(net, x, allow_inexact_norms=True).layers if layer.layer == "stem")
+    assert stem.groups
+    assert not stem.reason
 
 
 def test_the_reason_names_the_line_of_the_models_own_code() -> None:
