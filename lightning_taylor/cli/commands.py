@@ -8,7 +8,7 @@ __all__ = ["COMMANDS", "run_command"]
 
 COMMANDS: dict[str, str] = {
     "benchmark": "time the dense and the pruned network of a checkpoint at several batch sizes",
-    "compare": "measure how well each criterion ranks the channels of a trained network, against removing them",
+    "compare": "measure how well each criterion ranks the channels of a trained network, or prunes it (--curves)",
     "export": "write the network of a checkpoint as ONNX, torch.export program or state dict",
     "inspect": "show what can be pruned of a network, why layers stay, and what a schedule would leave",
 }

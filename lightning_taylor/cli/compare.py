@@ -1,4 +1,7 @@
-"""``lightning-taylor compare``: how well each criterion ranks the channels of one's own trained network."""
+"""``lightning-taylor compare``: how well each criterion ranks the channels of one's own trained network.
+
+With ``--curves``, which ``cli.curves`` runs: what is left of the network's accuracy when each of them prunes it.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +9,6 @@ import argparse
 import json
 import sys
 import warnings
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +19,7 @@ from torch.utils.data import DataLoader, Subset
 
 from lightning_taylor.cli.arguments import Parser, add_model_options, positive
 from lightning_taylor.cli.classes import import_class, read_config
+from lightning_taylor.cli.curves import add_curve_options, run_curves
 from lightning_taylor.cli.failure import fail
 from lightning_taylor.cli.messages import nearest
 from lightning_taylor.cli.trained import read_trained
@@ -30,24 +33,42 @@ from lightning_taylor.study import (
     measure_oracle,
     sample_channels,
 )
+from lightning_taylor.study.spot import training_loss
 
 __all__ = ["run"]
 
 DESCRIPTION = (
     "Remove channels of a trained network one by one, measure the loss on training examples each time (the oracle), "
-    "and show how well each criterion predicts it: Spearman's correlation, within layers and over all of them."
+    "and show how well each criterion predicts it: Spearman's correlation, within layers and over all of them. With "
+    "--curves: prune it with each criterion as it trains on, and show a validation metric against what remains."
 )
 EXAMPLES = """\
 examples:
   lightning-taylor compare last.ckpt --model lightning_logs/version_0/config.yaml
   lightning-taylor compare seed0.ckpt seed1.ckpt seed2.ckpt --model my.yaml --fraction 0.2 --out compared
+  lightning-taylor compare last.ckpt --model my.yaml --curves --criteria Taylor Random --target 0.3 --seeds 0 1
 Checkpoints of one network from several seeds become one table. What was measured is kept in --out, and an
 interrupted run goes on there."""
+CORRELATING = ("examples", "batch_size", "fraction", "copies", "signed", "resamples", "layers")
+"""Options that ``--curves`` does not read; it has no use for inputs or a part of the module either."""
 
 
 def run(args: list[str]) -> None:
     """Measure what is not measured yet, and show the table."""
-    asked = _parser().parse_args(args)
+    parser = _parser()
+    only_curves = add_curve_options(parser)
+    asked = parser.parse_args(args)
+    unread = (*CORRELATING, "input_shape", "submodule") if asked.curves else only_curves
+    for name in unread:
+        if getattr(asked, name) != parser.get_default(name):
+            fail(2, f"--{name.replace('_', '-')} has no meaning {'with' if asked.curves else 'without'} --curves")
+    if asked.curves:
+        run_curves(asked)
+    else:
+        _correlate(asked)
+
+
+def _correlate(asked: argparse.Namespace) -> None:
     known = every_criterion()
     for name in asked.criteria or ():
         if name not in known:
@@ -91,12 +112,11 @@ def _compare(asked: argparse.Namespace, path: str, seed: int) -> Correlations:
 
 
 def _loss(module: nn.Module, batch: Any) -> Tensor:
-    """What the training step makes of a batch."""
-    found: Any = module.training_step(batch, 0)  # type: ignore[operator]
-    loss = found.get("loss") if isinstance(found, Mapping) else found
-    if not isinstance(loss, Tensor) or loss.ndim:
-        fail(2, f"{type(module).__name__}.training_step returned {type(found).__name__}, and compare needs its loss")
-    return loss
+    """What the training step makes of a batch; a mistake in it ends the command."""
+    try:
+        return training_loss(module, batch)
+    except ValueError as error:
+        fail(2, f"{error}, and compare needs its loss")
 
 
 def _batches(asked: argparse.Namespace, seed: int) -> list[Any]:
@@ -134,6 +154,9 @@ def _parser() -> Parser:
     parser = Parser("compare", DESCRIPTION, EXAMPLES)
     parser.add_argument("checkpoints", metavar="CKPT", nargs="+", help="of one network; several for several seeds")
     parser.add_argument(
+        "--curves", action="store_true", help="prune with each criterion, and show a metric against what remains"
+    )
+    parser.add_argument(
         "--examples", type=positive, default=256, metavar="N", help="of the training set; 256 by default"
     )
     parser.add_argument("--batch-size", type=positive, default=16, metavar="N", help="16 by default")
@@ -153,7 +176,8 @@ def _parser() -> Parser:
     parser.add_argument("--layers", action="store_true", help="show the correlation within each group, too")
     parser.add_argument(
         "--out", type=Path, default=Path("compared"), metavar="DIR",
-        help="for what is measured, correlation.json and correlation.png; ./compared by default",
+        help="for what is measured, correlation.json and correlation.png, or curves.jsonl and curves.png; ./compared "
+        "by default",
     )  # fmt: skip
     parser.add_argument("--json", action="store_true", help="print the table as JSON")
     add_model_options(parser)
