@@ -59,7 +59,8 @@ class TaylorPruning(Callback):
         schedule: when channels are removed: ``Gradual``, ``Iterative`` or ``OneShot``. By default a cubic
             ``Gradual`` over the fit's own length: the first tenth dense, events until two thirds, then fine-tuning.
         criterion: how channels are scored; ``Taylor()`` by default.
-        normalization: of the scores within each group, before the global ranking: "l2", "l1", "minmax" or "none".
+        normalization: of the scores within each group, before the global ranking: "l2", "l1", "minmax" or "none". By
+            default the criterion's own ("none" for ``Taylor``, "l2" for the baselines); with a ``flops_penalty`` "l2".
         flops_penalty: what a channel's normalised score loses per MFLOP (1e6 FLOPs per example) that its removal
             saves, in units of the score; the paper uses 1e-3.
         ignore: name patterns of layers whose output channels stay: "layer4" covers everything inside, "*.conv1"
@@ -91,7 +92,7 @@ class TaylorPruning(Callback):
         target: float | Target = 0.5,
         schedule: Schedule | None = None,
         criterion: Criterion | None = None,
-        normalization: Normalization = "l2",
+        normalization: Normalization | None = None,
         flops_penalty: float = 0.0,
         ignore: Sequence[str] = (),
         min_channels: int = 1,
@@ -105,9 +106,8 @@ class TaylorPruning(Callback):
     ) -> None:
         check_arguments({name: value for name, value in locals().items() if name not in ("self", "__class__")})
         super().__init__()
-        self.options = Options(
-            Target.of(target), criterion or Taylor(), normalization, flops_penalty, min_channels, round_to
-        )
+        self.options = Options.of(target, criterion or Taylor(), normalization, flops_penalty, min_channels, round_to)
+        self.normalization = normalization
         self.schedule = schedule
         self.ignore = tuple(ignore)
         self.example_inputs = as_inputs(example_inputs)

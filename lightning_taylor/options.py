@@ -14,7 +14,14 @@ from lightning_taylor.plan import Schedule, Target
 from lightning_taylor.plan.guard import Guard
 from lightning_taylor.scores import Criterion, Normalization
 
-__all__ = ["CHECKS", "Options", "as_inputs", "changed_settings", "check_arguments", "settings_of"]
+__all__ = [
+    "CHECKS",
+    "Options",
+    "as_inputs",
+    "changed_settings",
+    "check_arguments",
+    "settings_of",
+]
 
 Check = Callable[[str, Any], Iterator[str]]
 """From an argument's name and value to what is wrong with it, in words."""
@@ -30,6 +37,26 @@ class Options:
     flops_penalty: float = 0.0
     min_channels: int = 1
     round_to: int = 1
+
+    @classmethod
+    def of(
+        cls,
+        target: float | Target,
+        criterion: Criterion,
+        normalization: Normalization | None,
+        flops_penalty: float,
+        min_channels: int,
+        round_to: int,
+    ) -> Options:
+        """With the normalization of the user's choice; else "l2" where a penalty is weighed, or the criterion's own.
+
+        Example:
+            >>> from lightning_taylor.scores import Taylor
+            >>> [Options.of(0.5, Taylor(), None, penalty, 1, 1).normalization for penalty in (0.0, 1e-3)]
+            ['none', 'l2']
+        """
+        scale = normalization or ("l2" if flops_penalty else criterion.own_normalization)
+        return cls(Target.of(target), criterion, scale, flops_penalty, min_channels, round_to)
 
 
 def check_arguments(arguments: Mapping[str, Any]) -> None:
@@ -96,7 +123,7 @@ def _instance(kind: type, wanted: str) -> Check:
 
 
 def _normalization(name: str, value: Any) -> Iterator[str]:
-    if value not in get_args(Normalization):
+    if value is not None and value not in get_args(Normalization):
         yield f"{name} must be one of {', '.join(map(repr, get_args(Normalization)))}, got {value!r}"
 
 

@@ -93,7 +93,7 @@ class TaylorCLI(LightningCLI):
     """
 
     def __init__(self, args: list[str]) -> None:
-        for module in ("classifier", "digits", "folder", "torchvision_data"):
+        for module in ("birds", "classifier", "clip_classifier", "clips", "digits", "folder", "torchvision_data"):
             import_module(f"lightning_taylor.recipes.{module}")
         super().__init__(
             LightningModule,

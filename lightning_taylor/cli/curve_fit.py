@@ -105,7 +105,7 @@ def _pruner(asked: argparse.Namespace, name: str, seed: int, theirs: TaylorPruni
     theirs = theirs or TaylorPruning()
     options = theirs.options
     arguments = signature(TaylorPruning).parameters
-    settings = {each: getattr(options if hasattr(options, each) else theirs, each) for each in arguments}
+    settings = {each: getattr(theirs if hasattr(theirs, each) else options, each) for each in arguments}
     penalty = (options.flops_penalty or 1e-3) if asked.flops_penalty is None else asked.flops_penalty
     settings |= {
         "target": asked.target,

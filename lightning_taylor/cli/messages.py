@@ -52,7 +52,9 @@ def readable(message: str, options: Sequence[str] = ()) -> str:
     key = ".".join(name for kind, name in places if kind == "Parser key")
     owner = next((name for kind, name in reversed(places) if kind != "Parser key"), "")
     texts = dict.fromkeys(_explain(text, owner, key, options) for text in complaints[places])
-    return (f"{key}: " if key else "") + "; ".join(texts)
+    said = (f"{key}: " if key else "") + "; ".join(texts)
+    given = re.findall(r"Given value: (.+)", message)
+    return f"{said}. Got value: {given[0]}" if given and said.endswith("'") and "Expected one of" in said else said
 
 
 def _explain(text: str, owner: str, key: str, options: Sequence[str]) -> str:

@@ -221,6 +221,16 @@ def _normalized_shape(module: nn.Module, keep: Mapping[Axis, Tensor]) -> Mapping
     return {"normalized_shape": _held(module, "weight")[1]}
 
 
+def _recurrent(module: nn.Module, keep: Mapping[Axis, Tensor]) -> Mapping[str, object]:
+    _, (made, read) = _held(module, "weight_ih_l0", "weight_ih")
+    own = dict(module.named_parameters(recurse=False))
+    gates = own.get("weight_hh_l0", own.get("weight_hh"))
+    assert gates is not None
+    per_unit = next((n for kind, n in _GATES if isinstance(module, kind)), 1)
+    sizes = {"input_size": read, "hidden_size": made // per_unit}
+    return sizes | ({"proj_size": gates.shape[1]} if getattr(module, "proj_size", 0) else {})
+
+
 def _attention(module: nn.Module, keep: Mapping[Axis, Tensor]) -> Mapping[str, object]:
     return heads_left(module)
 
@@ -232,6 +242,9 @@ _NAMED: dict[str, AttributeRule] = {
     "torchvision.models.maxvit.RelativePositionalMultiHeadAttention": _attention,
 }
 """The same by the class's name, for those that are only imported when somebody uses them."""
+
+_GATES = (((nn.LSTM, nn.LSTMCell), 4), ((nn.GRU, nn.GRUCell), 3))
+"""Recurrent layers whose hidden unit has several rows in each weight."""
 
 _RULES: dict[type[nn.Module], AttributeRule] = {
     _ConvNd: _convolution,
@@ -245,6 +258,6 @@ _RULES: dict[type[nn.Module], AttributeRule] = {
     nn.Bilinear: _sizes(("weight",), "out_features", "in1_features", "in2_features"),
     nn.Embedding: _sizes(("weight",), "num_embeddings", "embedding_dim"),
     nn.EmbeddingBag: _sizes(("weight",), "num_embeddings", "embedding_dim"),
-    nn.RNNBase: _sizes(("weight_ih_l0",), None, "input_size"),
-    nn.RNNCellBase: _sizes(("weight_ih",), None, "input_size"),
+    nn.RNNBase: _recurrent,
+    nn.RNNCellBase: _recurrent,
 }

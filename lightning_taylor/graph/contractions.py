@@ -25,7 +25,8 @@ def matmul(call: Call) -> Labels | None:
     a, b = _without_constant(call, call.labels(one), call.labels(other))
     in_a, free_a, batch_a = _split(call, a, contracted=-1, free=-2)
     in_b, free_b, batch_b = _split(call, b, contracted=-2, free=-1)
-    _contract(call, a, in_a, b, in_b)
+    silent = [_is_silent(call, call.get(name)) for name in (one, other)]
+    _contract(call, a, in_a, b, in_b, silent=any(silent))
     out = _free(call, a, free_a, b, free_b)
     batch = _same_batch(call, batch_a, batch_b, first=free_a is not None and free_b is None)
     inner = axes_of(call, in_a) or axes_of(call, in_b)
@@ -103,7 +104,16 @@ def _same_batch(call: Call, a: list[Tensor], b: list[Tensor], *, first: bool) ->
     return kept
 
 
-def _contract(call: Call, a: Labels | None, in_a: Tensor | None, b: Labels | None, in_b: Tensor | None) -> None:
+def _is_silent(call: Call, x: Tensor) -> bool:
+    """Whether a tensor is zeros that the forward pass made: the first state of a recurrent layer."""
+    labels = call.tracer.labels_of(x)
+    made_here = labels is not None and not labels.weight and not any(bool((s != NEUTRAL).any()) for s in labels.slots)
+    return made_here and not bool(x.any())
+
+
+def _contract(
+    call: Call, a: Labels | None, in_a: Tensor | None, b: Labels | None, in_b: Tensor | None, *, silent: bool
+) -> None:
     ledger = call.tracer.ledger
     sides = [(x, inner) for x, inner in ((a, in_a), (b, in_b)) if x is not None and inner is not None]
     weights = [inner for x, inner in sides if x.weight]
@@ -112,6 +122,9 @@ def _contract(call: Call, a: Labels | None, in_a: Tensor | None, b: Labels | Non
         ledger.assign(weights[0], Role.CONSUMER)
         return
     for x, inner in sides:
+        if x.weight and silent:  # as wide as the channels that come later; what the module makes follows its attributes
+            ledger.assign(inner, Role.CONSUMER)
+            continue
         if len(sides) == 2:
             reason = f"contracted with another {'parameter' if x.weight else 'activation'} by {call.where}"
         else:

@@ -22,7 +22,8 @@ from lightning_taylor.graph.tracer import Call
 __all__ = ["move"]
 
 _VIEWS = "view _unsafe_view reshape _reshape_alias".split()
-_CUTS = "slice select split split_with_sizes split_copy unbind narrow".split()
+_CUTS = """slice select split split_with_sizes split_copy unsafe_split unsafe_split_with_sizes unsafe_chunk unbind
+narrow""".split()
 
 
 def move(call: Call) -> Labels | Sequence[Labels | None] | None:

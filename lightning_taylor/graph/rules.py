@@ -18,7 +18,8 @@ from lightning_taylor.graph.tracer import Rule
 __all__ = ["RULES", "SEVERAL", "fallback"]
 
 _MOVES = """view _unsafe_view reshape _reshape_alias permute transpose t numpy_T expand unsqueeze squeeze slice select
-split split_with_sizes split_copy unbind cat stack flip roll repeat detach alias as_strided unfold im2col
+split split_with_sizes split_copy unsafe_split unsafe_split_with_sizes unsafe_chunk unbind
+cat stack flip roll repeat detach alias as_strided unfold im2col
 pixel_shuffle pixel_unshuffle channel_shuffle native_channel_shuffle index index_select gather narrow diagonal movedim
 lift_fresh lift rot90 tril triu select_scatter slice_scatter repeat_interleave""".split()
 _POINTWISE = """hardswish hardtanh hardsigmoid _prelu_kernel prelu clone copy _to_copy where masked_fill fill zero

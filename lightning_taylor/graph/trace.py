@@ -17,6 +17,7 @@ from lightning_taylor.graph.copying import batch_size, cast, few_examples, priva
 from lightning_taylor.graph.grouping import build_graph
 from lightning_taylor.graph.ledger import Ledger
 from lightning_taylor.graph.quiet import quiet
+from lightning_taylor.graph.recurrent import tie_recurrent
 from lightning_taylor.graph.rules import RULES, SEVERAL, fallback
 from lightning_taylor.graph.tracer import Tracer, tensors_in
 from lightning_taylor.graph.verify import prove
@@ -123,6 +124,7 @@ def trace_calls(
             "so nothing tells which channels are its result; return tensors, or tuples, lists, dicts or dataclasses "
             "of them"
         )
+    tie_recurrent(ledger, net)
     ledger.settle_cuts()
     _ignore(ledger, ignore, net)
     unseen = _unseen(ledger, net)

@@ -12,11 +12,12 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from torchmetrics.classification import MulticlassAccuracy
 
+from lightning_taylor.recipes.data import agreed_classes
 from lightning_taylor.recipes.models import check_name, create_model, find_head, replace_head
 from lightning_taylor.recipes.probe import fit_head
 from lightning_taylor.recipes.weights import pretrained_model
 
-__all__ = ["ImageClassifier", "cosine_with_warmup"]
+__all__ = ["ImageClassifier", "cosine_with_warmup", "drop_with_warmup"]
 
 
 class ImageClassifier(L.LightningModule):
@@ -34,10 +35,12 @@ class ImageClassifier(L.LightningModule):
         lr: the highest learning rate.
         momentum: of SGD; AdamW keeps its own.
         weight_decay: of either optimizer.
-        schedule: how the learning rate goes on after the warm-up: to zero along half a cosine over the whole fit, or
-            not at all.
+        schedule: how the learning rate goes on after the warm-up: to zero along half a cosine over the whole fit,
+            not at all, or down to a tenth at ``drop_step``.
         warmup_steps: optimizer steps over which the learning rate rises linearly.
+        drop_step: optimizer steps before ``schedule="drop"`` divides the learning rate by ten.
         label_smoothing: share of the training label's probability that is spread over all classes.
+        top_k: an image counts as right in the accuracies if its class is among so many that are the most likely.
 
     Raises:
         ValueError: for an unknown model or setting, or classes that are not the data module's.
@@ -57,9 +60,11 @@ class ImageClassifier(L.LightningModule):
         lr: float = 1e-3,
         momentum: float = 0.9,
         weight_decay: float = 1e-4,
-        schedule: Literal["cosine", "constant"] = "cosine",
+        schedule: Literal["cosine", "constant", "drop"] = "cosine",
         warmup_steps: int = 0,
+        drop_step: int = 0,
         label_smoothing: float = 0.0,
+        top_k: int = 1,
     ) -> None:
         super().__init__()
         self.save_hyperparameters(ignore=["weights"])
@@ -73,16 +78,9 @@ class ImageClassifier(L.LightningModule):
 
     def configure_model(self) -> None:
         """Called before the fit or evaluation; builds the network for the data module's classes, if it is not yet."""
-        found = getattr(getattr(self._trainer, "datamodule", None), "num_classes", None)
+        classes = agreed_classes(self.num_classes, self._trainer)
         if self.num_classes is None:
-            if found is None:
-                raise ValueError("num_classes is None and the data module has no num_classes: give one of them")
-            self._build(found)
-        elif found not in (None, self.num_classes):
-            raise ValueError(
-                f"the network makes {self.num_classes} classes and the data has {found}: leave num_classes out, or "
-                f"give num_classes={found}"
-            )
+            self._build(classes)
 
     def _build(self, num_classes: int) -> None:
         if self.weights is None:
@@ -94,8 +92,9 @@ class ImageClassifier(L.LightningModule):
                 replace_head(self.net, num_classes)
         # A checkpoint must be able to rebuild the network without the data.
         self.num_classes = self.hparams["num_classes"] = num_classes
-        self.val_acc = MulticlassAccuracy(num_classes, average="micro")
-        self.test_acc = MulticlassAccuracy(num_classes, average="micro")
+        counted = {"top_k": self.hparams["top_k"], "average": "micro"}
+        self.val_acc = MulticlassAccuracy(num_classes, **counted)
+        self.test_acc = MulticlassAccuracy(num_classes, **counted)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Called when a checkpoint is restored, which brings a fitted head along."""
@@ -161,12 +160,14 @@ class ImageClassifier(L.LightningModule):
         else:
             optimizer = torch.optim.AdamW(self.parameters(), **rate)
         shape = partial(cosine_with_warmup, warmup=settings["warmup_steps"], total=self._fit_length())
+        if settings["schedule"] == "drop":
+            shape = partial(drop_with_warmup, warmup=settings["warmup_steps"], drop=settings["drop_step"])
         scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, shape)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
     def _fit_length(self) -> float:
-        """Optimizer steps until the learning rate is zero: infinitely many if it is constant."""
-        if self.hparams["schedule"] == "constant":
+        """Optimizer steps until the learning rate is zero: infinitely many if it never is."""
+        if self.hparams["schedule"] != "cosine":
             return math.inf
         total = self.trainer.estimated_stepping_batches
         if math.isinf(total):
@@ -194,3 +195,18 @@ def cosine_with_warmup(step: int, warmup: int, total: float) -> float:
     if math.isinf(total):
         return 1.0
     return (1 + math.cos(math.pi * min(1.0, (step - warmup) / max(1, total - warmup)))) / 2
+
+
+def drop_with_warmup(step: int, warmup: int, drop: int) -> float:
+    """Factor on the learning rate: up along a line, then 1, and a tenth from the step ``drop`` on.
+
+    Args:
+        step: optimizer steps taken so far.
+        warmup: steps of the line; 0 for none.
+        drop: steps before the rate falls.
+
+    Example:
+        >>> [drop_with_warmup(step, warmup=2, drop=3) for step in (0, 1, 2, 3)]
+        [0.5, 1.0, 1.0, 0.1]
+    """
+    return cosine_with_warmup(step, warmup, math.inf) * (0.1 if step >= drop else 1.0)

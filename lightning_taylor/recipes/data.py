@@ -9,7 +9,7 @@ import lightning as L
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-__all__ = ["ImageData"]
+__all__ = ["ImageData", "agreed_classes"]
 
 
 class ImageData(L.LightningDataModule, ABC):
@@ -72,3 +72,22 @@ class ImageData(L.LightningDataModule, ABC):
             pin_memory=torch.cuda.is_available(),
             **options,
         )
+
+
+def agreed_classes(own: int | None, trainer: L.Trainer | None) -> int:
+    """How many classes a network is to make: its own number, or that of the Trainer's data module.
+
+    Raises:
+        ValueError: if neither is known, or the two differ.
+    """
+    found = getattr(getattr(trainer, "datamodule", None), "num_classes", None)
+    if own is None:
+        if found is None:
+            raise ValueError("num_classes is None and the data module has no num_classes: give one of them")
+        return found
+    if found not in (None, own):
+        raise ValueError(
+            f"the network makes {own} classes and the data has {found}: leave num_classes out, or give "
+            f"num_classes={found}"
+        )
+    return own

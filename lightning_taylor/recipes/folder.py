@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from torch import Tensor
@@ -12,7 +13,7 @@ from torchvision.transforms.v2.functional import pil_to_tensor
 from lightning_taylor.recipes.data import ImageData
 from lightning_taylor.recipes.transforms import crop_center, crop_randomly
 
-__all__ = ["ImageFolder"]
+__all__ = ["ImageFolder", "first_folder", "shared_classes"]
 
 
 class ImageFolder(ImageData):
@@ -58,11 +59,8 @@ class ImageFolder(ImageData):
 
     def setup(self, stage: str) -> None:
         """Look for the splits and compare their classes."""
-        self._classes = datasets.folder.find_classes(self._split("train"))[0]
-        for split in {self._split("val", "test"), self._split("test", "val")}:
-            if (classes := datasets.folder.find_classes(split)[0]) != self._classes:
-                differing = sorted(set(classes) ^ set(self._classes))
-                raise ValueError(f"{split} and the training split differ in the classes {', '.join(differing)}")
+        splits = [self._split(*names) for names in (("train",), ("val", "test"), ("test", "val"))]
+        self._classes = shared_classes(splits[0], splits[1:])
 
     def train_set(self, augment: bool) -> Dataset:
         """``train``."""
@@ -78,14 +76,33 @@ class ImageFolder(ImageData):
         return datasets.ImageFolder(self._split("test", "val"), crop_center(self.size), loader=self._load)
 
     def _split(self, *names: str) -> Path:
-        """The first of the named folders that exists."""
-        for name in names:
-            if (self.root / name).is_dir():
-                return self.root / name
-        raise FileNotFoundError(
-            f"no folder {self.root / names[0]}: ImageFolder expects {self.root}/train/<class>/ and "
-            f"{self.root}/val/<class>/ (or test); the root is data.root"
-        )
+        expected = f"ImageFolder expects {self.root}/train/<class>/ and {self.root}/val/<class>/ (or test)"
+        return first_folder(self.root, names, expected)
+
+
+def first_folder(root: Path, names: Sequence[str], expected: str) -> Path:
+    """The first of the named folders that exists under ``root``.
+
+    Raises:
+        FileNotFoundError: if there is none, with what is ``expected``.
+    """
+    for name in names:
+        if (root / name).is_dir():
+            return root / name
+    raise FileNotFoundError(f"no folder {root / names[0]}: {expected}; the root is data.root")
+
+
+def shared_classes(train: Path, others: Iterable[Path]) -> list[str]:
+    """The class folders of the training split, in the order of their labels.
+
+    Raises:
+        ValueError: if one of the ``others`` does not have the same.
+    """
+    classes = datasets.folder.find_classes(train)[0]
+    for split in others:
+        if differing := sorted(set(datasets.folder.find_classes(split)[0]) ^ set(classes)):
+            raise ValueError(f"{split} and the training split differ in the classes {', '.join(differing)}")
+    return classes
 
 
 class _Loader:

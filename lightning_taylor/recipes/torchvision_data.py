@@ -1,6 +1,8 @@
-"""Data sets that torchvision downloads: the paper's flowers, and CIFAR-10."""
+"""Data sets that torchvision reads: the paper's flowers and ImageNet, and CIFAR-10; all but ImageNet are downloaded."""
 
 from __future__ import annotations
+
+from pathlib import Path
 
 from torch.utils.data import ConcatDataset, Dataset
 from torchvision import datasets
@@ -9,7 +11,14 @@ from torchvision.transforms import v2
 from lightning_taylor.recipes.data import ImageData
 from lightning_taylor.recipes.transforms import crop_center, crop_randomly, normalize
 
-__all__ = ["CIFAR10", "Flowers102"]
+__all__ = ["CIFAR10", "Flowers102", "ImageNet"]
+
+ARCHIVES = {
+    "meta.bin": "ILSVRC2012_devkit_t12.tar.gz",
+    "train": "ILSVRC2012_img_train.tar",
+    "val": "ILSVRC2012_img_val.tar",
+}
+"""What torchvision makes of each archive of ImageNet."""
 
 
 class Flowers102(ImageData):
@@ -45,8 +54,19 @@ class Flowers102(ImageData):
         return 102
 
     def prepare_data(self) -> None:
-        """Download, unless it is there; one download holds all splits."""
-        datasets.Flowers102(self.root, split="train", download=True)
+        """Download, unless it is there; one download holds all splits.
+
+        Raises:
+            FileNotFoundError: if that fails; the message says which files are to be had where.
+        """
+        try:
+            datasets.Flowers102(self.root, split="train", download=True)
+        except (OSError, RuntimeError) as error:
+            raise FileNotFoundError(
+                f"the flowers could not be downloaded ({error}): get 102flowers.tgz, imagelabels.mat and setid.mat "
+                f"from https://www.robots.ox.ac.uk/~vgg/data/flowers/102 into {Path(self.root, 'flowers-102')}; the "
+                "root is data.root"
+            ) from error
 
     def train_set(self, augment: bool) -> Dataset:
         """The training images, and the validation images if they are joined."""
@@ -100,3 +120,58 @@ class CIFAR10(ImageData):
     def test_set(self) -> Dataset:
         """The 10,000 test images."""
         return datasets.CIFAR10(self.root, train=False, transform=normalize())
+
+
+class ImageNet(ImageData):
+    """ILSVRC 2012: 1,281,167 photographs of 1,000 kinds to train, 50,000 to validate.
+
+    There is no download without an account: put the three archives into ``root``, and the first use unpacks them.
+    The validation images are also the test set, as in the paper: select nothing by them if you report them.
+
+    Args:
+        root: where the archives are, or what torchvision made of them: ``meta.bin``, ``train/`` and ``val/``.
+        size: pixels per side that the network sees.
+        batch_size: examples per batch.
+        num_workers: processes that load each split.
+        least_crop: smallest share of a training image's area that is taken.
+
+    Raises:
+        FileNotFoundError: in ``prepare_data``, if neither is there; the message says what is to be had where.
+    """
+
+    def __init__(
+        self, root: str, size: int = 224, batch_size: int = 32, num_workers: int = 8, least_crop: float = 0.08
+    ) -> None:
+        super().__init__(batch_size, num_workers)
+        self.root = root
+        self.size = size
+        self.least_crop = least_crop
+
+    @property
+    def num_classes(self) -> int:
+        """1,000."""
+        return 1000
+
+    def prepare_data(self) -> None:
+        """Unpack the archives, unless that is done."""
+        for made, archive in ARCHIVES.items():
+            if not (Path(self.root, made).exists() or Path(self.root, archive).is_file()):
+                raise FileNotFoundError(
+                    f"no {made} and no {archive} in {self.root}: get {', '.join(ARCHIVES.values())} from "
+                    "https://image-net.org/download (it takes an account) and put them there; the root is data.root"
+                )
+        for split in ("train", "val"):
+            datasets.ImageNet(self.root, split)
+
+    def train_set(self, augment: bool) -> Dataset:
+        """The training images."""
+        transform = crop_randomly(self.size, self.least_crop) if augment else crop_center(self.size)
+        return datasets.ImageNet(self.root, "train", transform=transform)
+
+    def val_set(self) -> Dataset:
+        """The 50,000 validation images."""
+        return self.test_set()
+
+    def test_set(self) -> Dataset:
+        """The 50,000 validation images."""
+        return datasets.ImageNet(self.root, "val", transform=crop_center(self.size))

@@ -16,6 +16,7 @@ from typing_extensions import override
 from lightning_taylor.graph.channels import ChannelGraph, ChannelGroup, Role
 from lightning_taylor.scores.criterion import Criterion, Scorer
 from lightning_taylor.scores.formulas import weight_magnitude
+from lightning_taylor.scores.normalize import Normalization
 from lightning_taylor.scores.readers import checked_parameter
 
 __all__ = ["Random", "WeightMagnitude"]
@@ -97,6 +98,12 @@ class Random(Criterion):
         if isinstance(seed, bool) or not isinstance(seed, int):
             raise ValueError(f"seed must be a whole number, got {seed!r}")
         self.seed = seed
+
+    @property
+    @override
+    def own_normalization(self) -> Normalization:
+        """Chance knows no groups."""
+        return "none"
 
     @override
     def watch(self, model: nn.Module, graph: ChannelGraph, *, event: int = 0) -> Scorer:

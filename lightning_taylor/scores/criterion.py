@@ -12,6 +12,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from lightning_taylor.graph.channels import ChannelGraph
+from lightning_taylor.scores.normalize import Normalization
 from lightning_taylor.scores.sums import ChannelSums
 
 __all__ = ["Criterion", "Scorer"]
@@ -43,6 +44,14 @@ class Criterion(ABC):
         In Python it goes to ``TaylorPruning(criterion=PeakWeight())``; in YAML, by the name it can be imported by:
         ``criterion: {class_path: my_package.PeakWeight}``.
     """
+
+    @property
+    def own_normalization(self) -> Normalization:
+        """How its scores are best compared across groups: what ``TaylorPruning(normalization=None)`` takes.
+
+        "none" for those that are changes of the loss, which have one unit everywhere; "l2" for the others.
+        """
+        return "l2"
 
     @abstractmethod
     def watch(self, model: nn.Module, graph: ChannelGraph, *, event: int = 0) -> Scorer:

@@ -25,6 +25,7 @@ from lightning_taylor.graph.channels import ChannelGraph
 from lightning_taylor.graph.copying import batch_size
 from lightning_taylor.scores.criterion import Criterion, Scorer
 from lightning_taylor.scores.formulas import fold_examples
+from lightning_taylor.scores.normalize import Normalization
 from lightning_taylor.scores.sums import ChannelSums
 from lightning_taylor.scores.watch import Watch
 
@@ -81,6 +82,12 @@ class OBD(Criterion):
             raise ValueError(f"seed must be a whole number, got {seed!r}")
         self.probes = probes
         self.seed = seed
+
+    @property
+    @override
+    def own_normalization(self) -> Normalization:
+        """It is a change of the loss."""
+        return "none"
 
     @override
     def watch(self, model: nn.Module, graph: ChannelGraph, *, event: int = 0) -> Scorer:

@@ -20,6 +20,9 @@ from lightning_taylor.graph.heads import headwise, is_stock, projection_of
 
 __all__ = ["Reader", "Readers", "checked_parameter", "find_readers"]
 
+_READING = ("weight", "weight_ih", "weight_ih_l0")
+"""Parameters that read what their module is called with; those of hidden states read what no hook sees."""
+
 
 @dataclass(frozen=True, eq=False)
 class Reader:
@@ -27,7 +30,7 @@ class Reader:
 
     Attributes:
         name: the module's qualified name.
-        module: a convolution, transposed convolution or linear layer.
+        module: a convolution, transposed convolution, linear or recurrent layer.
         width: how many input channels it has.
         index: shape ``(C, M)``, int64: row ``c`` lists the input channels that belong to channel ``c``.
     """
@@ -60,11 +63,13 @@ class Readers:
             return f"read through the buffer {consumer.tensor!r}, whose layer no hook can see"
         found = []
         for tensor, module in self._owners[id(parameter)]:
+            if isinstance(module, nn.RNNBase) and tensor.endswith("weight_ih_l0_reverse"):
+                continue  # reads what ``weight_ih_l0`` reads
             dim = _input_dim(module)
             if isinstance(module, NonDynamicallyQuantizableLinear) and not self._can_be_opened(tensor):
                 return f"read through {tensor!r}, which its attention passes on without a call"
-            if dim != consumer.dim or not tensor.endswith("weight"):
-                return f"read through {tensor!r}, which belongs to no convolution or linear layer that is called"
+            if dim != consumer.dim or tensor.rpartition(".")[2] not in _READING:
+                return f"read through {tensor!r}, which reads nothing that its module is called with"
             index = torch.cat(list(_input_channels(module, consumer)), dim=1)
             found.append(Reader(tensor.rpartition(".")[0], module, _input_width(module, parameter), index))
         return found
@@ -82,7 +87,7 @@ def find_readers(model: nn.Module, graph: ChannelGraph) -> tuple[dict[str, list[
     for name, group in graph.groups.items():
         each = [readers.of(consumer) for consumer in group.of(Role.CONSUMER)]
         reasons = [reason for reason in each if isinstance(reason, str)]
-        if reasons or not each:
+        if reasons or not any(each):
             blind[name] = reasons[0] if reasons else "no layer reads its channels"
         else:
             found[name] = [reader for some in each if not isinstance(some, str) for reader in some]
@@ -111,7 +116,7 @@ def _input_dim(module: nn.Module) -> int | None:
     """The dimension of the module's weight that reads its input; None if its call cannot be watched."""
     if isinstance(module, _ConvTransposeNd):
         return 0
-    return 1 if isinstance(module, _ConvNd | nn.Linear) else None
+    return 1 if isinstance(module, _ConvNd | nn.Linear | nn.RNNBase | nn.RNNCellBase) else None
 
 
 def _input_channels(module: nn.Module, consumer: Slice) -> Iterator[Tensor]:

@@ -33,13 +33,16 @@ class Tap:
     """A forward pre-hook that gathers the contributions of one layer's input channels, call by call.
 
     Args:
-        module: a convolution, transposed convolution or linear layer; not kept.
+        module: a convolution, transposed convolution, linear or recurrent layer; not kept.
         positions: what is done over positions.
     """
 
     def __init__(self, module: nn.Module, positions: Positions) -> None:
         self._maps = isinstance(module, _ConvNd)
         self._batched = len(module.kernel_size) + 2 if isinstance(module, _ConvNd) else 2
+        self._time_first = False
+        if isinstance(module, nn.RNNBase):
+            self._batched, self._time_first = 3, not module.batch_first
         self._positions: Positions = positions
         self._calls: list[Tensor] = []
         self._kept: list[Tensor] = []
@@ -64,6 +67,8 @@ class Tap:
         """Gather one call's contributions, in the backward pass."""
         if x.ndim < self._batched:
             x, grad = x.unsqueeze(0), grad.unsqueeze(0)
+        elif self._time_first:
+            x, grad = x.transpose(0, 1), grad.transpose(0, 1)
         # Detached, or a backward pass with create_graph would keep its graph alive in here. And without autocast,
         # which a manual backward inside of training_step would apply to the product.
         with torch.no_grad(), torch.autocast(x.device.type, enabled=False):

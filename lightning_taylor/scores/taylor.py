@@ -17,6 +17,7 @@ from typing_extensions import override
 from lightning_taylor.graph.channels import ChannelGraph
 from lightning_taylor.scores.criterion import Criterion, Scorer
 from lightning_taylor.scores.formulas import Absolute, Positions, fold_examples, taylor
+from lightning_taylor.scores.normalize import Normalization
 from lightning_taylor.scores.sums import ChannelSums
 from lightning_taylor.scores.tap import Tap
 from lightning_taylor.scores.watch import Watch
@@ -50,6 +51,12 @@ class Taylor(Criterion):
             in which examples of opposite sign cancel (a micro-batch of one rank); or of the whole "window" between
             two events. The formula above is that of "example".
 
+    Evidence for the defaults (3 seeds, ``tests/benchmarks/oracle.py``): Spearman's correlation with oracle-abs over all
+    layers, raw and after l2, is 0.88 and 0.82 for SqueezeNet on flowers, 0.52 and 0.42 for ResNet-20 and 0.71 and 0.63
+    for a VGG-16 with batch norm on CIFAR-10; with the mean over positions 0.64 and 0.82, 0.28 and 0.40, -0.28 and
+    0.63. ResNet-20 pruned to 50 % and 30 % of its FLOPs keeps 74.7 and 65.8 % accuracy with raw scores, 73.5 and
+    63.2 % with l2 (5 seeds, ``tests/benchmarks/accuracy.py``).
+
     Raises:
         ValueError: for another ``positions`` or ``absolute``.
 
@@ -67,6 +74,12 @@ class Taylor(Criterion):
             raise ValueError(f"absolute must be 'example', 'batch' or 'window', got {absolute!r}")
         self.positions: Positions = positions
         self.absolute: Absolute = absolute
+
+    @property
+    @override
+    def own_normalization(self) -> Normalization:
+        """Where positions are summed it is the change of the loss, of one unit everywhere; a mean wants "l2"."""
+        return "none" if self.positions == "sum" else "l2"
 
     @override
     def watch(self, model: nn.Module, graph: ChannelGraph, *, event: int = 0) -> Scorer:

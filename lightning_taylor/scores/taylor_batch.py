@@ -17,6 +17,7 @@ from lightning_taylor.scores.assembly import Assembly, Part
 from lightning_taylor.scores.criterion import Criterion, Scorer
 from lightning_taylor.scores.formulas import batch_contributions
 from lightning_taylor.scores.history import History
+from lightning_taylor.scores.normalize import Normalization
 from lightning_taylor.scores.readers import checked_parameter
 from lightning_taylor.scores.sums import ChannelSums
 
@@ -56,6 +57,12 @@ class TaylorBatch(Criterion):
         if isinstance(momentum, bool) or not isinstance(momentum, int | float) or not 0 <= momentum < 1:
             raise ValueError(f"momentum must be a number in [0, 1), got {momentum!r}")
         self.momentum = float(momentum)
+
+    @property
+    @override
+    def own_normalization(self) -> Normalization:
+        """It is the change of the loss, squared."""
+        return "none"
 
     @override
     def watch(self, model: nn.Module, graph: ChannelGraph, *, event: int = 0) -> Scorer:

@@ -17,7 +17,7 @@ PRUNING: dict[str, tuple[str, list[Any]]] = {
     "target": ("target", [0, 0.0, -0.5, 1.01, 50, NAN, INF, True, "0.5", "half", None, [0.5], {}, torch.rand(2)]),
     "schedule": ("schedule takes Gradual", ["cubic", 5, True, Gradual, OneShot, [OneShot(3)], {"step": 3}]),
     "criterion": ("criterion takes a criterion", ["taylor", Taylor, Random, 5, True, lambda x: x]),
-    "normalization": ("normalization must be one of 'l2'", ["L2", "", None, 2, True, NAN, ["l2"]]),
+    "normalization": ("normalization must be one of 'l2'", ["L2", "", 2, True, NAN, ["l2"]]),
     "flops_penalty": ("flops_penalty must be a number", [-1, NAN, INF, "1e-3", None, True, [1]]),
     "ignore": ("ignore takes", ["fc", None, 5, True, [""], [5], [None], {"fc"}, NAN]),
     "min_channels": ("min_channels must be a whole", [0, -1, 1.5, NAN, None, True, "2", [1]]),
@@ -67,7 +67,7 @@ def _cases() -> Iterator[Case]:
             yield Case(f"TaylorPruning({name}={value!r})", lambda _, n=name, v=value: TaylorPruning(**{n: v}), says)
     for make, arguments, says in OTHERS:
         yield Case(f"{make.__name__}({arguments})", lambda _, m=make, a=arguments: m(**a), says)  # type: ignore[attr-defined]
-    several = {"target": 5, "min_channels": 0, "round_to": "x", "normalization": None}
+    several = {"target": 5, "min_channels": 0, "round_to": "x", "normalization": "L2"}
     for name in several:
         yield Case(f"several at once name {name}", lambda _: TaylorPruning(**several), f"4 arguments.*{name}")  # type: ignore[arg-type]
     yield Case("a float in its class", lambda _: TaylorPruning(Target(flops=1), Iterative(1, 1), Taylor("mean")), None)

@@ -76,6 +76,7 @@ CASES = [
     Case("criterion", Random(seed=7), "{class_path: Random, init_args: {seed: 7}}",
          ("criterion=Random", "criterion.seed=7")),
     *(Case("normalization", how, how, (f"normalization={how}",)) for how in ("l2", "l1", "minmax", "none")),
+    Case("normalization", None, "null", ("normalization=null",)),
     Case("flops_penalty", 1e-3, "1.0e-3", ("flops_penalty=0.001",)),
     Case("flops_penalty", 2, "2", ("flops_penalty=2",)),
     Case("ignore", ["layer4", "*.conv1"], "[layer4, '*.conv1']", ('ignore=["layer4", "*.conv1"]',)),

@@ -156,7 +156,7 @@ def test_a_checkpoint_of_another_model_says_what_differs(
         ({"criterion": TaylorBatch()}, r"criterion=TaylorBatch\(.*\), which was Taylor\("),
         (
             {"normalization": "l1", "min_channels": 2},
-            r"normalization='l1', which was 'l2'; min_channels=2, which was 1",
+            r"normalization='l1', which was 'none'; min_channels=2, which was 1",
         ),
     ],
 )

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, TensorDataset
 
 from lightning_taylor.recipes import classifier
-from lightning_taylor.recipes.classifier import ImageClassifier, cosine_with_warmup
+from lightning_taylor.recipes.classifier import ImageClassifier, cosine_with_warmup, drop_with_warmup
 from lightning_taylor.recipes.data import ImageData
 from lightning_taylor.recipes.models import DigitsCNN
 
@@ -185,14 +185,30 @@ def test_the_accuracy_that_is_logged_is_the_share_of_right_answers(tmp_path: Pat
 
 
 @pytest.mark.parametrize(("optimizer", "kind"), [("sgd", torch.optim.SGD), ("adamw", torch.optim.AdamW)])
-def test_the_learning_rate_ends_at_zero_unless_it_is_constant(
+def test_the_learning_rate_ends_at_zero_or_where_it_was_or_at_a_tenth(
     tmp_path: Path, optimizer: Any, kind: type[torch.optim.Optimizer]
 ) -> None:
-    for schedule, last in (("cosine", 0.0), ("constant", 0.02)):
+    for schedule, last in (("cosine", 0.0), ("constant", 0.02), ("drop", 0.002)):
         run = trainer(tmp_path, max_epochs=2)
-        run.fit(ImageClassifier(optimizer=optimizer, schedule=schedule, lr=0.02), Stripes())  # type: ignore[arg-type]
+        module = ImageClassifier(optimizer=optimizer, schedule=schedule, drop_step=4, lr=0.02)  # type: ignore[arg-type]
+        run.fit(module, Stripes())
         assert type(run.optimizers[0]) is kind
         assert run.optimizers[0].param_groups[0]["lr"] == pytest.approx(last)
+
+
+def test_a_class_among_the_first_few_counts_as_right_if_asked_to(tmp_path: Path) -> None:
+    accuracies = []
+    for k in (1, 2, 3):
+        module = ImageClassifier(lr=0.0, top_k=k)
+        torch.manual_seed(0)
+        module._build(3)
+        accuracies.append(trainer(tmp_path).validate(module, Stripes(), verbose=False)[0]["val_acc"])
+    assert accuracies == sorted(accuracies)
+    assert accuracies[0] < accuracies[2] == 1.0
+
+
+def test_the_rate_falls_at_its_step_and_not_before() -> None:
+    assert [drop_with_warmup(step, warmup=2, drop=4) for step in range(6)] == [0.5, 1.0, 1.0, 1.0, 0.1, 0.1]
 
 
 def test_a_cosine_without_an_end_asks_for_one(tmp_path: Path) -> None:

@@ -5,29 +5,14 @@ from __future__ import annotations
 import pickle
 from pathlib import Path
 from typing import Any
+from urllib.error import URLError
 
 import numpy as np
 import pytest
 import torch
-from PIL import Image
-from scipy.io import savemat
 from torchvision import datasets
 
-from lightning_taylor.recipes.torchvision_data import CIFAR10, Flowers102
-
-SPLITS = {"trnid": [1, 2], "valid": [3, 4, 5], "tstid": [6, 7, 8, 9]}
-
-
-@pytest.fixture
-def flowers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    folder = tmp_path / "flowers-102"
-    (folder / "jpg").mkdir(parents=True)
-    for number in range(1, 10):
-        Image.new("RGB", (24, 20), (20 * number, 0, 0)).save(folder / "jpg" / f"image_{number:05d}.jpg")
-    savemat(folder / "setid.mat", {name: [numbers] for name, numbers in SPLITS.items()})
-    savemat(folder / "imagelabels.mat", {"labels": [list(range(1, 10))]})
-    monkeypatch.setattr(datasets.Flowers102, "_check_integrity", lambda self: True)
-    return tmp_path
+from lightning_taylor.recipes.torchvision_data import CIFAR10, Flowers102, ImageNet
 
 
 @pytest.fixture
@@ -62,6 +47,20 @@ def test_nothing_is_downloaded_twice(flowers: Path, monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr("torchvision.datasets.flowers102.download_url", refuse)
     monkeypatch.setattr("torchvision.datasets.flowers102.download_and_extract_archive", refuse)
     Flowers102(str(flowers)).prepare_data()
+
+
+@pytest.mark.parametrize("error", [URLError("no network"), RuntimeError("File not found or corrupted.")])
+def test_a_failed_download_says_which_files_to_get_where(
+    error: Exception, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: Any, **__: Any) -> None:
+        raise error
+
+    monkeypatch.setattr("torchvision.datasets.flowers102.download_and_extract_archive", fail)
+    with pytest.raises(FileNotFoundError, match=r"102flowers\.tgz, imagelabels\.mat and setid\.mat") as caught:
+        Flowers102(str(tmp_path)).prepare_data()
+    assert str(error) in str(caught.value)
+    assert str(tmp_path / "flowers-102") in str(caught.value)
 
 
 def test_reading_without_a_download_says_that_there_is_none(tmp_path: Path) -> None:
@@ -104,3 +103,28 @@ def test_cifar_is_padded_for_training_only(cifar: Path) -> None:
     assert augmented.shape[1:] == plain.shape[1:] == (3, 32, 32)
     assert len(plain.unique()) == 3
     assert len(augmented.unique()) == 6
+
+
+def test_imagenet_is_read_as_torchvision_unpacked_it(imagenet: Path) -> None:
+    data = ImageNet(str(imagenet), size=8, batch_size=2, num_workers=0)
+    data.prepare_data()
+    assert labels(data.train_set(augment=False)) == [0, 0, 1, 1]
+    assert labels(data.val_set()) == labels(data.test_set()) == [0, 1]
+    image, _ = next(iter(data.train_dataloader()))
+    assert (image.shape, image.dtype) == ((2, 3, 8, 8), torch.float32)
+    assert data.num_classes == 1000
+
+
+@pytest.mark.parametrize("made", ["meta.bin", "train", "val"])
+def test_what_is_missing_of_imagenet_is_named_with_where_to_get_it(imagenet: Path, made: str) -> None:
+    (imagenet / made).rename(imagenet / "elsewhere")
+    with pytest.raises(FileNotFoundError, match=rf"no {made} and no ILSVRC2012_.* https://image-net\.org/download"):
+        ImageNet(str(imagenet)).prepare_data()
+
+
+def test_the_archives_of_imagenet_are_left_to_torchvision(imagenet: Path) -> None:
+    """It compares their checksums before it unpacks them."""
+    (imagenet / "val").rename(imagenet / "elsewhere")
+    (imagenet / "ILSVRC2012_img_val.tar").write_bytes(b"half a download")
+    with pytest.raises(RuntimeError, match=r"ILSVRC2012_img_val\.tar is not present in the root directory or is corru"):
+        ImageNet(str(imagenet)).prepare_data()

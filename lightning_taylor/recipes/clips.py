@@ -1,0 +1,169 @@
+"""Videos as folders of frames: one folder per split, in it one per class, in it one per video.
+
+Shape legend: T = clips of a video, C = channels, F = frames (of a clip, or of the whole video), H, W = height and
+width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.utils.data import Dataset
+from torchvision.datasets.folder import find_classes
+from torchvision.transforms import v2
+from torchvision.transforms.v2.functional import pil_to_tensor
+
+from lightning_taylor.recipes.data import ImageData
+from lightning_taylor.recipes.folder import first_folder, shared_classes
+
+__all__ = ["ClipFolder", "Clips"]
+
+SUFFIXES = (".png", ".jpg", ".jpeg")
+MODES = {1: "L", 3: "RGB"}
+
+
+class ClipFolder(ImageData):
+    """Your own videos, as frames: ``<root>/train/<class>/<video>/*.png`` and the same in ``test`` (or ``val``).
+
+    A video gives ``clips * frames`` frames in the order of their names: consecutive ones from a random start in
+    training, those in the middle otherwise; one that is too short repeats its last frame. All frames of a video are
+    cropped alike; none is mirrored, since that would turn a swipe to the left into one to the right.
+
+    Args:
+        root: the folder with the splits. If only one of ``val`` and ``test`` is there, it serves as both.
+        clips: clips per video.
+        frames: frames per clip.
+        size: pixels per side that the network sees.
+        channels: 1 for depth or grey, 3 for colour.
+        batch_size: videos per batch.
+        num_workers: processes that load each split.
+        least_crop: smallest share of a training frame's area that is taken.
+
+    Raises:
+        FileNotFoundError: in ``setup``, if a split or its videos are missing; the message says what is expected where.
+        ValueError: for a number of channels that is neither; in ``setup``, if the splits do not have the same classes.
+    """
+
+    def __init__(
+        self,
+        root: str,
+        clips: int = 10,
+        frames: int = 8,
+        size: int = 112,
+        channels: int = 1,
+        batch_size: int = 8,
+        num_workers: int = 2,
+        least_crop: float = 0.5,
+    ) -> None:
+        super().__init__(batch_size, num_workers)
+        if channels not in MODES:
+            raise ValueError(f"channels must be 1 (depth, grey) or 3 (colour), got {channels!r}")
+        self.root = Path(root)
+        self.clips = clips
+        self.frames = frames
+        self.size = size
+        self.channels = channels
+        self.least_crop = least_crop
+        self._classes: list[str] = []
+
+    @property
+    def num_classes(self) -> int:
+        """How many class folders the training split has; known after ``setup``."""
+        return len(self._classes)
+
+    def setup(self, stage: str) -> None:
+        """Look for the splits and compare their classes."""
+        splits = [self._split(*names) for names in (("train",), ("val", "test"), ("test", "val"))]
+        self._classes = shared_classes(splits[0], splits[1:])
+
+    def train_set(self, augment: bool) -> Dataset:
+        """``train``."""
+        return self._set("train", random=augment)
+
+    def val_set(self) -> Dataset:
+        """``val``, or ``test`` if there is no ``val``."""
+        return self._set("val", "test")
+
+    def test_set(self) -> Dataset:
+        """``test``, or ``val`` if there is no ``test``."""
+        return self._set("test", "val")
+
+    def _set(self, *names: str, random: bool = False) -> Clips:
+        crop = (
+            [v2.RandomResizedCrop(self.size, scale=(self.least_crop, 1.0), antialias=True)]
+            if random
+            else [v2.Resize(round(self.size / 0.875), antialias=True), v2.CenterCrop(self.size)]
+        )
+        # One tensor holds all frames, so what is drawn for one is drawn for all.
+        centred = [v2.ToDtype(torch.float32, scale=True), v2.Normalize([0.5] * self.channels, [0.5] * self.channels)]
+        shape = (self.clips, self.frames)
+        return Clips(self._split(*names), shape, v2.Compose([*crop, *centred]), MODES[self.channels], random)
+
+    def _split(self, *names: str) -> Path:
+        expected = (
+            f"ClipFolder expects frames in {self.root}/train/<class>/<video>/*.png and "
+            f"{self.root}/test/<class>/<video>/*.png (or val; or .jpg)"
+        )
+        return first_folder(self.root, names, expected)
+
+
+class Clips(Dataset):
+    """Every video under one folder as a tensor ``(T, C, F, H, W)`` with the number of its class.
+
+    Args:
+        folder: ``<folder>/<class>/<video>/<frame>``.
+        shape: clips, and frames of a clip.
+        transform: from all frames, uint8 ``(F, C, H, W)``, to what the network sees.
+        mode: how PIL is to read a frame: ``"L"`` or ``"RGB"``.
+        random: whether the first frame is drawn; otherwise the middle of the video is taken.
+
+    Raises:
+        FileNotFoundError: if there is no video with a frame in it.
+        ValueError: on reading a frame of more than 8 bits.
+    """
+
+    def __init__(
+        self, folder: Path, shape: tuple[int, int], transform: Callable[[Tensor], Tensor], mode: str, random: bool
+    ) -> None:
+        videos = (
+            (video, label)
+            for label, name in enumerate(find_classes(folder)[0])
+            for video in sorted((folder / name).iterdir())
+        )
+        self.videos = [(frames, label) for video, label in videos if (frames := _frames(video))]
+        if not self.videos:
+            raise FileNotFoundError(f"{folder} has no {folder}/<class>/<video>/ with frames ({', '.join(SUFFIXES)})")
+        self.shape = shape
+        self.transform = transform
+        self.mode = mode
+        self.random = random
+
+    def __len__(self) -> int:
+        """How many videos."""
+        return len(self.videos)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        """One video and its class."""
+        frames, label = self.videos[index]
+        wanted = self.shape[0] * self.shape[1]
+        spare = max(0, len(frames) - wanted)
+        start = int(torch.randint(spare + 1, ())) if self.random else spare // 2
+        taken = [frames[min(start + i, len(frames) - 1)] for i in range(wanted)]
+        video_FCHW = self.transform(torch.stack([self._read(frame) for frame in taken]))
+        return video_FCHW.unflatten(0, self.shape).transpose(1, 2), label
+
+    def _read(self, frame: Path) -> Tensor:
+        with Image.open(frame) as image:
+            if image.mode.startswith(("I", "F")):  # PIL would cut them off at 255
+                raise ValueError(f"{frame} has pixels of more than 8 bits (mode {image.mode}): scale them to 0 to 255")
+            return pil_to_tensor(image.convert(self.mode))
+
+
+def _frames(video: Path) -> list[Path]:
+    """The frames of a video in order: ``2.png`` comes before ``10.png``."""
+    found = [path for path in video.glob("*") if path.suffix.lower() in SUFFIXES]
+    return sorted(found, key=lambda path: (len(path.stem), path.stem))
