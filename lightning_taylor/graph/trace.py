@@ -20,7 +20,7 @@ from lightning_taylor.graph.quiet import quiet
 from lightning_taylor.graph.recurrent import tie_recurrent
 from lightning_taylor.graph.rules import RULES, SEVERAL, fallback
 from lightning_taylor.graph.tracer import Tracer, tensors_in
-from lightning_taylor.graph.verify import prove
+from lightning_taylor.graph.verify import Paths, prove
 
 __all__ = ["ForwardCall", "few_of", "require_groups", "trace_calls", "trace_channels"]
 
@@ -129,7 +129,9 @@ def trace_calls(
     _ignore(ledger, ignore, net)
     unseen = _unseen(ledger, net)
     if verify:
-        prove(net, lambda: build_graph(ledger, parameters, unseen), ledger, lambda: _outputs(net, few, dtype))
+        prove(
+            net, lambda: build_graph(ledger, parameters, unseen), ledger, lambda paths: _outputs(net, few, dtype, paths)
+        )
     return build_graph(ledger, parameters, unseen)
 
 
@@ -174,10 +176,12 @@ def _trace_path(
     return returned
 
 
-def _outputs(net: nn.Module, calls: Sequence[ForwardCall], dtype: torch.dtype) -> list[Tensor]:
-    """Every floating-point output of both paths."""
+def _outputs(
+    net: nn.Module, calls: Sequence[ForwardCall], dtype: torch.dtype, paths: Paths = (False, True)
+) -> list[Tensor]:
+    """Every floating-point output of these paths."""
     outputs = []
-    for training in (False, True):
+    for training in paths:
         with _mode(net, training), quiet(dtype=dtype):
             for call in calls:
                 out = net.get_submodule(call.module)(*call.args, **call.kwargs)

@@ -44,6 +44,7 @@ from lightning_taylor import (
     WeightMagnitude,
 )
 from lightning_taylor.recipes.folder import ImageFolder
+from lightning_taylor.report.figures.style import COLOURS, GREY, MARKERS, canvas, legend_below, plain_axes, styled
 
 METHODS: dict[str, tuple[Any, dict[str, Any]]] = {
     "Taylor": (Taylor, {"normalization": "l2"}),
@@ -146,6 +147,30 @@ def fitted(args: argparse.Namespace, seed: int, method: str, target: float) -> d
     }
 
 
+@styled
+def picture(rows: list[dict[str, Any]], net: str) -> Any:
+    """Accuracy over the fit, for the smallest target: means of the seeds, and their range; FLOPs fall alike for all."""
+    least, dense = min(row["target"] for row in rows), [row["accuracy"] for row in rows if row["method"] == "dense"]
+    runs: dict[str, list[Any]] = defaultdict(list)
+    for row in rows:
+        if row["target"] == least and row["method"] != "dense":
+            runs[row["method"]].append([*row["curve"][:-2], [row["curve"][-1][0], row["flops"], row["accuracy"]]])
+    figure, (axes,) = canvas(f"{net}, pruned to {least:.0%} of its FLOPs", 4.2)
+    for place, (method, curves) in enumerate(sorted(runs.items(), key=lambda run: -mean(c[-1][2] for c in run[1]))):
+        points = list(zip(*curves, strict=True))
+        x = [seeds[0][0] for seeds in points]
+        y, low, high = ([pick(p[2] for p in seeds) for seeds in points] for pick in (mean, min, max))
+        colour, style = COLOURS[place % len(COLOURS)], ("-", ":", "-.")[place // len(COLOURS)]
+        axes.fill_between(x, low, high, color=colour, alpha=0.12, linewidth=0)
+        look = {"color": colour, "marker": MARKERS[place % len(MARKERS)]}
+        axes.plot(x, y, linestyle=style, label=f"{method} {y[-1]:.1f} %", **look)
+    axes.axhline(mean(dense), color=GREY, linestyle="--", label=f"dense, equal steps {mean(dense):.1f} %")
+    axes.set(xlabel=f"optimizer steps (events until {points[-1][0][0] // 2})", ylabel="test accuracy (%)")
+    plain_axes(axes, grid="both")
+    legend_below(figure, axes.get_legend_handles_labels()[0])
+    return figure
+
+
 def main() -> None:
     args = parsed()
     args.folder.mkdir(parents=True, exist_ok=True)
@@ -164,6 +189,7 @@ def main() -> None:
         with file.open("a") as lines:
             lines.write(json.dumps(rows[-1]) + "\n")
         print(json.dumps({k: v for k, v in rows[-1].items() if k != "curve"}), flush=True)
+    picture(rows, args.net).savefig(file.with_suffix(".png"), dpi=120)
     table: dict[tuple[str, float], list[float]] = defaultdict(list)
     for row in rows:
         table[row["method"], row["target"]].append(row["accuracy"])

@@ -267,7 +267,8 @@ class Backboned(Boring):
 @pytest.mark.parametrize(("criterion", "first"), [(Taylor(), False), (TaylorBatch(), True), (WeightMagnitude(), False)])
 def test_a_backbone_may_be_frozen_at_first(criterion: Any, first: bool, tmp_path: Path) -> None:
     finetuning = BackboneFinetuning(unfreeze_backbone_at_epoch=2, verbose=False, backbone_initial_lr=1e-3)
-    pruner = pruning(schedule=Gradual(4, 2, 28), criterion=criterion, target=0.4)
+    # So low that the backbone has to lose channels, too.
+    pruner = pruning(schedule=Gradual(4, 2, 28), criterion=criterion, target=0.2)
     module = Backboned()
     lands(module, tmp_path, pruner=pruner, others=[finetuning], first=first, max_epochs=4)
     assert module.net.body[0].weight.shape[0] < 8
