@@ -29,6 +29,8 @@ from lightning_taylor.graph.resize import follow_shapes, hold
 from lightning_taylor.namesakes import either
 
 __all__ = [
+    "NO_STATE",
+    "STATE_KEY",
     "PrunedCheckpointMixin",
     "ShapeFitter",
     "fit_shapes",
@@ -41,6 +43,10 @@ __all__ = [
 KEY = "lightning_taylor"
 """Of the entry in a state dict's metadata."""
 STATE_KEY = "TaylorPruning"
+NO_STATE = (
+    "the checkpoint's network was pruned before, but the checkpoint holds no state of TaylorPruning: what the network "
+    "has now counts as dense"
+)
 """Of the callback's state in a checkpoint."""
 
 Module = TypeVar("Module", bound=LightningModule)

@@ -37,6 +37,7 @@ class Options:
     flops_penalty: float = 0.0
     min_channels: int = 1
     round_to: int = 1
+    flops_power: float = 0.0
 
     @classmethod
     def of(
@@ -47,6 +48,7 @@ class Options:
         flops_penalty: float,
         min_channels: int,
         round_to: int,
+        flops_power: float = 0.0,
     ) -> Options:
         """With the normalization of the user's choice; else "l2" where a penalty is weighed, or the criterion's own.
 
@@ -56,7 +58,7 @@ class Options:
             ['none', 'l2']
         """
         scale = normalization or ("l2" if flops_penalty else criterion.own_normalization)
-        return cls(Target.of(target), criterion, scale, flops_penalty, min_channels, round_to)
+        return cls(Target.of(target), criterion, scale, flops_penalty, min_channels, round_to, flops_power)
 
 
 def check_arguments(arguments: Mapping[str, Any]) -> None:
@@ -130,7 +132,8 @@ def _normalization(name: str, value: Any) -> Iterator[str]:
 def _penalty(name: str, value: Any) -> Iterator[str]:
     number = isinstance(value, Real) and not isinstance(value, bool)
     if not number or not 0 <= float(value) < math.inf:
-        yield f"{name} must be a number of at least 0 (the paper uses 1e-3), got {value!r}"
+        hint = " (the paper uses 1e-3)" if name == "flops_penalty" else ""
+        yield f"{name} must be a number of at least 0{hint}, got {value!r}"
 
 
 def _patterns(name: str, value: Any) -> Iterator[str]:
@@ -169,6 +172,7 @@ CHECKS: Mapping[str, Check] = {
     "criterion": _instance(Criterion, "a criterion such as Taylor() or WeightMagnitude()"),
     "normalization": _normalization,
     "flops_penalty": _penalty,
+    "flops_power": _penalty,
     "ignore": _patterns,
     "min_channels": _count(1),
     "round_to": _count(1),

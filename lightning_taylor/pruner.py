@@ -180,6 +180,7 @@ class Pruner:
                 min_channels=options.min_channels,
                 round_to=options.round_to,
                 flops_penalty=options.flops_penalty,
+                flops_power=options.flops_power,
             )
         except TargetUnreachableError as error:
             if not unscored:

@@ -56,6 +56,7 @@ def select_measured(
     min_channels: int = 1,
     round_to: int = 1,
     flops_penalty: float = 0.0,
+    flops_power: float = 0.0,
 ) -> Selection:
     """The least important channels whose removal meets a demand that may name latency and memory.
 
@@ -78,6 +79,7 @@ def select_measured(
         min_channels: as for ``select``.
         round_to: as for ``select``.
         flops_penalty: as for ``select``.
+        flops_power: as for ``select``.
 
     Raises:
         ValueError: as ``select``; if a measured resource is demanded without a meter; for ``most`` below 2.
@@ -99,7 +101,8 @@ def select_measured(
         (51, {'latency': 0.694})
     """
     demand = demand if isinstance(demand, Demand) else Demand(demand, goal=demand)
-    selector = Selector(scores, graph, min_channels=min_channels, round_to=round_to, flops_penalty=flops_penalty)
+    limits = {"min_channels": min_channels, "round_to": round_to}
+    selector = Selector(scores, graph, **limits, flops_penalty=flops_penalty, flops_power=flops_power)
     if not demand.target.to_measure:
         return Selection(selector.choose(demand))
     if meter is None:

@@ -37,12 +37,14 @@ def select(
     min_channels: int = 1,
     round_to: int = 1,
     flops_penalty: float = 0.0,
+    flops_power: float = 0.0,
 ) -> dict[str, Tensor]:
     r"""The least important channels whose removal meets a demand.
 
-    .. math::  \hat\Theta_c = \Theta_c - \lambda\, \Theta^{flops}_{g(c)}
+    .. math::  \hat\Theta_c = \Theta_c \,/\, (\Theta^{flops}_{g(c)})^p - \lambda\, \Theta^{flops}_{g(c)}
 
-    All channels are ranked together by score minus penalty; ties go by group order in the graph, then by index.
+    All channels are ranked together by score, in proportion to their cost, minus penalty; ties go by group order in
+    the graph, then by index.
     The shortest prefix of the ranking that meets the demand is taken, and then, from the most important channel
     down, each one is put back that the demand can do without, since the last one taken may have saved far more
     than was missing. Of what is removed in the end no group could keep even one block more. Where that still ends
@@ -61,6 +63,7 @@ def select(
         min_channels: every group keeps at least this many (or all it has, if fewer).
         round_to: kept counts are multiples of this, rounded up; a group's present width is always allowed.
         flops_penalty: lambda of Eq. 9; the paper uses 1e-3 where it uses it.
+        flops_power: p: 0 leaves the scores alone, 1 ranks by score per MFLOP.
 
     Returns:
         Group name -> sorted unique int64 indices into the present width, on the CPU; groups that lose nothing are
@@ -84,7 +87,8 @@ def select(
         >>> select({"a": torch.tensor([0.3, 0.0, 0.0, 0.0])}, graph, Target(channels=0.5))
         {'a': tensor([1, 2])}
     """
-    selector = Selector(scores, graph, min_channels=min_channels, round_to=round_to, flops_penalty=flops_penalty)
+    limits = {"min_channels": min_channels, "round_to": round_to}
+    selector = Selector(scores, graph, **limits, flops_penalty=flops_penalty, flops_power=flops_power)
     return selector.choose(demand if isinstance(demand, Demand) else Demand(demand, goal=demand))
 
 
@@ -99,11 +103,16 @@ class Selector:
         min_channels: int = 1,
         round_to: int = 1,
         flops_penalty: float = 0.0,
+        flops_power: float = 0.0,
     ) -> None:
         self.cost = CostModel(graph)
-        penalty = _penalty_per_channel(self.cost, flops_penalty)
-        penalised = {name: s_C - penalty.get(name, 0.0) for name, s_C in checked_scores(scores, graph).items()}
-        self._ranking = Ranking.of(penalised, graph, min_channels=min_channels, round_to=round_to)
+        weighed = checked_scores(scores, graph)
+        if any([_checked("flops_penalty", flops_penalty), _checked("flops_power", flops_power)]):
+            mflops = {name: max(1.0, flops) / 1e6 for name, flops in self.cost.flops_per_channel().items()}
+            weighed = {
+                name: s_C / mflops[name] ** flops_power - flops_penalty * mflops[name] for name, s_C in weighed.items()
+            }
+        self._ranking = Ranking.of(weighed, graph, min_channels=min_channels, round_to=round_to)
 
     def choose(self, demand: Demand) -> dict[str, Tensor]:
         """The least important channels whose removal meets a demand; as ``select``.
@@ -156,13 +165,10 @@ class _Goal:
         return min(fraction - has[name] for name, fraction in target.exact.asked.items())
 
 
-def _penalty_per_channel(cost: CostModel, flops_penalty: float) -> dict[str, float]:
-    """Group -> what Eq. 9 takes off each score, in score units."""
-    if not 0 <= flops_penalty < float("inf"):
-        raise ValueError(f"flops_penalty must be finite and not negative, got {flops_penalty}")
-    if not flops_penalty:
-        return {}
-    return {name: flops_penalty * flops / 1e6 for name, flops in cost.flops_per_channel().items()}
+def _checked(name: str, value: float) -> float:
+    if not 0 <= value < float("inf"):
+        raise ValueError(f"{name} must be finite and not negative, got {value}")
+    return value
 
 
 def _everything(ranking: Ranking, goal: _Goal) -> dict[str, Tensor]:

@@ -47,14 +47,16 @@ from lightning_taylor.recipes.folder import ImageFolder
 from lightning_taylor.report.figures.style import COLOURS, GREY, MARKERS, canvas, legend_below, plain_axes, styled
 
 METHODS: dict[str, tuple[Any, dict[str, Any]]] = {
-    "Taylor": (Taylor, {"normalization": "l2"}),
-    "Taylor raw": (Taylor, {"normalization": "none"}),
-    "Taylor+FLOPs": (Taylor, {"normalization": "l2", "flops_penalty": True}),
-    "TaylorBatch raw": (TaylorBatch, {"normalization": "none"}),
-    "OBD": (OBD, {"normalization": "l2"}),
-    "ActivationMean": (ActivationMean, {"normalization": "l2"}),
-    "WeightMagnitude": (WeightMagnitude, {"normalization": "l2"}),
-    "Random": (Random, {"normalization": "none"}),
+    "Taylor": (Taylor, {}),
+    "Taylor, power 0.5": (Taylor, {"flops_power": 0.5}),
+    "Taylor, power 1": (Taylor, {"flops_power": 1.0}),
+    "Taylor l2": (Taylor, {"normalization": "l2"}),
+    "Taylor l2+FLOPs": (Taylor, {"normalization": "l2", "flops_penalty": True}),
+    "TaylorBatch": (TaylorBatch, {}),
+    "OBD l2": (OBD, {"normalization": "l2"}),
+    "ActivationMean": (ActivationMean, {}),
+    "WeightMagnitude": (WeightMagnitude, {}),
+    "Random": (Random, {}),
     "TP Taylor": ("taylor", {}),
     "TP magnitude": ("magnitude", {}),
 }
@@ -212,7 +214,7 @@ def parsed() -> argparse.Namespace:
     parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--lr", type=float, default=0.01)
     parser.add_argument("--epochs", type=int, default=8, help="of fine-tuning before it, for the SqueezeNet")
-    parser.add_argument("--flops-penalty", type=float, default=0.1, help="of Taylor+FLOPs, per MFLOP of a channel")
+    parser.add_argument("--flops-penalty", type=float, default=0.1, help="of Taylor l2+FLOPs, per MFLOP of a channel")
     parser.add_argument("--min-channels", type=int, default=1)
     parser.add_argument("--points", type=int, default=10, help="of the curve")
     parser.add_argument("--part", type=int, default=1000, help="test images of a point")

@@ -20,6 +20,7 @@ PRUNING: dict[str, tuple[str, list[Any]]] = {
     "normalization": ("normalization must be one of 'l2'", ["L2", "", 2, True, NAN, ["l2"]]),
     "flops_penalty": ("flops_penalty must be a number", [-1, NAN, INF, "1e-3", None, True, [1]]),
     "ignore": ("ignore takes", ["fc", None, 5, True, [""], [5], [None], {"fc"}, NAN]),
+    "flops_power": ("flops_power must be a number", [-0.5, NAN, INF, "half", None, True, [1]]),
     "min_channels": ("min_channels must be a whole", [0, -1, 1.5, NAN, None, True, "2", [1]]),
     "round_to": ("round_to must be a whole", [0, -8, 8.0, NAN, None, True, "8", [8]]),
     "example_inputs": ("example_inputs takes", [(1, 3, 0, 32), [1, -3], "image", 5, True, NAN, (), b"x"]),

@@ -219,6 +219,17 @@ def test_the_penalty_is_charged_per_mflop_of_one_channel_now(make_graph):
     assert list(select(scores, graph, demand, flops_penalty=1.01 * even)) == ["l0"]
 
 
+@pytest.mark.parametrize("power", [0.5, 1.0, 2.0])
+def test_a_power_weighs_scores_by_the_mflops_of_one_channel_now(make_graph, power):
+    graph = make_graph([4, 4], work=[10**6, 10**4]).shrink({"l0": [0]})
+    saved = CostModel(graph).flops_per_channel()
+    even = (saved["l0"] / saved["l1"]) ** power  # times as important: then both groups' channels rank alike
+    demand = Demand(Target(channels=0.01), channels=1)
+    for factor, first in ((0.99, "l0"), (1.01, "l1")):
+        scores = {"l0": torch.full((3,), factor * even), "l1": torch.full((4,), 1.0)}
+        assert list(select(scores, graph, demand, flops_power=power)) == [first]
+
+
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
 def test_scores_that_are_not_finite_are_refused_by_name(make_graph, bad):
     scores = {"l0": torch.rand(4), "l1": torch.tensor([0.1, bad, 0.2])}
@@ -234,6 +245,7 @@ def test_scores_that_are_not_finite_are_refused_by_name(make_graph, bad):
         ({"l0": torch.rand(4)}, {"min_channels": 0}, "min_channels must be"),
         ({"l0": torch.rand(4)}, {"round_to": 0}, "round_to must be"),
         ({"l0": torch.rand(4)}, {"flops_penalty": -1.0}, "flops_penalty must be"),
+        ({"l0": torch.rand(4)}, {"flops_penalty": 1.0, "flops_power": -1.0}, "flops_power must be"),
     ],
 )
 def test_bad_arguments_are_refused(make_graph, scores, options, message):
