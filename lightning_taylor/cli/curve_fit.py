@@ -1,7 +1,8 @@
 """One fit of ``compare --curves``: from a trained checkpoint to the target, measured on the way.
 
 It is an ordinary fit of the configuration's model, data and optimizer that begins with the checkpoint's weights. Fits
-of one seed see the same batches in the same order, and are validated after the same steps.
+of one seed see the same batches in the same order (unless a dropout on the CPU draws as many numbers as the pruned
+network is wide, and a later epoch is shuffled by what comes after), and are validated after the same steps.
 """
 
 from __future__ import annotations
@@ -112,6 +113,7 @@ def _pruner(asked: argparse.Namespace, name: str, seed: int, theirs: TaylorPruni
         "criterion": every_criterion(seed=seed)["Taylor" if name == WITH_FLOPS else name],
         "flops_penalty": penalty if name == WITH_FLOPS else 0.0,
         "measure_latency": False,
+        "oracle_sample": 0,
         "guard": None,  # it would hold one criterion back longer than another
     }
     return _QuietPruning(**settings)

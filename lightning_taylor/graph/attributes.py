@@ -224,11 +224,12 @@ def _normalized_shape(module: nn.Module, keep: Mapping[Axis, Tensor]) -> Mapping
 def _recurrent(module: nn.Module, keep: Mapping[Axis, Tensor]) -> Mapping[str, object]:
     _, (made, read) = _held(module, "weight_ih_l0", "weight_ih")
     own = dict(module.named_parameters(recurse=False))
-    gates = own.get("weight_hh_l0", own.get("weight_hh"))
-    assert gates is not None
-    per_unit = next((n for kind, n in _GATES if isinstance(module, kind)), 1)
-    sizes = {"input_size": read, "hidden_size": made // per_unit}
-    return sizes | ({"proj_size": gates.shape[1]} if getattr(module, "proj_size", 0) else {})
+    state = own.get("weight_hh_l0", own.get("weight_hh"))
+    if state is None:  # computed from other parameters, by a weight norm for example; its units stay
+        return {"input_size": read}
+    if isinstance(module, nn.LSTM) and module.proj_size:
+        return {"input_size": read, "hidden_size": made // 4, "proj_size": state.shape[1]}
+    return {"input_size": read, "hidden_size": state.shape[1]}
 
 
 def _attention(module: nn.Module, keep: Mapping[Axis, Tensor]) -> Mapping[str, object]:
@@ -242,9 +243,6 @@ _NAMED: dict[str, AttributeRule] = {
     "torchvision.models.maxvit.RelativePositionalMultiHeadAttention": _attention,
 }
 """The same by the class's name, for those that are only imported when somebody uses them."""
-
-_GATES = (((nn.LSTM, nn.LSTMCell), 4), ((nn.GRU, nn.GRUCell), 3))
-"""Recurrent layers whose hidden unit has several rows in each weight."""
 
 _RULES: dict[type[nn.Module], AttributeRule] = {
     _ConvNd: _convolution,

@@ -20,6 +20,10 @@ from lightning_taylor.graph.tracer import tensors_in
 __all__ = ["batch_size", "cast", "few_examples", "private_copy", "reveal", "tensor_names"]
 
 
+_STEPS = ("forward", "training_step", "validation_step", "test_step", "predict_step")
+"""What Lightning compiles of a module, and keeps as functions on it."""
+
+
 def private_copy(model: nn.Module) -> nn.Module:
     """Deep copy of a model, without gradients and without the activations that user code may keep on it.
 
@@ -53,9 +57,10 @@ def _uncompiled(net: nn.Module) -> nn.Module:
     for module in net.modules():
         if vars(module).get("_compiled_call_impl") is not None:
             module._compiled_call_impl = None
-        compiled = getattr(vars(module).get("forward"), "_torchdynamo_orig_callable", None)
-        if compiled is not None and id(getattr(compiled, "__self__", None)) not in own:
-            del module.forward
+        for step in _STEPS:
+            compiled = getattr(vars(module).get(step), "_torchdynamo_orig_callable", None)
+            if compiled is not None and id(getattr(compiled, "__self__", None)) not in own:
+                delattr(module, step)
     return net
 
 

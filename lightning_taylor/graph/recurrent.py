@@ -1,10 +1,12 @@
-"""Recurrent modules: one number of hidden units for all of their layers and directions.
+"""Recurrent modules: what a hidden unit is, and that all layers and directions have as many.
 
-The trace itself finds what a unit is (a row of each gate, a column of the weights that read the state); only that the
-layers of one module cannot differ is not in any operator.
+A unit is a row of each gate and a column of the weights that read the state. Over several steps the trace finds that by
+itself; an example may have one step only, and then the state that is read is the zeros of the beginning.
 """
 
 from __future__ import annotations
+
+import re
 
 import torch
 from torch import nn
@@ -14,16 +16,27 @@ from lightning_taylor.graph.ledger import Ledger
 __all__ = ["tie_recurrent"]
 
 
+_STATE = re.compile(r"weight_hh(_l\d+(_reverse)?)?$")
+"""The weights that read a state; not what a weight norm computes them from."""
+
+
 def tie_recurrent(ledger: Ledger, net: nn.Module) -> None:
-    """Hidden units of all layers and directions of a recurrent module go together: it has one number for all."""
+    """Tie the hidden units of every recurrent module of a net."""
     for name, module in net.named_modules():
-        if isinstance(module, nn.RNNBase):
-            weights = [
-                f"{name}.{own}".lstrip(".") for own, _ in module.named_parameters() if own.startswith("weight_hh")
-            ]
-            if module.proj_size:
-                # Which torch recognises by two widths that differ, and so they have to.
-                ledger.freeze_axes([(weight, dim) for weight in weights for dim in (0, 1)], f"projected by {name}")
-            entries = [torch.from_numpy(ledger.entries((weight, 1))) for weight in weights]
-            for other in entries[1:]:
-                ledger.tie(entries[0], other)
+        if isinstance(module, nn.RNNBase | nn.RNNCellBase):
+            own = [own for own, _ in module.named_parameters(recurse=False) if _STATE.match(own)]
+            _tie(ledger, [f"{name}.{weight}".lstrip(".") for weight in own], getattr(module, "proj_size", 0), name)
+
+
+def _tie(ledger: Ledger, weights: list[str], projected: int, name: str) -> None:
+    if projected:
+        # Which torch recognises by two widths that differ, and so they have to.
+        ledger.freeze_axes([(weight, dim) for weight in weights for dim in (0, 1)], f"projected by {name}")
+        return
+    rows, columns = ([torch.from_numpy(ledger.entries((weight, dim))) for weight in weights] for dim in (0, 1))
+    for gates_GH, unit_H in zip(rows, columns, strict=True):
+        if not len(unit_H) or not len(columns[0]):
+            continue  # one unit, which stays
+        for gate_H in gates_GH.view(-1, len(unit_H)):
+            ledger.tie(unit_H, gate_H)
+        ledger.tie(columns[0], unit_H)

@@ -102,6 +102,7 @@ def trace_calls(
         raise ValueError("the example inputs are a batch without an example; give at least one")
     few = [few_of(c, batch) for c in calls]
     dtype, few = _settle_precision(net, few, calls)
+    two = [_cast(few_of(c, batch, 2), dtype) for c in calls]
     reveal(net, torch.Generator().manual_seed(0))
     names = tensor_names(net)
     parameters = frozenset(names[id(p)] for p in net.parameters())
@@ -130,7 +131,10 @@ def trace_calls(
     unseen = _unseen(ledger, net)
     if verify:
         prove(
-            net, lambda: build_graph(ledger, parameters, unseen), ledger, lambda paths: _outputs(net, few, dtype, paths)
+            net,
+            lambda: build_graph(ledger, parameters, unseen),
+            ledger,
+            lambda paths, more: _outputs(net, two if more else few, dtype, paths),
         )
     return build_graph(ledger, parameters, unseen)
 
@@ -197,7 +201,7 @@ def _settle_precision(
     attempts = [(torch.float64, few), (own, few), (own, list(calls))]
     failure: Exception | None = None
     for dtype, given in attempts:
-        given = [ForwardCall(c.module, cast(c.args, dtype), cast(dict(c.kwargs), dtype)) for c in given]
+        given = [_cast(c, dtype) for c in given]
         # Not net.to(dtype): that would cut complex numbers to their real part.
         net._apply(lambda t, dtype=dtype: t.to(dtype) if t.is_floating_point() else t)
         try:
@@ -210,6 +214,10 @@ def _settle_precision(
     raise UnsupportedModelError(
         f"the forward pass of {type(net).__name__} raised {type(failure).__name__} on the example inputs: {failure}"
     ) from failure
+
+
+def _cast(call: ForwardCall, dtype: torch.dtype) -> ForwardCall:
+    return ForwardCall(call.module, cast(call.args, dtype), cast(dict(call.kwargs), dtype))
 
 
 def _check_finite(net: nn.Module, outputs: list[Tensor]) -> None:

@@ -109,7 +109,7 @@ def select_measured(
         raise ValueError(f"{demand.target} needs a meter to measure {', '.join(demand.target.to_measure)}")
     if most < 2:
         raise ValueError(f"a search takes at least 2 measurements, got most={most}")
-    search = _Search(selector, graph, demand.target, meter, dict(now or {}), most)
+    search = _Search(selector, graph, demand, meter, dict(now or {}), most)
     return search.number(demand.channels) if demand.channels is not None else search.target()
 
 
@@ -131,21 +131,21 @@ class _Search:
         self,
         selector: Selector,
         graph: ChannelGraph,
-        target: Target,
+        demand: Demand,
         meter: Measure,
         now: dict[str, float],
         most: int,
     ) -> None:
         self._selector = selector
         self._graph = graph
-        self._target = target
+        self._target, self._goal = demand.target, demand.goal
         self._meter = meter
         self._left = most
         self._dense = max(1, selector.cost.dense.flops)
         self._bottom = selector.cost.at(_counts(selector.everything())).flops
         self._now = now
         if dict(graph.shapes) == dict(graph.dense):
-            self._now = dict.fromkeys(target.to_measure, 1.0)
+            self._now = dict.fromkeys(demand.target.to_measure, 1.0)
 
     def number(self, channels: int) -> Selection:
         """So many channels, but no more than the exact parts need once the measured ones are met."""
@@ -162,7 +162,7 @@ class _Search:
     def target(self) -> Selection:
         """The largest network found that meets every part."""
         exact = self._target.exact
-        high = self._point(self._selector.choose(Demand(exact)) if exact else {})
+        high = self._point(self._selector.choose(Demand(exact, goal=self._goal)) if exact else {})
         if high.met:
             return high.selection
         above, low = self._anchor(high), None

@@ -67,6 +67,8 @@ class ImageClassifier(L.LightningModule):
         top_k: int = 1,
     ) -> None:
         super().__init__()
+        if schedule == "drop" and drop_step < 1:
+            raise ValueError(f"schedule='drop' needs the step at which the rate drops, drop_step >= 1; got {drop_step}")
         self.save_hyperparameters(ignore=["weights"])
         self.model_name = check_name(model)
         self.weights = weights

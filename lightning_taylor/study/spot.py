@@ -7,10 +7,12 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping
+from inspect import signature
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torchmetrics import Metric
 
 from lightning_taylor.graph.channels import ChannelGraph
 from lightning_taylor.graph.copying import private_copy
@@ -30,6 +32,9 @@ def spot_check(
     The loss is what the training step of a copy makes of the batch, in evaluation mode and without gradients; the
     module itself, its metrics and loggers see nothing of it. Costs about half a training step for each channel.
 
+    On several ranks the first one alone does this: not for a training step that talks to the others by itself, with
+    ``torch.distributed.all_gather`` and the like, which would wait for them for ever.
+
     Args:
         module: a LightningModule whose training step returns its loss.
         graph: its channel graph at the present widths.
@@ -47,11 +52,12 @@ def spot_check(
     Source: Molchanov et al. 2017, section 2.1 and Eq. 10.
     """
     channels = draw_channels(scores, count, torch.Generator().manual_seed(seed))
+    twin = private_copy(module)
+    for metric in (part for part in twin.modules() if isinstance(part, Metric)):
+        metric.sync_on_compute = metric._to_sync = False  # the other ranks do not wait for them
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the module's own: it said them before, and what it logs has nowhere to go
-        oracle = measure_oracle(
-            private_copy(module), graph, [batch], training_loss, channels=channels, copies=_COPIES, progress=False
-        )
+        oracle = measure_oracle(twin, graph, [batch], training_loss, channels=channels, copies=_COPIES, progress=False)
     truth = oracle.absolute()
     ranked = torch.cat([scores[name].to("cpu", torch.float64)[index_S] for name, index_S in channels.items()])
     return spearman(ranked, torch.cat([truth[name] for name in channels]))
@@ -82,7 +88,8 @@ def training_loss(module: nn.Module, batch: Any) -> Tensor:
     Raises:
         ValueError: if it returns no loss, as in manual optimization.
     """
-    found: Any = module.training_step(batch, 0)  # type: ignore[operator]
+    step: Any = module.training_step
+    found = step(batch, 0) if len(signature(step).parameters) > 1 else step(batch)
     loss = found.get("loss") if isinstance(found, Mapping) else found
     if not isinstance(loss, Tensor) or loss.ndim:
         raise ValueError(f"{type(module).__name__}.training_step returned {type(found).__name__} in place of a loss")

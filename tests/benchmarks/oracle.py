@@ -101,51 +101,60 @@ def squeezenet(args: argparse.Namespace, seed: int) -> tuple[nn.Module, Dataset[
 
 
 def resnet(args: argparse.Namespace, seed: int) -> tuple[nn.Module, Dataset[Any], Tensor]:
-    depth = int(args.net.removeprefix("resnet"))
-    data, model = ZippedImages(args.data, "train"), ResNet((depth - 2) // 6)
-    kept = args.folder / f"start_{args.net}_{seed}.pt"
-    if kept.exists():
-        model.load_state_dict(torch.load(kept))
-        return model, data, torch.zeros(1, 3, 32, 32)
-    model.load_state_dict(read_state_dict(args.weights))
-    generator = torch.Generator().manual_seed(seed)
-    steps, batch = 130, 128
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9, weight_decay=1e-4)
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
-    some = torch.randperm(len(data), generator=generator)[: steps * batch].tolist()
-    for x, y in DataLoader(Subset(data, some), batch):
-        x = torch.where(torch.rand(len(x), 1, 1, 1, generator=generator) < 0.5, x, x.flip(3))
-        optimizer.zero_grad()
-        F.cross_entropy(model(x), y).backward()
-        optimizer.step()
-        schedule.step()
-    torch.save(model.state_dict(), kept)
-    return model, data, torch.zeros(1, 3, 32, 32)
+    """Of published weights, fine-tuned on these images."""
+
+    def build() -> nn.Module:
+        model = ResNet((int(args.net.removeprefix("resnet")) - 2) // 6)
+        model.load_state_dict(read_state_dict(args.weights))
+        return model
+
+    def rates(model: nn.Module, steps: int) -> torch.optim.lr_scheduler.LRScheduler:
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9, weight_decay=1e-4)
+        return torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
+
+    return on_cifar10(args, seed, build, rates, steps=130)
 
 
 def vgg16_bn(args: argparse.Namespace, seed: int) -> tuple[nn.Module, Dataset[Any], Tensor]:
     """VGG-16 with batch norm and half of the widths, trained here from scratch: once over 40,000 images."""
-    data, kept = ZippedImages(args.data, "train"), args.folder / f"start_{args.net}_{seed}.pt"
-    torch.manual_seed(seed)
-    layers: list[nn.Module] = []
-    width = 3
-    for plan in (32, 32, 0, 64, 64, 0, 128, 128, 128, 0, 256, 256, 256, 0, 256, 256, 256, 0):
-        layers += [nn.Conv2d(width, plan, 3, 1, 1), nn.BatchNorm2d(plan), nn.ReLU()] if plan else [nn.MaxPool2d(2)]
-        width = plan or width
-    model = nn.Sequential(*layers, nn.Flatten(), nn.Linear(width, 10))
+
+    def build() -> nn.Module:
+        torch.manual_seed(seed)
+        layers: list[nn.Module] = []
+        width = 3
+        for plan in (32, 32, 0, 64, 64, 0, 128, 128, 128, 0, 256, 256, 256, 0, 256, 256, 256, 0):
+            layers += [nn.Conv2d(width, plan, 3, 1, 1), nn.BatchNorm2d(plan), nn.ReLU()] if plan else [nn.MaxPool2d(2)]
+            width = plan or width
+        return nn.Sequential(*layers, nn.Flatten(), nn.Linear(width, 10))
+
+    def rates(model: nn.Module, steps: int) -> torch.optim.lr_scheduler.LRScheduler:
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9, weight_decay=5e-4, nesterov=True)
+        return torch.optim.lr_scheduler.OneCycleLR(optimizer, 0.05, total_steps=steps)
+
+    return on_cifar10(args, seed, build, rates, steps=312)
+
+
+def on_cifar10(
+    args: argparse.Namespace,
+    seed: int,
+    build: Callable[[], nn.Module],
+    rates: Callable[[nn.Module, int], torch.optim.lr_scheduler.LRScheduler],
+    steps: int,
+    batch: int = 128,
+) -> tuple[nn.Module, Dataset[Any], Tensor]:
+    """Train, or read what was trained before; each image is seen once, flipped at random."""
+    data, model, kept = ZippedImages(args.data, "train"), build(), args.folder / f"start_{args.net}_{seed}.pt"
     if kept.exists():
         model.load_state_dict(torch.load(kept))
         return model, data, torch.zeros(1, 3, 32, 32)
     generator = torch.Generator().manual_seed(seed)
-    steps, batch = 312, 128
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9, weight_decay=5e-4, nesterov=True)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 0.05, total_steps=steps)
+    schedule = rates(model, steps)
     some = torch.randperm(len(data), generator=generator)[: steps * batch].tolist()
     for x, y in DataLoader(Subset(data, some), batch):
         x = torch.where(torch.rand(len(x), 1, 1, 1, generator=generator) < 0.5, x, x.flip(3))
-        optimizer.zero_grad()
+        schedule.optimizer.zero_grad()
         F.cross_entropy(model(x), y).backward()
-        optimizer.step()
+        schedule.optimizer.step()
         schedule.step()
     torch.save(model.state_dict(), kept)
     return model, data, torch.zeros(1, 3, 32, 32)

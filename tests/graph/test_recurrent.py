@@ -93,6 +93,94 @@ def test_what_a_recurrent_layer_reads_is_scored_by_the_gate_on_its_input(name: s
     torch.testing.assert_close(found["conv"].double(), grad.squeeze(2).abs().mean(0), rtol=1e-5, atol=1e-9)
 
 
+class Loop(nn.Module):
+    """A recurrence in the user's own words, over inputs whose first dimension is time."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.read, self.keep, self.head = nn.Linear(3, 8), nn.Linear(8, 8), nn.Linear(8, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        state = torch.zeros(x.shape[1], 8, dtype=x.dtype)
+        for step in x:
+            state = (self.read(step) + self.keep(state)).tanh()
+        return self.head(state)
+
+
+def test_a_loop_over_time_is_not_taken_for_its_first_step() -> None:
+    torch.manual_seed(0)
+    model, x = Loop().double(), torch.randn(5, 2, 3, dtype=torch.float64)
+    graph = trace_channels(model, x)
+    assert not graph.groups
+    assert "assumes its width" in graph.frozen["read"]  # the 8 of the state
+
+
+class Steps(nn.Module):
+    """A recurrent module over the inputs themselves, time first."""
+
+    def __init__(self, kind: type[nn.RNNBase]) -> None:
+        super().__init__()
+        self.rnn, self.head = kind(3, 6), nn.Linear(6, 2)  # type: ignore[call-arg]
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.rnn(x)[0][-1])
+
+
+@pytest.mark.parametrize("kind", [nn.LSTM, nn.GRU, nn.RNN])
+def test_units_are_found_where_the_first_dimension_is_time(kind: type[nn.RNNBase]) -> None:
+    torch.manual_seed(0)
+    model, x = Steps(kind).double(), torch.randn(5, 2, 3, dtype=torch.float64)
+    for given in (x, x[:1]):
+        graph = trace_channels(model, given)
+        assert {name: group.size for name, group in graph.groups.items()} == {"rnn": 6}
+        remove = graph.sample(0.5)
+        assert difference(outputs(masked(model, graph, remove), x), outputs(sliced(model, graph, remove), x)) < 1e-12
+
+
+@pytest.mark.filterwarnings("ignore:.*weight_norm.* is deprecated")
+@pytest.mark.parametrize("norm", [nn.utils.weight_norm, nn.utils.parametrizations.weight_norm])
+def test_a_weight_norm_over_the_state_keeps_the_units_and_nothing_else(norm: Callable[..., nn.Module]) -> None:
+    torch.manual_seed(0)
+    model = Frames(nn.LSTM, batch_first=True)
+    norm(model.rnn, "weight_hh_l0")
+    assert set(trace_channels(model, X.float()).groups) == {"conv"}
+
+
+class Gated(nn.RNNCellBase):
+    """A cell of the user's own with two gates."""
+
+    def __init__(self) -> None:
+        super().__init__(6, 5, bias=True, num_chunks=2)
+
+    def forward(self, x: Tensor, state: Tensor) -> Tensor:
+        made = nn.functional.linear(x, self.weight_ih, self.bias_ih)
+        a, b = (made + nn.functional.linear(state, self.weight_hh, self.bias_hh)).chunk(2, 1)
+        return a.sigmoid() * b.tanh()
+
+
+class OwnCells(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.cell, self.head = nn.Conv1d(3, 6, 3), Gated(), nn.Linear(5, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        state = torch.zeros(len(x), self.cell.hidden_size, dtype=x.dtype)
+        for step in self.conv(x).unbind(2):
+            state = self.cell(step, state)
+        return self.head(state)
+
+
+def test_a_cell_of_the_users_own_with_several_gates_is_followed() -> None:
+    torch.manual_seed(0)
+    model = OwnCells().double()
+    graph = trace_channels(model, X)
+    assert {name: group.size for name, group in graph.groups.items()} == {"conv": 6, "cell": 5}
+    remove = graph.sample(0.5)
+    smaller = sliced(model, graph, remove)
+    assert smaller.cell.hidden_size == 5 - len(remove["cell"])
+    assert difference(outputs(masked(model, graph, remove), X), outputs(smaller, X)) < 1e-12
+
+
 def test_hidden_units_are_left_to_criteria_that_need_no_hook() -> None:
     model, graph = traced("LSTM plain")
     taylor, batch = Taylor().watch(model, graph), TaylorBatch().watch(model, graph)

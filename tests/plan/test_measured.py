@@ -51,6 +51,16 @@ def curve(floor, power):
     return lambda f: floor + (1 - floor) * f**power
 
 
+@pytest.mark.parametrize("seed", range(8))
+def test_the_exact_part_lands_as_closely_as_without_a_measured_one(make_graph, seed):
+    graph = make_graph([3, 6, 4], work=[9000, 100, 400])  # one channel of the first is worth much
+    scores, flops = some_scores(graph, seed), 0.93
+    easy = Gauge(graph, latency=lambda f: 0.1)
+    found = select_measured(scores, graph, Target(flops=flops, latency=0.9), easy).remove
+    expected = select(scores, graph, Target(flops=flops))
+    assert {n: i.tolist() for n, i in found.items()} == {n: i.tolist() for n, i in expected.items()}
+
+
 curves = st.builds(curve, st.floats(0, 0.5), st.floats(0.6, 2))
 
 

@@ -211,6 +211,11 @@ def test_the_rate_falls_at_its_step_and_not_before() -> None:
     assert [drop_with_warmup(step, warmup=2, drop=4) for step in range(6)] == [0.5, 1.0, 1.0, 1.0, 0.1, 0.1]
 
 
+def test_a_drop_needs_its_step() -> None:
+    with pytest.raises(ValueError, match="schedule='drop' needs the step at which the rate drops"):
+        ImageClassifier(schedule="drop")
+
+
 def test_a_cosine_without_an_end_asks_for_one(tmp_path: Path) -> None:
     module = ImageClassifier()
     with pytest.raises(ValueError, match="schedule='cosine' needs the length of the fit: give max_epochs or max_steps"):

@@ -7,6 +7,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from fit.boring import Boring
+from lightning.pytorch.utilities.compile import from_compiled
 from torch import Tensor
 from zoo import build
 
@@ -52,6 +53,38 @@ def test_the_correlation_is_that_of_one_removal_after_the_other() -> None:
                     tensors[tensor_name].copy_(value)
     assert found == pytest.approx(spearman(torch.tensor(ranked), torch.tensor(truth)), abs=1e-6)
     assert len(set(truth)) > 5
+
+
+class OneArgument(Boring):
+    """A training step without the number of the batch, as Lightning allows it."""
+
+    def training_step(self, batch: Any) -> Tensor:  # type: ignore[override]
+        return super().training_step(batch, 0)
+
+
+def small(kind: type[Boring]) -> tuple[Boring, Any, dict[str, Tensor], tuple[Tensor, Tensor]]:
+    torch.manual_seed(0)
+    net, x = build("residual")
+    module = kind(net).float()
+    module.forward = net.forward  # type: ignore[method-assign]
+    graph = trace_channels(module, x.float())
+    scores = {name: torch.rand(group.size) for name, group in graph.groups.items()}
+    return module, graph, scores, (torch.randn(6, *x.shape[1:]), torch.arange(6) % 2)
+
+
+def test_a_step_without_the_number_of_the_batch_is_called_without() -> None:
+    assert spot_check(*small(OneArgument), count=10) == spot_check(*small(Boring), count=10) != 0
+
+
+def test_a_compiled_module_is_checked_on_its_copy_and_left_alone() -> None:
+    module, graph, scores, batch = small(Boring)
+    plain = spot_check(module, graph, scores, batch, count=10)
+    compiled = from_compiled(torch.compile(module, backend="eager"))
+    before = {name: tensor.clone() for name, tensor in compiled.state_dict().items()}
+    found = spot_check(compiled, graph, scores, batch, count=10)
+    torch.compiler.reset()
+    assert found == pytest.approx(plain)
+    assert all(torch.equal(before[name], tensor) for name, tensor in compiled.state_dict().items())
 
 
 def test_every_channel_is_as_likely_as_any_other() -> None:
