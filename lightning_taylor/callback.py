@@ -16,7 +16,8 @@ from typing_extensions import override
 from lightning_taylor.checkpoint import NO_STATE, ShapeFitter, origin_of, was_pruned, widths_of
 from lightning_taylor.graph.channels import ChannelGraph
 from lightning_taylor.graph.copying import batch_size
-from lightning_taylor.graph.trace import ForwardCall, require_groups
+from lightning_taylor.graph.passes import ForwardCall
+from lightning_taylor.graph.trace import require_groups
 from lightning_taylor.host import (
     check_agreement,
     check_return,
@@ -122,9 +123,8 @@ class TaylorPruning(Callback):
         self.allow_inexact_norms = allow_inexact_norms
         self._session = Session(self.options, guard)
         self._fitter: ShapeFitter | None = None
-        self._global_step = 0
+        self._global_step, self._examples = 0, 1
         self._grad_scale: float | Tensor = 1.0
-        self._examples = 1
         self._told: set[str] = set()
         self._started = False
 

@@ -20,7 +20,8 @@ from torch import Tensor, nn
 from lightning_taylor.checkpoint import PrunedCheckpointMixin
 from lightning_taylor.errors import PruningError, UncoupledChannelsError, UnsupportedModelError
 from lightning_taylor.graph.channels import ChannelGraph
-from lightning_taylor.graph.trace import ForwardCall, trace_calls
+from lightning_taylor.graph.passes import ForwardCall
+from lightning_taylor.graph.trace import trace_calls
 from lightning_taylor.namesakes import either
 from lightning_taylor.plan import fingerprint
 from lightning_taylor.plan.guard import Guard

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from lightning_taylor.errors import TargetUnreachableError, UncoupledChannelsError
 from lightning_taylor.graph.channels import ChannelGraph
-from lightning_taylor.graph.trace import ForwardCall
+from lightning_taylor.graph.passes import ForwardCall
 from lightning_taylor.options import Options
 from lightning_taylor.plan import (
     Cost,

@@ -16,8 +16,8 @@ from torch.optim import Optimizer
 
 from lightning_taylor.graph.capture import CallRecorder
 from lightning_taylor.graph.channels import ChannelGraph
+from lightning_taylor.graph.passes import ForwardCall
 from lightning_taylor.graph.plain import graph_from_plain, graph_to_plain
-from lightning_taylor.graph.trace import ForwardCall
 from lightning_taylor.guarding import Guarding
 from lightning_taylor.host import compiled_graphs, forget_compiled
 from lightning_taylor.options import Options

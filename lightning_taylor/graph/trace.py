@@ -4,34 +4,25 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from lightning_taylor.errors import NothingToPruneError, UnsupportedModelError
 from lightning_taylor.graph.channels import ChannelGraph
-from lightning_taylor.graph.copying import batch_size, cast, few_examples, private_copy, reveal, tensor_names
+from lightning_taylor.graph.copying import batch_size, private_copy, reveal, tensor_names
 from lightning_taylor.graph.grouping import build_graph
 from lightning_taylor.graph.ledger import Ledger
+from lightning_taylor.graph.passes import ForwardCall, cast_call, few_of, in_mode, outputs_of, settle_precision
 from lightning_taylor.graph.quiet import quiet
 from lightning_taylor.graph.recurrent import tie_recurrent
 from lightning_taylor.graph.rules import RULES, SEVERAL, fallback
 from lightning_taylor.graph.tracer import Tracer, tensors_in
-from lightning_taylor.graph.verify import Paths, prove
+from lightning_taylor.graph.verify import prove
 
-__all__ = ["ForwardCall", "few_of", "require_groups", "trace_calls", "trace_channels"]
-
-
-@dataclass(frozen=True, eq=False)
-class ForwardCall:
-    """One call of a module: its qualified name in the model ("" is the model itself) and what it was given."""
-
-    module: str
-    args: tuple[Any, ...]
-    kwargs: Mapping[str, Any] = field(default_factory=dict)
+__all__ = ["require_groups", "trace_calls", "trace_channels"]
 
 
 def trace_channels(
@@ -101,8 +92,8 @@ def trace_calls(
     if not batch:
         raise ValueError("the example inputs are a batch without an example; give at least one")
     few = [few_of(c, batch) for c in calls]
-    dtype, few = _settle_precision(net, few, calls)
-    two = [_cast(few_of(c, batch, 2), dtype) for c in calls]
+    dtype, few = settle_precision(net, few, calls)
+    two = [cast_call(few_of(c, batch, 2), dtype) for c in calls]
     reveal(net, torch.Generator().manual_seed(0))
     names = tensor_names(net)
     parameters = frozenset(names[id(p)] for p in net.parameters())
@@ -134,14 +125,9 @@ def trace_calls(
             net,
             lambda: build_graph(ledger, parameters, unseen),
             ledger,
-            lambda paths, more: _outputs(net, two if more else few, dtype, paths),
+            lambda paths, more: outputs_of(net, two if more else few, dtype, paths),
         )
     return build_graph(ledger, parameters, unseen)
-
-
-def few_of(call: ForwardCall, batch: int, most: int = 1) -> ForwardCall:
-    """The same call with its leading dimension of ``batch`` cut to ``most``."""
-    return ForwardCall(call.module, few_examples(call.args, batch, most), few_examples(dict(call.kwargs), batch, most))
 
 
 def require_groups(graph: ChannelGraph) -> ChannelGraph:
@@ -169,7 +155,7 @@ def _trace_path(
     returned: list[Any] = []
     modules = dict(net.named_modules())
     tracer = Tracer(ledger, names, RULES, fallback, examples, modules, SEVERAL)
-    with _mode(net, training), quiet(dtype=dtype), _watched(net, tracer):
+    with in_mode(net, training), quiet(dtype=dtype), _watched(net, tracer):
         for call in calls:
             with tracer:
                 out = net.get_submodule(call.module)(*call.args, **call.kwargs)
@@ -178,72 +164,6 @@ def _trace_path(
                 tracer.freeze(tracer.labels_of(tensor), "reaches the output")
             returned.append(out)
     return returned
-
-
-def _outputs(
-    net: nn.Module, calls: Sequence[ForwardCall], dtype: torch.dtype, paths: Paths = (False, True)
-) -> list[Tensor]:
-    """Every floating-point output of these paths."""
-    outputs = []
-    for training in paths:
-        with _mode(net, training), quiet(dtype=dtype):
-            for call in calls:
-                out = net.get_submodule(call.module)(*call.args, **call.kwargs)
-                outputs.extend(t.detach().clone() for t in tensors_in(out) if t.is_floating_point())
-    return outputs
-
-
-def _settle_precision(
-    net: nn.Module, few: list[ForwardCall], calls: Sequence[ForwardCall]
-) -> tuple[torch.dtype, list[ForwardCall]]:
-    """Double precision and one example if the model runs that way; what it was given if not."""
-    own = next((p.dtype for p in net.parameters() if p.is_floating_point()), torch.float32)
-    attempts = [(torch.float64, few), (own, few), (own, list(calls))]
-    failure: Exception | None = None
-    for dtype, given in attempts:
-        given = [_cast(c, dtype) for c in given]
-        # Not net.to(dtype): that would cut complex numbers to their real part.
-        net._apply(lambda t, dtype=dtype: t.to(dtype) if t.is_floating_point() else t)
-        try:
-            outputs = _outputs(net, given, dtype)
-        except Exception as error:
-            failure = error
-        else:
-            _check_finite(net, outputs)
-            return dtype, given
-    raise UnsupportedModelError(
-        f"the forward pass of {type(net).__name__} raised {type(failure).__name__} on the example inputs: {failure}"
-    ) from failure
-
-
-def _cast(call: ForwardCall, dtype: torch.dtype) -> ForwardCall:
-    return ForwardCall(call.module, cast(call.args, dtype), cast(dict(call.kwargs), dtype))
-
-
-def _check_finite(net: nn.Module, outputs: list[Tensor]) -> None:
-    """Outputs without a number agree with any others, so nothing could be proven by them."""
-    if outputs and not any(bool(t.isfinite().any()) for t in outputs if t.numel()):
-        names = [name for name, p in net.named_parameters() if not bool(p.isfinite().all())]
-        cause = f"{names[0]!r} is not finite" if names else "look at the example inputs"
-        raise UnsupportedModelError(
-            f"the forward pass of {type(net).__name__} gives no finite number on the example inputs: {cause}"
-        )
-
-
-@contextmanager
-def _mode(net: nn.Module, training: bool) -> Iterator[None]:
-    """Training or evaluation mode, with modes and buffers given back."""
-    modes = [(m, m.training) for m in net.modules()]
-    buffers = [(b, b.detach().clone()) for b in net.buffers()]
-    net.train(training)
-    try:
-        yield
-    finally:
-        for module, was in modes:
-            module.training = was
-        with torch.no_grad():
-            for buffer, value in buffers:
-                buffer.copy_(value)
 
 
 @contextmanager

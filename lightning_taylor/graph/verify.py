@@ -19,13 +19,12 @@ from lightning_taylor.graph.channels import ChannelGraph, ChannelGroup, Role
 from lightning_taylor.graph.copying import tensor_names
 from lightning_taylor.graph.ledger import Ledger
 from lightning_taylor.graph.lines import raising_line
+from lightning_taylor.graph.passes import Paths
 from lightning_taylor.graph.resize import follow_shapes, hold, resized
 from lightning_taylor.graph.statistics import KeptStatistics
 
-__all__ = ["Paths", "prove"]
+__all__ = ["prove"]
 
-Paths = Sequence[bool]
-"""False for the evaluation path, True for the training path; in this order."""
 
 _TIGHT = 1e-9
 _LOOSE = 1e-2

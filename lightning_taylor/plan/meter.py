@@ -14,7 +14,7 @@ from torch import nn
 
 from lightning_taylor.graph.channels import ChannelGraph
 from lightning_taylor.graph.copying import private_copy
-from lightning_taylor.graph.trace import ForwardCall
+from lightning_taylor.graph.passes import ForwardCall
 from lightning_taylor.graph.tracer import tensors_in
 from lightning_taylor.plan.latency import compare_latency, measure_latency
 from lightning_taylor.plan.memory import peak_bytes

@@ -17,8 +17,8 @@ from torch import Tensor, nn
 from lightning_taylor.graph.attributes import known
 from lightning_taylor.graph.channels import Follower
 from lightning_taylor.graph.copying import batch_size
+from lightning_taylor.graph.passes import ForwardCall, few_of
 from lightning_taylor.graph.resize import follow_shapes, hold, resized
-from lightning_taylor.graph.trace import ForwardCall, few_of
 
 __all__ = ["one_example", "repeated", "runner", "with_shapes"]
 

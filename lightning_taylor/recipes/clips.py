@@ -17,8 +17,7 @@ from torchvision.datasets.folder import find_classes
 from torchvision.transforms import v2
 from torchvision.transforms.v2.functional import pil_to_tensor
 
-from lightning_taylor.recipes.data import ImageData
-from lightning_taylor.recipes.folder import first_folder, shared_classes
+from lightning_taylor.recipes.folder import SplitFolders
 
 __all__ = ["ClipFolder", "Clips"]
 
@@ -26,7 +25,7 @@ SUFFIXES = (".png", ".jpg", ".jpeg")
 MODES = {1: "L", 3: "RGB"}
 
 
-class ClipFolder(ImageData):
+class ClipFolder(SplitFolders):
     """Your own videos, as frames: ``<root>/train/<class>/<video>/*.png`` and the same in ``test`` (or ``val``).
 
     A video gives ``clips * frames`` frames in the order of their names: consecutive ones from a random start in
@@ -59,56 +58,33 @@ class ClipFolder(ImageData):
         num_workers: int = 2,
         least_crop: float = 0.5,
     ) -> None:
-        super().__init__(batch_size, num_workers)
+        here = Path(root)
+        super().__init__(
+            root,
+            f"ClipFolder expects frames in {here}/train/<class>/<video>/*.png and "
+            f"{here}/test/<class>/<video>/*.png (or val; or .jpg)",
+            batch_size,
+            num_workers,
+        )
         if channels not in MODES:
             raise ValueError(f"channels must be 1 (depth, grey) or 3 (colour), got {channels!r}")
-        self.root = Path(root)
         self.clips = clips
         self.frames = frames
         self.size = size
         self.channels = channels
         self.least_crop = least_crop
-        self._classes: list[str] = []
 
-    @property
-    def num_classes(self) -> int:
-        """How many class folders the training split has; known after ``setup``."""
-        return len(self._classes)
-
-    def setup(self, stage: str) -> None:
-        """Look for the splits and compare their classes."""
-        splits = [self._split(*names) for names in (("train",), ("val", "test"), ("test", "val"))]
-        self._classes = shared_classes(splits[0], splits[1:])
-
-    def train_set(self, augment: bool) -> Dataset:
-        """``train``."""
-        return self._set("train", random=augment)
-
-    def val_set(self) -> Dataset:
-        """``val``, or ``test`` if there is no ``val``."""
-        return self._set("val", "test")
-
-    def test_set(self) -> Dataset:
-        """``test``, or ``val`` if there is no ``test``."""
-        return self._set("test", "val")
-
-    def _set(self, *names: str, random: bool = False) -> Clips:
+    def read(self, split: Path, augment: bool) -> Clips:
+        """The clips of one split's folder."""
         crop = (
             [v2.RandomResizedCrop(self.size, scale=(self.least_crop, 1.0), antialias=True)]
-            if random
+            if augment
             else [v2.Resize(round(self.size / 0.875), antialias=True), v2.CenterCrop(self.size)]
         )
         # One tensor holds all frames, so what is drawn for one is drawn for all.
         centred = [v2.ToDtype(torch.float32, scale=True), v2.Normalize([0.5] * self.channels, [0.5] * self.channels)]
         shape = (self.clips, self.frames)
-        return Clips(self._split(*names), shape, v2.Compose([*crop, *centred]), MODES[self.channels], random)
-
-    def _split(self, *names: str) -> Path:
-        expected = (
-            f"ClipFolder expects frames in {self.root}/train/<class>/<video>/*.png and "
-            f"{self.root}/test/<class>/<video>/*.png (or val; or .jpg)"
-        )
-        return first_folder(self.root, names, expected)
+        return Clips(split, shape, v2.Compose([*crop, *centred]), MODES[self.channels], augment)
 
 
 class Clips(Dataset):

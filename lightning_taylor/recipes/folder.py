@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -13,10 +14,56 @@ from torchvision.transforms.v2.functional import pil_to_tensor
 from lightning_taylor.recipes.data import ImageData
 from lightning_taylor.recipes.transforms import crop_center, crop_randomly
 
-__all__ = ["ImageFolder", "first_folder", "shared_classes"]
+__all__ = ["ImageFolder", "SplitFolders"]
 
 
-class ImageFolder(ImageData):
+class SplitFolders(ImageData, ABC):
+    """Splits that are folders with a folder for each class: ``train``, and ``val`` or ``test``, or both.
+
+    Args:
+        root: the folder with the splits.
+        expected: what is expected where, for the message if it is not there.
+        batch_size: examples per batch.
+        num_workers: processes that load each split.
+    """
+
+    def __init__(self, root: str, expected: str, batch_size: int, num_workers: int) -> None:
+        super().__init__(batch_size, num_workers)
+        self.root = Path(root)
+        self._expected = expected
+        self._classes: list[str] = []
+
+    @abstractmethod
+    def read(self, split: Path, augment: bool) -> Dataset:
+        """The examples of one split's folder."""
+
+    @property
+    def num_classes(self) -> int:
+        """How many class folders the training split has; known after ``setup``."""
+        return len(self._classes)
+
+    def setup(self, stage: str) -> None:
+        """Look for the splits and compare their classes."""
+        splits = [self._split(*names) for names in (("train",), ("val", "test"), ("test", "val"))]
+        self._classes = _shared_classes(splits[0], splits[1:])
+
+    def train_set(self, augment: bool) -> Dataset:
+        """``train``."""
+        return self.read(self._split("train"), augment)
+
+    def val_set(self) -> Dataset:
+        """``val``, or ``test`` if there is no ``val``."""
+        return self.read(self._split("val", "test"), augment=False)
+
+    def test_set(self) -> Dataset:
+        """``test``, or ``val`` if there is no ``test``."""
+        return self.read(self._split("test", "val"), augment=False)
+
+    def _split(self, *names: str) -> Path:
+        return _first_folder(self.root, names, self._expected)
+
+
+class ImageFolder(SplitFolders):
     """Your own images: ``<root>/train/<class>/`` and ``<root>/val/<class>/``, or ``test`` in place of ``val``.
 
     If only one of ``val`` and ``test`` is there, it serves as both. Training images are cropped at random and
@@ -45,42 +92,19 @@ class ImageFolder(ImageData):
         cache: bool = False,
         least_crop: float = 0.35,
     ) -> None:
-        super().__init__(batch_size, num_workers)
-        self.root = Path(root)
+        expected = f"ImageFolder expects {Path(root)}/train/<class>/ and {Path(root)}/val/<class>/ (or test)"
+        super().__init__(root, expected, batch_size, num_workers)
         self.size = size
         self.least_crop = least_crop
         self._load = _Loader(cache)
-        self._classes: list[str] = []
 
-    @property
-    def num_classes(self) -> int:
-        """How many class folders the training split has; known after ``setup``."""
-        return len(self._classes)
-
-    def setup(self, stage: str) -> None:
-        """Look for the splits and compare their classes."""
-        splits = [self._split(*names) for names in (("train",), ("val", "test"), ("test", "val"))]
-        self._classes = shared_classes(splits[0], splits[1:])
-
-    def train_set(self, augment: bool) -> Dataset:
-        """``train``."""
+    def read(self, split: Path, augment: bool) -> Dataset:
+        """The images of one split's folder."""
         transform = crop_randomly(self.size, self.least_crop) if augment else crop_center(self.size)
-        return datasets.ImageFolder(self._split("train"), transform, loader=self._load)
-
-    def val_set(self) -> Dataset:
-        """``val``, or ``test`` if there is no ``val``."""
-        return datasets.ImageFolder(self._split("val", "test"), crop_center(self.size), loader=self._load)
-
-    def test_set(self) -> Dataset:
-        """``test``, or ``val`` if there is no ``test``."""
-        return datasets.ImageFolder(self._split("test", "val"), crop_center(self.size), loader=self._load)
-
-    def _split(self, *names: str) -> Path:
-        expected = f"ImageFolder expects {self.root}/train/<class>/ and {self.root}/val/<class>/ (or test)"
-        return first_folder(self.root, names, expected)
+        return datasets.ImageFolder(split, transform, loader=self._load)
 
 
-def first_folder(root: Path, names: Sequence[str], expected: str) -> Path:
+def _first_folder(root: Path, names: Sequence[str], expected: str) -> Path:
     """The first of the named folders that exists under ``root``.
 
     Raises:
@@ -92,7 +116,7 @@ def first_folder(root: Path, names: Sequence[str], expected: str) -> Path:
     raise FileNotFoundError(f"no folder {root / names[0]}: {expected}; the root is data.root")
 
 
-def shared_classes(train: Path, others: Iterable[Path]) -> list[str]:
+def _shared_classes(train: Path, others: Iterable[Path]) -> list[str]:
     """The class folders of the training split, in the order of their labels.
 
     Raises:

@@ -14,8 +14,8 @@ from rich.console import Console
 from torch import Tensor
 
 from lightning_taylor.graph.copying import private_copy
+from lightning_taylor.graph.passes import ForwardCall
 from lightning_taylor.graph.plain import call_to_plain
-from lightning_taylor.graph.trace import ForwardCall
 from lightning_taylor.graph.tracer import tensors_in
 from lightning_taylor.plan.latency import LatencyComparison, compare_latency
 from lightning_taylor.plan.twin import one_example, repeated, runner, with_shapes

@@ -8,8 +8,9 @@ import zoo
 from torch import nn
 from torchvision import models
 
+from lightning_taylor.graph.passes import ForwardCall
 from lightning_taylor.graph.resize import shrink_modules
-from lightning_taylor.graph.trace import ForwardCall, trace_channels
+from lightning_taylor.graph.trace import trace_channels
 from lightning_taylor.plan import Meter, Target, select_measured
 from lightning_taylor.plan.twin import with_shapes
 
