@@ -208,8 +208,8 @@ class TaylorPruning(Callback):
         self._global_step = trainer.global_step
         self._examples = batch_size(batch)
         # A step that takes the loader's iterator fetches its batch by itself; what is given here is the one before.
-        if "dataloader_iter" not in signature(pl_module.training_step).parameters:
-            self._session.see_batch(batch)
+        fetched = "dataloader_iter" not in signature(pl_module.training_step).parameters
+        self._session.see_batch(batch if fetched else None, self._examples)
 
     @override
     def on_before_backward(self, trainer: Trainer, pl_module: LightningModule, loss: Tensor) -> None:

@@ -28,6 +28,7 @@ from lightning_taylor.plan.guard import Guard
 from lightning_taylor.surgery import Copy, find_copies, unreachable_copies
 
 __all__ = [
+    "Compiler",
     "check_agreement",
     "check_return",
     "check_strategy",
@@ -152,6 +153,28 @@ def forget_compiled() -> None:
     """Let compiled code be compiled anew: for other widths, or for hooks that it does not look out for."""
     if "torch._dynamo" in sys.modules:
         torch.compiler.reset()  # and eight sizes of one frame are too many for its cache
+
+
+class Compiler:
+    """Lets code that was compiled run as it was written for a while; whatever the user had set comes back."""
+
+    def __init__(self) -> None:
+        self._stance: Any = None
+
+    def stop(self) -> None:
+        """From now on nothing runs compiled."""
+        if self._stance is None and "torch._dynamo" in sys.modules:
+            stance: Any = torch.compiler.set_stance("force_eager")
+            if stance.prev.stance == "force_eager":
+                stance.__exit__(None, None, None)  # somebody else's, who may well let go of it before
+            else:
+                self._stance = stance
+
+    def go_on(self) -> None:
+        """As before ``stop``; a no-op without it."""
+        if self._stance is not None:
+            self._stance.__exit__(None, None, None)
+            self._stance = None
 
 
 def compiled_graphs() -> int:

@@ -135,6 +135,10 @@ class Pruner:
         if self._scorer:
             self._scorer.see_batch(batch)
 
+    def compiles(self, examples: int) -> bool:
+        """Whether a batch of so many examples may run compiled."""
+        return self._scorer is None or self._scorer.compiles(examples)
+
     def before_backward(self, loss: Tensor | None = None) -> None:
         """The backward pass of a loss begins."""
         if self._scorer:

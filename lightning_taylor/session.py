@@ -19,7 +19,7 @@ from lightning_taylor.graph.channels import ChannelGraph
 from lightning_taylor.graph.passes import ForwardCall
 from lightning_taylor.graph.plain import graph_from_plain, graph_to_plain
 from lightning_taylor.guarding import Guarding
-from lightning_taylor.host import compiled_graphs, forget_compiled
+from lightning_taylor.host import Compiler, compiled_graphs, forget_compiled
 from lightning_taylor.options import Options
 from lightning_taylor.plan import Event, Record, Schedule, Selection, default_schedule
 from lightning_taylor.plan.guard import Guard
@@ -52,6 +52,7 @@ class Session:
         self._pruner: Pruner | None = None
         self._scores: Mapping[str, Any] = {}
         self._recorder: CallRecorder | None = None
+        self._compiler = Compiler()
         self._schedule: Schedule | None = None
         self.begin_fit()
 
@@ -171,12 +172,15 @@ class Session:
             self._pruner.load_scorer_state(self._scores)
             self._scores = {}
 
-    def see_batch(self, batch: Any) -> None:
-        """A training batch is about to be used."""
+    def see_batch(self, batch: Any | None, examples: int) -> None:
+        """A training batch is about to be used; None if nobody has it yet."""
         if self._recorder:
             self._recorder.clear()
         if self._pruner and self._schedule:
-            self._pruner.see_batch(batch)
+            if batch is not None:
+                self._pruner.see_batch(batch)
+            if not self._pruner.compiles(examples):
+                self._compiler.stop()
 
     def before_backward(self, loss: Tensor, *, again: bool) -> None:
         """The backward pass of a loss begins; ``again``: the only one of its batch, evaluated before perhaps."""
@@ -206,6 +210,7 @@ class Session:
         Returns:
             Whether channels have to go now.
         """
+        self._compiler.go_on()
         if not self._pruner or not self._schedule:
             return False
         self._pruner.end_batch(examples, grad_scale)
@@ -285,6 +290,7 @@ class Session:
 
     def close(self) -> None:
         """Leave nothing on the model."""
+        self._compiler.go_on()
         self.heard()
         if self.active and not self.reached:
             forget_compiled()  # the hooks that are taken off now were compiled in

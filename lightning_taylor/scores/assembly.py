@@ -86,9 +86,9 @@ class Assembly(Generic[Source]):
             Shape ``(C, N)``.
         """
         pieces = [
-            entries[source].to(self.device, self.dtype).t()
+            entries[source].to(self.device, self.dtype)
             if source in entries
-            else torch.zeros(width, examples, dtype=self.dtype, device=self.device)
+            else torch.zeros(examples, width, dtype=self.dtype, device=self.device)
             for source, width in self.widths.items()
         ]
         if not pieces or not len(self._columns):
@@ -96,7 +96,7 @@ class Assembly(Generic[Source]):
         # The segmented sum that torch has: one kernel, and unlike index_add the same bits every time on a GPU.
         return F.embedding_bag(
             self._columns,
-            torch.cat(pieces),
+            torch.cat(pieces, dim=1).t().contiguous(),  # two kernels; transposing each piece is one per layer
             self._starts,
             mode="sum",
             per_sample_weights=self._scales,

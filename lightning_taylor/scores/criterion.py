@@ -111,6 +111,14 @@ class Scorer(ABC):
         For a criterion that needs the targets; not called for a step that fetches its batches by itself.
         """
 
+    def compiles(self, examples: int) -> bool:
+        """Whether compiled code gathers what this scorer needs of a batch; if not, the batch runs uncompiled.
+
+        Args:
+            examples: how many examples the batch has on this rank.
+        """
+        return True
+
     def see_loss(self, loss: Tensor) -> None:  # noqa: B027
         """A loss is there, and its graph not yet used: for a criterion that makes passes of its own through it.
 

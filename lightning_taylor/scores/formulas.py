@@ -6,10 +6,13 @@ the weight dimension that reads them), O = its outputs, P = positions, K = kerne
 
 from __future__ import annotations
 
+from math import prod
 from typing import Literal
 
 import torch
 from torch import Tensor
+
+from lightning_taylor.scores.products import dot_over_positions, dot_over_weights
 
 __all__ = [
     "Absolute",
@@ -27,11 +30,6 @@ Positions = Literal["sum", "mean"]
 
 Absolute = Literal["example", "batch", "window"]
 """Of whose contribution the absolute value is taken: what lies inside it may cancel."""
-
-# Entries of one product, per reduction step of batch_contributions. On a CPU one that stays in the cache and in one
-# thread (32,768 is torch's own grain size); on an accelerator one that is large enough to fill it.
-_CHUNK_CPU = 2**15
-_CHUNK_ACCELERATOR = 2**24
 
 
 def taylor_contributions(x: Tensor, grad: Tensor, *, dim: int, positions: Positions = "sum") -> Tensor:
@@ -68,23 +66,12 @@ def taylor_contributions(x: Tensor, grad: Tensor, *, dim: int, positions: Positi
     """
     if x.shape != grad.shape:
         raise ValueError(f"x has shape {tuple(x.shape)} and grad {tuple(grad.shape)}; they must be equal")
-    dtype = torch.promote_types(x.dtype, torch.float32)
-    over = [d for d in range(1, x.ndim) if d != dim % x.ndim]
-    if not over:
+    if x.ndim == 2:
+        dtype = torch.promote_types(x.dtype, torch.float32)
         return x.to(dtype) * grad.to(dtype)
-    if x.dtype == torch.float16:
-        # Under a GradScaler the gradients are near the end of float16's range, and their sums beyond it.
-        rows = max(1, _CHUNK_ACCELERATOR // max(1, x[:1].numel()))
-        pairs = zip(x.split(rows), grad.split(rows), strict=True)
-        contribution_LI = torch.cat([a.to(dtype, copy=True).mul_(b).sum(over) for a, b in pairs])
-    elif dim == 1 and x.is_contiguous() and grad.is_contiguous():
-        # One batched dot product: no product of the size of the activation is ever written.
-        contribution_LI = torch.linalg.vecdot(x.flatten(2), grad.flatten(2)).to(dtype)
-    else:
-        # vecdot would copy both operands of any other layout; the product is one copy, and freed at once.
-        contribution_LI = (x * grad).sum(over, dtype=dtype)
+    contribution_LI = dot_over_positions(x, grad, dim)
     if positions == "mean":
-        contribution_LI = contribution_LI / _numel(x, over)
+        contribution_LI = contribution_LI / (prod(x.shape[1:]) // x.shape[dim])
     return contribution_LI
 
 
@@ -187,19 +174,7 @@ def batch_contributions(weight: Tensor, grad: Tensor, *, dim: int) -> Tensor:
     """
     if weight.shape != grad.shape:
         raise ValueError(f"weight has shape {tuple(weight.shape)} and grad {tuple(grad.shape)}; they must be equal")
-    dtype = torch.promote_types(weight.dtype, torch.float32)
-    if dim == 0:
-        return _rows(weight, grad, dtype)
-    total = torch.zeros(weight.shape[1:], dtype=dtype, device=weight.device)
-    # The whole product of a large linear layer (25088 x 4096) is 411 MB of fresh memory; slabs of it are not.
-    slab = max(1, (_CHUNK_CPU if weight.device.type == "cpu" else _CHUNK_ACCELERATOR) // max(1, total.numel()))
-    for w, g in zip(weight.split(slab), grad.split(slab), strict=True):
-        if len(w) == 1:
-            total.addcmul_(w[0].to(dtype), g[0].to(dtype))
-        else:
-            total += (w.to(dtype) * g).sum(0)
-    others = [d for d in range(total.ndim) if d != dim - 1]
-    return total.sum(others) if others else total
+    return dot_over_weights(weight, grad, dim)
 
 
 def weight_magnitude(weight: Tensor, *, dim: int) -> Tensor:
@@ -275,17 +250,3 @@ def information_gain(value_CN: Tensor, label_N: Tensor, *, bins: int) -> Tensor:
 
 def _entropy(frequency_CX: Tensor) -> Tensor:
     return -torch.special.xlogy(frequency_CX, frequency_CX).sum(1)
-
-
-def _rows(weight: Tensor, grad: Tensor, dtype: torch.dtype) -> Tensor:
-    """The sum of the product over everything but dimension 0."""
-    if weight.is_contiguous() and grad.is_contiguous() and weight.dtype != torch.float16:
-        return torch.linalg.vecdot(weight.flatten(1), grad.flatten(1)).to(dtype)
-    return (weight.to(dtype) * grad).sum(list(range(1, weight.ndim)))
-
-
-def _numel(x: Tensor, dims: list[int]) -> int:
-    count = 1
-    for d in dims:
-        count *= x.shape[d]
-    return count

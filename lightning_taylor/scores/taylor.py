@@ -37,8 +37,8 @@ class Taylor(Criterion):
     before the absolute value. For a plain stack of convolution, ReLU and pooling this is the paper's post-ReLU
     feature map, with the positions ``p`` counted at the consumer.
 
-    In compiled code (``torch.compile``) every layer that reads a channel is a graph break while scores are gathered;
-    once the target is met there is none. ``fullgraph=True`` allows no break and hence no score: use ``TaylorBatch``.
+    Compiled code (``torch.compile``, ``fullgraph=True`` too) gathers them inside of its graph. The first batch, and one
+    of another size (the last of an epoch), runs uncompiled while scores are gathered.
 
     Units: of the loss, for one example; assumes a mean-reduced loss (see ``formulas.taylor``). Averaged over the
     examples since the last event, of all ranks.
@@ -96,6 +96,7 @@ class _TaylorScorer(Scorer):
         # A channel that owns several entries (a flattened map) has its positions there.
         self._assembly = self._watch.assembly(mean=positions == "mean")
         self._sums = ChannelSums(self._assembly.channels, dtype=self._assembly.dtype, device=self._assembly.device)
+        self._examples: int | None = None  # of the batches that compiled code can gather
 
     @property
     @override
@@ -132,10 +133,28 @@ class _TaylorScorer(Scorer):
         gathered = {name: calls for name, tap in self._taps.items() if (calls := tap.take())}
         if not gathered:
             return
+        if self._examples is None:
+            self._make_gates({name: len(calls[0]) for name, calls in gathered.items()}, examples)
         with torch.no_grad():
             entries = {name: _sum_calls(calls, examples) for name, calls in gathered.items()}
             score_C = taylor(self._assembly(entries, examples), self._absolute) / grad_scale
             self._sums.update(score_C, self._assembly.fed_by(gathered), examples)
+
+    def _make_gates(self, entries: Mapping[str, int], examples: int) -> None:
+        zero = torch.zeros((), dtype=self._assembly.dtype, device=self._assembly.device)
+        for name, length in entries.items():
+            self._taps[name].make_gate(zero, length, self._assembly.widths[name])
+        self._examples = examples
+
+    @override
+    def compiles(self, examples: int) -> bool:
+        return self._examples == examples
+
+    @override
+    def follow(self, before: Scorer, remove: Mapping[str, Tensor]) -> None:
+        if isinstance(before, _TaylorScorer) and before._examples:
+            lengths = {name: tap.entries for name, tap in before._taps.items() if name in self._taps}
+            self._make_gates({name: length for name, length in lengths.items() if length}, before._examples)
 
     @override
     def drop_batch(self) -> None:

@@ -17,7 +17,7 @@ import torch.nn.functional as F
 import zoo
 from torch import Tensor
 
-from fit.boring import Boring
+from fit.boring import Boring, loader, trainer
 from fit.harness import Survivors, assert_close, fit, hooks_on, pruning, scores_of
 from lightning_taylor import Gradual, Iterative, Taylor, TaylorBatch
 
@@ -124,8 +124,66 @@ def test_the_report_counts_what_was_compiled(tmp_path: Path) -> None:
     assert counts[1] >= sizes
 
 
+def whole(rate: float = 0.0) -> Compiled:
+    """Compiled in a way that allows no break of the graph."""
+    module = Compiled(rate=rate)
+    module.net.compile(backend="aot_eager", fullgraph=True)
+    return module
+
+
+@pytest.mark.parametrize("batches", [loader(), loader(n=60)], ids=["even", "with a smaller last batch"])
+@pytest.mark.parametrize("criterion", [Taylor(), Taylor(positions="mean"), TaylorBatch()])
+def test_a_graph_without_breaks_gives_the_scores_of_the_uncompiled_run(
+    batches: Any, criterion: Any, tmp_path: Path
+) -> None:
+    """Eight batches an epoch, the event in the second one: a batch of four examples is among them."""
+    options: dict[str, Any] = {"criterion": criterion, "step": 12}
+    expected = scores_of(lambda: Compiled(rate=0.0), tmp_path, batches, **options)
+    found = scores_of(whole, tmp_path, batches, **options)
+    assert_close(found, expected)
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] > 0
+
+
+def test_a_graph_without_breaks_lands(tmp_path: Path) -> None:
+    pruner = pruning(schedule=Gradual(3, 2, 14))
+    survivors, module = Survivors(pruner), whole(1e-3)
+    fit(module, pruner, tmp_path, others=[survivors])
+    assert pruner.reached
+    assert survivors.still == []
+    assert hooks_on(module) == 0
+
+
+def test_while_it_is_scored_the_net_is_one_graph_a_size(tmp_path: Path) -> None:
+    pruner = pruning(schedule=Gradual(4, 4, 12))
+    fit(compiled("child in place", "aot_eager"), pruner, tmp_path)
+    events = len(json.loads((tmp_path / "pruning.json").read_text())["events"])
+    assert sum(torch._dynamo.utils.counters["graph_break"].values()) == 0
+    # One for each size; the first two batches, which are traced and which find out the sizes, run uncompiled.
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == events + 1
+
+
+def test_what_the_user_asked_of_the_compiler_comes_back(tmp_path: Path) -> None:
+    class Stance(L.Callback):
+        def on_train_epoch_end(self, run: L.Trainer, *_: Any) -> None:
+            if run.current_epoch == 0:
+                run.save_checkpoint(file)
+
+        def on_train_batch_end(self, *_: Any) -> None:
+            from torch._dynamo.eval_frame import _stance
+
+            stances.append(_stance.stance)
+
+    stances: list[str] = []
+    file = tmp_path / "half.ckpt"
+    with torch.compiler.set_stance("eager_on_recompile"):
+        for resumed in (None, file):
+            run = trainer([pruning(schedule=Gradual(4, 4, 20)), Stance()], default_root_dir=tmp_path)
+            run.fit(whole(), loader(), ckpt_path=resumed)
+    assert set(stances) == {"eager_on_recompile"}
+
+
 def test_once_the_target_is_reached_the_whole_net_is_one_graph_again(tmp_path: Path) -> None:
-    """The taps may break the graph while they score; afterwards nothing of them is left in the compiled code."""
+    """Nothing of the taps is left in the compiled code."""
 
     class Counting(L.Callback):
         def on_train_batch_start(self, trainer: L.Trainer, pl_module: L.LightningModule, *_: Any) -> None:

@@ -1,0 +1,128 @@
+"""Sums of products in any layout, with as little memory traffic as the device allows.
+
+On a CUDA device the kernels of ``scores.fused`` read both operands once and write nothing else; everywhere else, and
+for layouts and types that they do not know, torch's own operators do the same sums.
+
+Shape legend: L = leading entries as the layer saw them, I = input channels of a layer (or entries of the weight
+dimension that reads them), O = its outputs, P = positions, K = kernel elements.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+from types import ModuleType
+
+import torch
+from torch import Tensor
+
+__all__ = ["dot_over_positions", "dot_over_weights"]
+
+# Entries of one product, per step of a reduction. On a CPU one that stays in the cache and in one thread (32,768 is
+# torch's own grain size); on an accelerator one that is large enough to fill it.
+_CHUNK_CPU = 2**15
+_CHUNK_ACCELERATOR = 2**24
+
+
+def dot_over_positions(x: Tensor, grad: Tensor, dim: int) -> Tensor:
+    r"""For each entry and channel the sum over positions, :math:`v_{li} = \sum_p x_{lip}\, g_{lip}`.
+
+    Args:
+        x: shape ``(L, I, *P)`` with ``dim=1`` or ``(L, *P, I)`` with ``dim=-1``, with at least one position dimension.
+        grad: same shape.
+        dim: the dimension that carries the channels.
+
+    Returns:
+        Shape ``(L, I)``, float32, or float64 for float64 inputs.
+    """
+    dtype = torch.promote_types(x.dtype, torch.float32)
+    over = [d for d in range(1, x.ndim) if d != dim % x.ndim]
+    if torch.compiler.is_compiling():
+        return (x.to(dtype) * grad.to(dtype)).sum(over)  # one kernel in the end, or part of another
+    kernels = _kernels_for(x)
+    if kernels:
+        last_x, last_grad = x.movedim(dim, -1), grad.movedim(dim, -1)
+        if last_x.is_contiguous() and last_grad.is_contiguous():
+            return kernels.dot_columns(last_x.flatten(1, -2), last_grad.flatten(1, -2))
+        if dim == 1 and x.is_contiguous() and grad.is_contiguous():
+            rows = kernels.dot_rows(x.flatten(2).flatten(0, 1), grad.flatten(2).flatten(0, 1))
+            return rows.view(x.shape[:2])
+    if x.dtype == torch.float16:
+        # Under a GradScaler the gradients are near the end of float16's range, and their sums beyond it.
+        rows = max(1, _CHUNK_ACCELERATOR // max(1, x[:1].numel()))
+        pairs = zip(x.split(rows), grad.split(rows), strict=True)
+        return torch.cat([a.to(dtype, copy=True).mul_(b).sum(over) for a, b in pairs])
+    if dim == 1 and x.is_contiguous() and grad.is_contiguous():
+        # One batched dot product: no product of the size of the activation is ever written.
+        return torch.linalg.vecdot(x.flatten(2), grad.flatten(2)).to(dtype)
+    # vecdot would copy both operands of any other layout; the product is one copy, and freed at once.
+    return (x * grad).sum(over, dtype=dtype)
+
+
+def dot_over_weights(weight: Tensor, grad: Tensor, dim: int) -> Tensor:
+    r"""For each entry of one dimension the sum over all others, :math:`v_i = \sum_{o,k} w_{oik}\, g_{oik}`.
+
+    Args:
+        weight: shape ``(O, I, *K)`` with ``dim=1``, ``(I, O, *K)`` with ``dim=0``.
+        grad: same shape.
+        dim: the dimension that stays.
+
+    Returns:
+        Shape ``(I,)``, float32, or float64 for float64 inputs.
+    """
+    kernels = _kernels_for(weight)
+    if kernels and (fused_I := _fused_weights(kernels, weight, grad, dim)) is not None:
+        return fused_I
+    dtype = torch.promote_types(weight.dtype, torch.float32)
+    if dim == 0:
+        return _rows(weight, grad, dtype)
+    total = torch.zeros(weight.shape[1:], dtype=dtype, device=weight.device)
+    # The whole product of a large linear layer (25088 x 4096) is 411 MB of fresh memory; slabs of it are not.
+    slab = max(1, (_CHUNK_CPU if weight.device.type == "cpu" else _CHUNK_ACCELERATOR) // max(1, total.numel()))
+    for w, g in zip(weight.split(slab), grad.split(slab), strict=True):
+        if len(w) == 1:
+            total.addcmul_(w[0].to(dtype), g[0].to(dtype))
+        else:
+            total += (w.to(dtype) * g).sum(0)
+    others = [d for d in range(total.ndim) if d != dim - 1]
+    return total.sum(others) if others else total
+
+
+def _rows(weight: Tensor, grad: Tensor, dtype: torch.dtype) -> Tensor:
+    """The sum of the product over everything but dimension 0."""
+    if weight.is_contiguous() and grad.is_contiguous() and weight.dtype != torch.float16:
+        return torch.linalg.vecdot(weight.flatten(1), grad.flatten(1)).to(dtype)
+    return (weight.to(dtype) * grad).sum(list(range(1, weight.ndim)))
+
+
+def _fused_weights(kernels: ModuleType, weight: Tensor, grad: Tensor, dim: int) -> Tensor | None:
+    """As ``dot_over_weights``; None for a layout that would have to be copied."""
+    last_w, last_g = weight.movedim(1, -1), grad.movedim(1, -1)
+    plain = weight.is_contiguous() and grad.is_contiguous()
+    if not plain and last_w.is_contiguous() and last_g.is_contiguous():
+        weight, grad, plain = last_w, last_g, True
+        if dim == 1:
+            return kernels.dot_columns(last_w.flatten(0, -2)[None], last_g.flatten(0, -2)[None])[0]
+    if not plain:
+        return None
+    if dim == 0:
+        return kernels.dot_rows(weight.flatten(1), grad.flatten(1))
+    total_IK = kernels.dot_columns(weight.flatten(1)[None], grad.flatten(1)[None])[0].view(weight.shape[1], -1)
+    return total_IK.sum(1) if total_IK.shape[1] > 1 else total_IK[:, 0]
+
+
+def _kernels_for(x: Tensor) -> ModuleType | None:
+    """The module with the kernels, where they run."""
+    fusible = x.is_cuda and x.dtype in (torch.float32, torch.bfloat16, torch.float16) and x.numel() > 0
+    return _kernels(x.device) if fusible else None
+
+
+@cache
+def _kernels(device: torch.device) -> ModuleType | None:
+    """None if Triton is missing, or cannot build for this device (it needs a C compiler)."""
+    try:
+        from lightning_taylor.scores import fused
+
+        fused.dot_rows(torch.ones(1, 1, device=device), torch.ones(1, 1, device=device))
+    except Exception:
+        return None
+    return fused
