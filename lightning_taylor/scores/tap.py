@@ -155,7 +155,7 @@ def _uncompiled(x: Tensor, tap: Tap) -> Any:
     return _Identity.apply(x, tap)
 
 
-_through: Callable[[Tensor, Tap], Any] = torch.compiler.disable(_uncompiled)
+_through: Callable[..., Any] = torch.compiler.disable(_uncompiled)  # type: ignore[assignment]
 
 
 class _Gated(torch.autograd.Function):

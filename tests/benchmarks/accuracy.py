@@ -53,9 +53,11 @@ METHODS: dict[str, tuple[Any, dict[str, Any]]] = {
     "Taylor l2": (Taylor, {"normalization": "l2"}),
     "Taylor l2+FLOPs": (Taylor, {"normalization": "l2", "flops_penalty": True}),
     "TaylorBatch": (TaylorBatch, {}),
+    "TaylorBatch, power 1": (TaylorBatch, {"flops_power": 1.0}),
     "OBD l2": (OBD, {"normalization": "l2"}),
     "ActivationMean": (ActivationMean, {}),
     "WeightMagnitude": (WeightMagnitude, {}),
+    "WeightMagnitude, power 0.5": (WeightMagnitude, {"flops_power": 0.5}),
     "Random": (Random, {}),
     "TP Taylor": ("taylor", {}),
     "TP magnitude": ("magnitude", {}),
@@ -183,7 +185,8 @@ def main() -> None:
     file = args.folder / f"{args.net}_{settings}.jsonl"
     rows = [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
     done = {(row["seed"], row["method"], row["target"]) for row in rows}
-    jobs = [("dense", 1.0), *itertools.product(args.methods, args.targets)]
+    pruned = itertools.product([method for method in args.methods if method != "dense"], args.targets)
+    jobs = [*([("dense", 1.0)] if "dense" in args.methods else []), *pruned]
     for seed, job in itertools.product(args.seeds, jobs):
         if (seed, *job) in done:
             continue
@@ -191,7 +194,8 @@ def main() -> None:
         with file.open("a") as lines:
             lines.write(json.dumps(rows[-1]) + "\n")
         print(json.dumps({k: v for k, v in rows[-1].items() if k != "curve"}), flush=True)
-    picture(rows, args.net).savefig(file.with_suffix(".png"), dpi=120)
+    if "dense" in args.methods:
+        picture(rows, args.net).savefig(file.with_suffix(".png"), dpi=120)
     table: dict[tuple[str, float], list[float]] = defaultdict(list)
     for row in rows:
         table[row["method"], row["target"]].append(row["accuracy"])
@@ -207,7 +211,7 @@ def parsed() -> argparse.Namespace:
     parser.add_argument("--weights", type=Path)
     parser.add_argument("--out", dest="folder", type=Path, default=Path("accuracy"))
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--methods", nargs="+", default=list(METHODS), choices=METHODS)
+    parser.add_argument("--methods", nargs="+", default=["dense", *METHODS], choices=["dense", *METHODS])
     parser.add_argument("--targets", type=float, nargs="+", default=[0.5, 0.3])
     parser.add_argument("--steps", type=int, default=200)
     parser.add_argument("--every", type=int, default=5)

@@ -1,0 +1,128 @@
+"""The wall time of a fit that prunes, over the same fit that does not; with Torch-Pruning in a callback beside it.
+
+    python tests/benchmarks/whole_fit.py [--device cuda] [--nets resnet50:16:64 ...] [--steps 200] [--targets 0.5 0.3]
+    uv run --with torch-pruning python tests/benchmarks/whole_fit.py     with the peer
+
+Everything a user waits for counts: the trace, the scores, the events, the report; not the import of the packages. The
+data is one made batch on the device, so nothing hides behind a loader. Events until half of the steps, ten of them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import tempfile
+import time
+import warnings
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+import lightning as L
+import torch
+import torch.nn.functional as F
+from accuracy import flops
+from rivals import TorchPruning
+from subjects import Setting, Training, write
+from torch import Tensor
+
+from lightning_taylor import Gradual, TaylorPruning
+
+
+class Module(L.LightningModule):
+    """Trains on one batch that stays on the device."""
+
+    def __init__(self, setting: Setting) -> None:
+        super().__init__()
+        self.setting, self.net = setting, setting.model()
+        self.made: Training | None = None
+
+    def on_fit_start(self) -> None:
+        self.made = Training(self.setting, self.net)
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        assert self.made is not None
+        return F.cross_entropy(self.net(self.made.x), self.made.y)
+
+    def train_dataloader(self) -> Any:
+        return torch.utils.data.DataLoader(torch.zeros(10**6, 1), self.setting.batch)
+
+    def configure_optimizers(self) -> Any:
+        return torch.optim.SGD(self.parameters(), lr=1e-3, momentum=0.9)
+
+
+class Peaks(L.Callback):
+    """The most memory that a step takes, at the start and at the end of the fit, on a GPU."""
+
+    def __init__(self) -> None:
+        self.bytes: list[int] = []
+
+    def on_train_batch_start(self, *_: Any) -> None:
+        if torch.cuda.is_available():
+            torch.cuda.reset_peak_memory_stats()
+
+    def on_train_batch_end(self, *_: Any) -> None:
+        if torch.cuda.is_available():
+            self.bytes.append(torch.cuda.max_memory_allocated())
+
+
+def timed(setting: Setting, steps: int, callbacks: list[L.Callback], folder: str) -> tuple[float, list[int]]:
+    peaks = Peaks()
+    trainer = L.Trainer(
+        max_steps=steps, accelerator="gpu" if setting.device == "cuda" else "cpu", devices=1, logger=False,
+        precision="bf16-mixed" if setting.half else "32-true", enable_checkpointing=False, enable_progress_bar=False,
+        enable_model_summary=False, default_root_dir=folder, callbacks=[*callbacks, peaks],
+    )  # fmt: skip
+    module = Module(setting)
+    began = time.perf_counter()
+    trainer.fit(module)
+    if setting.device == "cuda":
+        torch.cuda.synchronize()
+    return time.perf_counter() - began, peaks.bytes
+
+
+def measured(setting: Setting, steps: int, targets: list[float], folder: str) -> dict[str, Any]:
+    events = Gradual(every_n_steps=max(1, steps // 20), start_step=3, end_step=steps // 2)
+    example = setting.images(1, 64, 4)
+    dense_flops = flops(setting.model().eval(), example)
+    timed(setting, 5, [], folder)
+    dense, before = timed(setting, steps, [], folder)
+    row: dict[str, Any] = {"net": str(setting), "dense": f"{dense:.1f} s"}
+    for target in targets:
+        ours = TaylorPruning(target, events, measure_latency=False)
+        seconds, after = timed(setting, steps, [ours], folder)
+        row[f"to {target:.0%}"] = f"{seconds / dense:.2f}"
+        if after:
+            row[f"peak memory at {target:.0%}"] = f"{after[-2] / before[-2]:.2f}"
+        if find_spec("torch_pruning"):
+            theirs = TorchPruning("taylor", target, events, example.to(setting.device), dense_flops, flops)
+            row[f"Torch-Pruning to {target:.0%}"] = f"{timed(setting, steps, [theirs], folder)[0] / dense:.2f}"
+    return row
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--nets", nargs="+", default=["resnet50:16:64", "vgg16:4:64"])
+    parser.add_argument("--half", action="store_true")
+    parser.add_argument("--last", action="store_true")
+    parser.add_argument("--steps", type=int, default=200)
+    parser.add_argument("--targets", type=float, nargs="+", default=[0.5, 0.3])
+    parser.add_argument("--out", type=Path, default=Path("benchmarks"))
+    parser.add_argument("--name", default="whole_fit")
+    args = parser.parse_args()
+    warnings.filterwarnings("ignore")
+    rows = []
+    for text in args.nets:
+        name, batch, side = text.split(":")
+        setting = Setting(name, int(batch), int(side), args.device, args.half, args.last)
+        with tempfile.TemporaryDirectory() as folder:
+            rows.append(measured(setting, args.steps, args.targets, folder))
+        title = f"Wall time of a fit of {args.steps} steps that prunes, over the dense one"
+        write(rows, title, args.out, args.name, args.device)
+
+
+if __name__ == "__main__":
+    main()
