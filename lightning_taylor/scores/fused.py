@@ -8,11 +8,12 @@ Why not ``torch.compile``: it would compile anew for every layer after every eve
 type and tile.
 
 Shape legend: B = leading entries, R = entries that are summed, W = entries that stay, S = parts that one sum is split
-into so that there is work for the whole device. A tile has at most 2,048 entries.
+into where there would not be work for the whole device. A tile has at most 2,048 entries.
 """
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -23,54 +24,62 @@ from torch import Tensor
 __all__ = ["dot_columns", "dot_rows"]
 
 _TILE = 2048
-_PROGRAMS = 2048  # of a few hundred threads each: several for every multiprocessor of the largest devices
+_PROGRAMS = 400  # three for every multiprocessor of the largest devices, enough loads in flight for their bandwidth
 
 
-def dot_rows(x_BR: Tensor, grad_BR: Tensor) -> Tensor:
+def dot_rows(x: Tensor, grad: Tensor, rows: int, length: int) -> Tensor:
     """Dot products of rows, ``sum_r x_br g_br``.
 
     Args:
-        x_BR: contiguous, float32, bfloat16 or float16, on a CUDA device; read only.
-        grad_BR: likewise, same shape.
+        x: B ``rows`` of R = ``length`` entries, one after the other in memory whatever the shape; float32, bfloat16 or
+            float16, on a CUDA device; read only.
+        grad: likewise.
+        rows: B.
+        length: R.
 
     Returns:
         Shape ``(B,)``, float32.
     """
-    rows, length = x_BR.shape
-    out_B = torch.empty(rows, dtype=torch.float32, device=x_BR.device)
+    out_B = torch.empty(rows, dtype=torch.float32, device=x.device)
     across = min(_TILE, triton.next_power_of_2(length))
     down = _TILE // across
-    if rows:
-        with torch.cuda.device_of(x_BR):
-            tile: Any = {"DOWN": down, "ACROSS": across}
-            _rows_kernel[(triton.cdiv(rows, down),)](x_BR, grad_BR, out_B, rows, length, **tile)
+    tile: Any = {"DOWN": down, "ACROSS": across}
+    with _on(x):
+        _rows_kernel[(triton.cdiv(rows, down),)](x, grad, out_B, rows, length, **tile)
     return out_B
 
 
-def dot_columns(x_BRW: Tensor, grad_BRW: Tensor) -> Tensor:
-    """Dot products of columns, ``sum_r x_brw g_brw``.
+def dot_columns(x: Tensor, grad: Tensor, batch: int, length: int, width: int) -> Tensor:
+    """Parts of the dot products of columns, ``sum_r x_brw g_brw``.
 
     Args:
-        x_BRW: contiguous, float32, bfloat16 or float16, on a CUDA device; read only.
-        grad_BRW: likewise, same shape.
+        x: B = ``batch`` blocks of R = ``length`` rows of W = ``width`` entries, one after the other in memory whatever
+            the shape; float32, bfloat16 or float16, on a CUDA device; read only.
+        grad: likewise.
+        batch: B.
+        length: R.
+        width: W.
 
     Returns:
-        Shape ``(B, W)``, float32.
+        Shape ``(S, B, W)``, float32: to be summed over the S parts.
     """
-    batch, length, width = x_BRW.shape
     across = min(128, triton.next_power_of_2(width))
     down = _TILE // across
     blocks, tiles = triton.cdiv(width, across), triton.cdiv(length, down)
-    split = max(1, min(tiles, _PROGRAMS // max(1, batch * blocks)))
+    split = max(1, min(tiles, _PROGRAMS // (batch * blocks)))
     steps = triton.cdiv(tiles, split)
     split = triton.cdiv(tiles, steps)
-    out_SBW = torch.empty(split, batch, width, dtype=torch.float32, device=x_BRW.device)
-    if out_SBW.numel():
-        with torch.cuda.device_of(x_BRW):
-            tile: Any = {"DOWN": down, "ACROSS": across}
-            sizes = (batch, length, width, blocks, steps)
-            _columns_kernel[(batch * blocks, split)](x_BRW, grad_BRW, out_SBW, *sizes, **tile)
-    return out_SBW[0] if split == 1 else out_SBW.sum(0)
+    out_SBW = torch.empty(split, batch, width, dtype=torch.float32, device=x.device)
+    tile: Any = {"DOWN": down, "ACROSS": across}
+    with _on(x):
+        _columns_kernel[(batch * blocks, split)](x, grad, out_SBW, batch, length, width, blocks, steps, **tile)
+    return out_SBW
+
+
+def _on(x: Tensor) -> AbstractContextManager[Any]:
+    """Triton launches on the current device."""
+    at_home = not x.is_cuda or x.device.index == torch.cuda.current_device()
+    return nullcontext() if at_home else torch.cuda.device_of(x)
 
 
 @triton.jit(do_not_specialize=["rows"])

@@ -22,6 +22,8 @@ __all__ = ["dot_over_positions", "dot_over_weights"]
 _CHUNK_CPU = 2**15
 _CHUNK_ACCELERATOR = 2**24
 
+_CHANNELS_LAST = {4: torch.channels_last, 5: torch.channels_last_3d}
+
 
 def dot_over_positions(x: Tensor, grad: Tensor, dim: int) -> Tensor:
     r"""For each entry and channel the sum over positions, :math:`v_{li} = \sum_p x_{lip}\, g_{lip}`.
@@ -39,13 +41,8 @@ def dot_over_positions(x: Tensor, grad: Tensor, dim: int) -> Tensor:
     if torch.compiler.is_compiling():
         return (x.to(dtype) * grad.to(dtype)).sum(over)  # one kernel in the end, or part of another
     kernels = _kernels_for(x)
-    if kernels:
-        last_x, last_grad = x.movedim(dim, -1), grad.movedim(dim, -1)
-        if last_x.is_contiguous() and last_grad.is_contiguous():
-            return kernels.dot_columns(last_x.flatten(1, -2), last_grad.flatten(1, -2))
-        if dim == 1 and x.is_contiguous() and grad.is_contiguous():
-            rows = kernels.dot_rows(x.flatten(2).flatten(0, 1), grad.flatten(2).flatten(0, 1))
-            return rows.view(x.shape[:2])
+    if kernels and (fused_LI := _fused_positions(kernels, x, grad, dim)) is not None:
+        return fused_LI
     if x.dtype == torch.float16:
         # Under a GradScaler the gradients are near the end of float16's range, and their sums beyond it.
         rows = max(1, _CHUNK_ACCELERATOR // max(1, x[:1].numel()))
@@ -94,20 +91,35 @@ def _rows(weight: Tensor, grad: Tensor, dtype: torch.dtype) -> Tensor:
     return (weight.to(dtype) * grad).sum(list(range(1, weight.ndim)))
 
 
+def _fused_positions(kernels: ModuleType, x: Tensor, grad: Tensor, dim: int) -> Tensor | None:
+    """As ``dot_over_positions``; None for a layout that would have to be copied."""
+    length, width = x.shape[0], x.shape[dim]
+    positions = x.numel() // (length * width)
+    last = torch.contiguous_format if dim != 1 else _CHANNELS_LAST.get(x.ndim)
+    if last is not None and x.is_contiguous(memory_format=last) and grad.is_contiguous(memory_format=last):
+        return _added(kernels.dot_columns(x, grad, length, positions, width))
+    if dim == 1 and x.is_contiguous() and grad.is_contiguous():
+        return kernels.dot_rows(x, grad, length * width, positions).view(length, width)
+    return None
+
+
 def _fused_weights(kernels: ModuleType, weight: Tensor, grad: Tensor, dim: int) -> Tensor | None:
     """As ``dot_over_weights``; None for a layout that would have to be copied."""
-    last_w, last_g = weight.movedim(1, -1), grad.movedim(1, -1)
+    first, second = weight.shape[:2]
+    kernel = weight.numel() // (first * second)
     plain = weight.is_contiguous() and grad.is_contiguous()
-    if not plain and last_w.is_contiguous() and last_g.is_contiguous():
-        weight, grad, plain = last_w, last_g, True
-        if dim == 1:
-            return kernels.dot_columns(last_w.flatten(0, -2)[None], last_g.flatten(0, -2)[None])[0]
-    if not plain:
+    last = _CHANNELS_LAST.get(weight.ndim, torch.contiguous_format)
+    if not plain and not (weight.is_contiguous(memory_format=last) and grad.is_contiguous(memory_format=last)):
         return None
     if dim == 0:
-        return kernels.dot_rows(weight.flatten(1), grad.flatten(1))
-    total_IK = kernels.dot_columns(weight.flatten(1)[None], grad.flatten(1)[None])[0].view(weight.shape[1], -1)
-    return total_IK.sum(1) if total_IK.shape[1] > 1 else total_IK[:, 0]
+        return kernels.dot_rows(weight, grad, first, second * kernel)
+    if not plain:
+        return _added(kernels.dot_columns(weight, grad, 1, first * kernel, second))[0]
+    return kernels.dot_columns(weight, grad, 1, first, second * kernel).view(-1, second, kernel).sum((0, 2))
+
+
+def _added(part_SBW: Tensor) -> Tensor:
+    return part_SBW[0] if len(part_SBW) == 1 else part_SBW.sum(0)
 
 
 def _kernels_for(x: Tensor) -> ModuleType | None:
@@ -122,7 +134,7 @@ def _kernels(device: torch.device) -> ModuleType | None:
     try:
         from lightning_taylor.scores import fused
 
-        fused.dot_rows(torch.ones(1, 1, device=device), torch.ones(1, 1, device=device))
+        fused.dot_rows(torch.ones(1, device=device), torch.ones(1, device=device), 1, 1)
     except Exception:
         return None
     return fused

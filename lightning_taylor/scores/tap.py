@@ -78,7 +78,7 @@ class Tap:
         if self._casts and x.dtype == torch.float32 and torch.is_autocast_enabled(x.device.type):
             # The layer would, and save the copy for its backward pass: else the input is kept in both precisions.
             x = x.to(torch.get_autocast_dtype(x.device.type))
-        tapped = self._through_gate(x) if torch.compiler.is_compiling() else _through(x, self)
+        tapped = self._through_gate(x) if torch.compiler.is_compiling() else _Identity.apply(x, self)
         return ((tapped, *args[1:]), kwargs) if args else (args, {**kwargs, "input": tapped})
 
     def __reduce__(self) -> tuple[Callable[[], Callable[..., None]], tuple[()]]:
@@ -94,10 +94,13 @@ class Tap:
 
     def add(self, x: Tensor, grad: Tensor) -> None:
         """Gather one call's contributions, in the backward pass."""
-        # Detached, or a backward pass with create_graph would keep its graph alive in here. And without autocast,
-        # which a manual backward inside of training_step would apply to the product.
-        with torch.no_grad(), torch.autocast(x.device.type, enabled=False):
-            self._calls.append(_contributions(x.detach(), grad.detach(), self._kind))
+        if torch.is_grad_enabled() or torch.is_autocast_enabled(x.device.type):
+            # Or a backward pass with create_graph would keep its graph alive in here; and autocast would be applied to
+            # the product by a manual backward inside of training_step.
+            with torch.no_grad(), torch.autocast(x.device.type, enabled=False):
+                self._calls.append(_contributions(x.detach(), grad.detach(), self._kind))
+        else:
+            self._calls.append(_contributions(x, grad, self._kind))
 
     def drop(self) -> None:
         """Forget what was gathered since the last ``keep``."""

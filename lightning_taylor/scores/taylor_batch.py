@@ -120,7 +120,7 @@ class _TaylorBatchScorer(Scorer):
         own = None if parameters is None else {id(p) for p in parameters}
         with torch.no_grad():
             entries = {
-                axis: batch_contributions(weight.detach(), weight.grad, dim=axis[1]).unsqueeze(0) / grad_scale
+                axis: _unscaled(batch_contributions(weight.detach(), weight.grad, dim=axis[1])[None], grad_scale)
                 for axis, weight in self._weights.items()
                 if weight.grad is not None and (own is None or id(weight) in own)
             }
@@ -165,3 +165,8 @@ class _TaylorBatchScorer(Scorer):
     def load_state(self, state: Mapping[str, Tensor]) -> None:
         self._history.load(state)
         super().load_state(state)
+
+
+def _unscaled(scaled: Tensor, grad_scale: float | Tensor) -> Tensor:
+    """One kernel fewer for every weight, where there is no scale."""
+    return scaled if isinstance(grad_scale, float) and grad_scale == 1 else scaled / grad_scale

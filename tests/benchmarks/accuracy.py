@@ -99,7 +99,7 @@ class Curve(L.Callback):
 
 def flops(net: nn.Module, example: Tensor) -> int:
     with FlopCounterMode(display=False) as counter, torch.no_grad():
-        net(example)
+        net(example.to(next(net.parameters()).device))
     return counter.get_total_flops()
 
 

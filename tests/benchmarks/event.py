@@ -33,9 +33,9 @@ class Ours:
     """Events as a fit has them, without the Trainer."""
 
     def __init__(self, setting: Setting, net: nn.Module, share: float) -> None:
-        self.training, self.device = Training(setting, net), setting.device
         graph: list[Any] = []
-        self.trace = seconds(lambda: graph.append(setting.traced(net)), setting.device)
+        self.trace = seconds(lambda: graph.append(setting.traced(net)), "cpu")
+        self.training, self.device = Training(setting, net), setting.device
         channels = sum(group.size for group in graph[0].groups.values())
         self.schedule = Iterative(1, max(1, round(share * channels)))
         self.pruner = Pruner(net, graph[0], Options.of(0.01, Taylor(), None, 0.0, 1, 1))

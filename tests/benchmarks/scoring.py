@@ -26,7 +26,7 @@ from lightning_taylor import Taylor, TaylorBatch
 from lightning_taylor.scores import formulas, products, tap
 
 CPU = ["resnet18:16:128", "vgg16:4:128", "mobilenet_v2:16:128"]
-CUDA = ["resnet50:128:224", "vgg16:64:224", "mobilenet_v2:128:224", "convnext_tiny:64:224", "r3d_18:16:112"]
+CUDA = ["resnet50:512:224", "vgg16:256:224", "mobilenet_v2:512:224", "convnext_tiny:256:224", "r3d_18:64:112"]
 
 
 def bandwidth(device: str) -> float:

@@ -4,7 +4,8 @@
     uv run --with torch-pruning python tests/benchmarks/whole_fit.py     with the peer
 
 Everything a user waits for counts: the trace, the scores, the events, the report; not the import of the packages. The
-data is one made batch on the device, so nothing hides behind a loader. Events until half of the steps, ten of them.
+data is one made batch on the device, with new labels in every step, so nothing hides behind a loader and nothing is
+learnt by heart. Events until half of the steps, ten of them.
 """
 
 from __future__ import annotations
@@ -44,7 +45,7 @@ class Module(L.LightningModule):
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
         assert self.made is not None
-        return F.cross_entropy(self.net(self.made.x), self.made.y)
+        return F.cross_entropy(self.net(self.made.x), torch.randint_like(self.made.y, 10))
 
     def train_dataloader(self) -> Any:
         return torch.utils.data.DataLoader(torch.zeros(10**6, 1), self.setting.batch)
@@ -98,7 +99,10 @@ def measured(setting: Setting, steps: int, targets: list[float], folder: str) ->
             row[f"peak memory at {target:.0%}"] = f"{after[-2] / before[-2]:.2f}"
         if find_spec("torch_pruning"):
             theirs = TorchPruning("taylor", target, events, example.to(setting.device), dense_flops, flops)
-            row[f"Torch-Pruning to {target:.0%}"] = f"{timed(setting, steps, [theirs], folder)[0] / dense:.2f}"
+            try:
+                row[f"Torch-Pruning to {target:.0%}"] = f"{timed(setting, steps, [theirs], folder)[0] / dense:.2f}"
+            except RuntimeError as error:
+                row[f"Torch-Pruning to {target:.0%}"] = str(error)
     return row
 
 
