@@ -13,7 +13,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from itertools import pairwise
 
 import numpy as np
 import torch
@@ -50,20 +49,18 @@ class Ranking:
     ) -> Ranking:
         """Rank the channels of all scored groups by score, then group, then index."""
         orders = {name: np.argsort(scores[name], kind="stable") if name in scores else None for name in graph.groups}
-        blocks: list[tuple[float, int, int, int]] = []
+        parts: list[tuple[NDArray[np.float64], Counts, Counts, Counts]] = []
         for g, (name, order_C) in enumerate(orders.items()):
-            widths = allowed_widths(graph.groups[name].size, min_channels=min_channels, round_to=round_to)
             if order_C is None:
                 continue
-            for before, after in pairwise(widths):
-                last = int(order_C[widths[0] - after - 1])
-                blocks.append((float(scores[name][last]), g, last, before - after))
-        blocks.sort()
-        return cls(
-            owners=np.array([g for _, g, _, _ in blocks], dtype=np.int64),
-            lengths=np.array([length for _, _, _, length in blocks], dtype=np.int64),
-            orders=orders,
-        )
+            widths = np.array(allowed_widths(graph.groups[name].size, min_channels=min_channels, round_to=round_to))
+            last = order_C[widths[0] - widths[1:] - 1]
+            parts.append((scores[name][last], np.full(len(last), g), last, -np.diff(widths)))
+        if not parts:
+            return cls(np.zeros(0, np.int64), np.zeros(0, np.int64), orders)
+        score_B, owner_B, last_B, length_B = (np.concatenate(each) for each in zip(*parts, strict=True))
+        order_B = np.lexsort((last_B, owner_B, score_B))
+        return cls(owners=owner_B[order_B], lengths=length_B[order_B], orders=orders)
 
     def __len__(self) -> int:
         return len(self.owners)

@@ -138,10 +138,12 @@ def _entries(
     row = torch.cat([_rows_of(part) + rows[part.group].start for part in parts])
     column = torch.cat([part.index.flatten() + columns[part.source].start for part in parts])
     scale = torch.cat([torch.full((part.index.numel(),), part.scale, dtype=torch.float64) for part in parts])
-    pairs, inverse = torch.stack([row, column]).unique(dim=1, return_inverse=True)
-    value = torch.empty(pairs.shape[1], dtype=torch.float64)
+    width = int(column.max()) + 1 if len(column) else 1
+    # One number a pair: unique sorts numbers several times faster than pairs.
+    pair, inverse = torch.unique(row * width + column, return_inverse=True)
+    value = torch.empty(len(pair), dtype=torch.float64)
     value[inverse] = scale
-    return pairs[0], pairs[1], value
+    return pair // width, pair % width, value
 
 
 def _rows_of(part: Part[Source]) -> Tensor:
