@@ -6,21 +6,19 @@ import math
 from functools import partial
 from typing import Any, Literal
 
-import lightning as L
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
-from torchmetrics.classification import MulticlassAccuracy
 
-from lightning_taylor.recipes.data import agreed_classes
 from lightning_taylor.recipes.models import check_name, create_model, find_head, replace_head
+from lightning_taylor.recipes.module import Classifier
 from lightning_taylor.recipes.probe import fit_head
 from lightning_taylor.recipes.weights import pretrained_model
 
 __all__ = ["ImageClassifier", "cosine_with_warmup", "drop_with_warmup"]
 
 
-class ImageClassifier(L.LightningModule):
+class ImageClassifier(Classifier):
     """Trains a network of torchvision, or the small one for the digits, to name the class of an image.
 
     With ``weights`` for another number of classes the head is replaced, and fitted on frozen features before the
@@ -72,31 +70,18 @@ class ImageClassifier(L.LightningModule):
         self.save_hyperparameters(ignore=["weights"])
         self.model_name = check_name(model)
         self.weights = weights
-        self.num_classes: int | None = None
         self.head_is_new = False
-        self.net: nn.Module = nn.Identity()
         if num_classes is not None:
             self._build(num_classes)
 
-    def configure_model(self) -> None:
-        """Called before the fit or evaluation; builds the network for the data module's classes, if it is not yet."""
-        classes = agreed_classes(self.num_classes, self._trainer)
-        if self.num_classes is None:
-            self._build(classes)
-
-    def _build(self, num_classes: int) -> None:
+    def _network(self, num_classes: int) -> nn.Module:
         if self.weights is None:
-            self.net = create_model(self.model_name, num_classes)
-        else:
-            self.net = pretrained_model(self.model_name, self.weights)
-            self.head_is_new = find_head(self.net)[1].weight.shape[0] != num_classes
-            if self.head_is_new:
-                replace_head(self.net, num_classes)
-        # A checkpoint must be able to rebuild the network without the data.
-        self.num_classes = self.hparams["num_classes"] = num_classes
-        counted = {"top_k": self.hparams["top_k"], "average": "micro"}
-        self.val_acc = MulticlassAccuracy(num_classes, **counted)
-        self.test_acc = MulticlassAccuracy(num_classes, **counted)
+            return create_model(self.model_name, num_classes)
+        net = pretrained_model(self.model_name, self.weights)
+        self.head_is_new = find_head(net)[1].weight.shape[0] != num_classes
+        if self.head_is_new:
+            replace_head(net, num_classes)
+        return net
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Called when a checkpoint is restored, which brings a fitted head along."""
@@ -126,32 +111,12 @@ class ImageClassifier(L.LightningModule):
         """Logits of shape ``(N, K)``."""
         return self.net(image_NCHW)
 
-    def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
-        """The mean cross entropy of a batch."""
-        image, label = batch
-        loss = cross_entropy(self(image), label, label_smoothing=self.hparams["label_smoothing"])
-        self.log("train_loss", loss, prog_bar=True)
-        return loss
+    def _loss(self, logit: Tensor, label_N: Tensor, *, training: bool = False) -> Tensor:
+        smoothing = self.hparams["label_smoothing"] if training else 0.0
+        return cross_entropy(logit, label_N, label_smoothing=smoothing)
 
-    def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
-        """Cross entropy and accuracy over the validation set."""
-        self._evaluate(batch, "val", self.val_acc)
-
-    def test_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
-        """Cross entropy and accuracy over the test set."""
-        self._evaluate(batch, "test", self.test_acc)
-
-    def _evaluate(self, batch: tuple[Tensor, Tensor], stage: str, accuracy: MulticlassAccuracy) -> None:
-        image, label = batch
-        logit_NK = self(image)
-        accuracy(logit_NK, label)
-        self.log(f"{stage}_loss", cross_entropy(logit_NK, label), batch_size=len(label))
-        self.log(f"{stage}_acc", accuracy, prog_bar=True, batch_size=len(label))
-
-    def predict_step(self, batch: tuple[Tensor, Tensor] | Tensor, batch_idx: int) -> Tensor:
-        """The most likely class of each image, int64 of shape ``(N,)``."""
-        image = batch if isinstance(batch, Tensor) else batch[0]
-        return self(image).argmax(dim=1)
+    def _scores(self, logit: Tensor) -> Tensor:
+        return logit
 
     def configure_optimizers(self) -> Any:
         """The optimizer, with a learning rate that changes every step unless it is constant."""

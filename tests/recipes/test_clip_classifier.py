@@ -84,7 +84,7 @@ def test_ctc_adds_up_every_way_to_say_the_label_once() -> None:
 def test_a_video_is_what_its_clips_say_on_average_and_never_nothing() -> None:
     module = ClipClassifier(num_classes=2, loss="ctc", **SMALL)
     probability = torch.tensor([[[0.2, 0.1, 0.7], [0.2, 0.5, 0.3]]])
-    assert module._probabilities(probability.log())[0].tolist() == pytest.approx([0.2, 0.3])
+    assert module._scores(probability.log())[0].tolist() == pytest.approx([0.2, 0.3])
 
 
 @pytest.mark.parametrize("loss", ["cross_entropy", "ctc"])
