@@ -9,41 +9,32 @@ from typing import Any
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
-from lightning.pytorch.utilities.seed import isolate_rng
 from torch import Tensor
 from typing_extensions import override
 
-from lightning_taylor.checkpoint import NO_STATE, ShapeFitter, origin_of, was_pruned, widths_of
+from lightning_taylor.checkpoint import NO_STATE, was_pruned, widths_of
 from lightning_taylor.graph.channels import ChannelGraph
 from lightning_taylor.graph.copying import batch_size
 from lightning_taylor.graph.passes import ForwardCall
-from lightning_taylor.graph.trace import require_groups
 from lightning_taylor.host import (
-    check_agreement,
     check_return,
     check_strategy,
     check_validation,
-    clear_screen,
-    comes_back,
-    copies_of,
     example_call,
     gradient_scale,
-    incoming_checkpoint,
-    loadable,
     remaining_scale,
     remaining_steps,
-    share,
-    trace_step,
-    warn_of_unreachable,
-    widths_changed,
 )
+from lightning_taylor.listening import Listening
+from lightning_taylor.loading import Loading
 from lightning_taylor.options import Options, as_inputs, changed_settings, check_arguments, settings_of
 from lightning_taylor.plan import Schedule, Target
 from lightning_taylor.plan.guard import Guard
 from lightning_taylor.report import loggers
+from lightning_taylor.reporting import Reporting
 from lightning_taylor.scores import Criterion, Normalization, Taylor
 from lightning_taylor.session import Session
-from lightning_taylor.surgery.transaction import signals_deferred
+from lightning_taylor.together import Together
 
 __all__ = ["TaylorPruning"]
 
@@ -122,11 +113,12 @@ class TaylorPruning(Callback):
         self.oracle_sample = oracle_sample
         self.allow_inexact_norms = allow_inexact_norms
         self._session = Session(self.options, guard)
-        self._fitter: ShapeFitter | None = None
+        self._together = Together()
+        self._listening = Listening()
+        self._loading = Loading()
+        self._reporting = Reporting()
         self._global_step, self._examples = 0, 1
         self._grad_scale: float | Tensor = 1.0
-        self._told: set[str] = set()
-        self._started = False
 
     @property
     def graph(self) -> ChannelGraph | None:
@@ -148,14 +140,7 @@ class TaylorPruning(Callback):
         """Called when fit, validate, test or predict begins: make ready for a checkpoint of any size."""
         if not self._session.belongs_to(pl_module):
             self._session = Session(self.options, self.guard)
-        self._fitter = ShapeFitter(
-            widths=lambda: widths_of(self.graph),
-            fallback=lambda: origin_of(incoming_checkpoint(trainer)),
-        )
-        modules = loadable(trainer, pl_module, self)
-        with signals_deferred():  # a Ctrl-C among the hooks would leave some that nobody knows
-            for module in modules:
-                self._fitter.watch(module)
+        self._loading.begin(trainer, pl_module, self, lambda: self.graph)
         if stage != "fit":
             return
         check_strategy(trainer.strategy, self.allow_untested_strategy)
@@ -182,8 +167,7 @@ class TaylorPruning(Callback):
     @override
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Called when fit begins: add the settings to the hyperparameters that are logged."""
-        self._started = False
-        loggers.log_settings(trainer, pl_module, self._hyperparameters())
+        self._reporting.fit_starts(trainer, pl_module, self._hyperparameters())
 
     @override
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -191,7 +175,7 @@ class TaylorPruning(Callback):
         if trainer.fast_dev_run:  # type: ignore[attr-defined]
             rank_zero_info("TaylorPruning does nothing in a fast_dev_run")
             return
-        warn_of_unreachable(trainer, pl_module, self, self._told)
+        self._together.warn_of_copies(trainer, pl_module, self)
         check_validation(trainer, self.guard)
         self._session.lay_schedule(self.schedule, remaining_steps(trainer))
         inputs = self.example_inputs if self.example_inputs is not None else pl_module.example_input_array
@@ -200,7 +184,7 @@ class TaylorPruning(Callback):
         else:
             self._session.go_on()
             # A resumed fit needs no trace; what the model is called with is still wanted for the report.
-            self._session.listen(pl_module)
+            self._listening.begin(pl_module)
 
     @override
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
@@ -209,6 +193,8 @@ class TaylorPruning(Callback):
         self._examples = batch_size(batch)
         # A step that takes the loader's iterator fetches its batch by itself; what is given here is the one before.
         fetched = "dataloader_iter" not in signature(pl_module.training_step).parameters
+        if fetched:
+            self._listening.clear()
         self._session.see_batch(batch if fetched else None, self._examples)
 
     @override
@@ -243,12 +229,10 @@ class TaylorPruning(Callback):
         # In manual optimization the first backward pass may come before other parts have run.
         self._end_recording(trainer, pl_module)
         session = self._session
-        if session.traced and not self._started:
-            self._started = True
-            loggers.log_start(trainer, pl_module, self._hyperparameters(), session.size)
+        self._reporting.batch_ends(trainer, pl_module, session)
         stepped = trainer.global_step > self._global_step
         if session.end_batch(self._examples, self._grad_scale, stepped=stepped):
-            self._event(trainer, pl_module, batch)
+            self._together.event(trainer, pl_module, self, session, batch=batch, oracle_sample=self.oracle_sample)
         if session.active:
             loggers.log_step(pl_module, session.fractions())
 
@@ -257,94 +241,53 @@ class TaylorPruning(Callback):
         """Called when the validation loop ends: note its metrics beside the size of the network; ask the guard."""
         if trainer.sanity_checking or not self._session.active:
             return
-        session, copies = self._session, copies_of(trainer, pl_module, self)
-        metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
-        graph = session.graph
-        said = session.validated(share(trainer.strategy, lambda: metrics), trainer.optimizers, copies)
-        if said:
-            rank_zero_warn(said)
-        if session.graph is not graph:
-            widths_changed(trainer.strategy, pl_module)
-            loggers.log_size(trainer, session.size)
+        self._together.validated(trainer, pl_module, self, self._session)
 
     @override
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Called when the train ends: leave nothing on the model."""
-        self._session.close()
+        self._close()
 
     @override
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Called when fit ends: say what was asked and what was achieved."""
-        if not trainer.is_global_zero or not self._session.traced:
-            return
-        if not self.reached:
-            rank_zero_warn(self._session.shortfall)
-        clear_screen(trainer, pl_module, summarize=self._session.changed)
-        folder, device = loggers.report_folder(trainer), trainer.strategy.root_device
-        summary = self._session.show(folder, measure_latency=self.measure_latency, device=device)
-        loggers.log_summary(trainer, summary, folder)
+        if trainer.is_global_zero and self._session.traced:
+            self._reporting.fit_ends(trainer, pl_module, self._session, measure_latency=self.measure_latency)
 
     @override
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Called when any exception or Ctrl-C stops the fit: leave nothing on the model."""
-        self._session.close()
-        self._close_fitter()
+        self._close()
+        self._loading.stop()
 
     @override
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Called when fit, validate, test or predict ends: leave nothing on the model."""
-        self._session.close()
-        if not comes_back(trainer.strategy):  # else the parent process still needs to hear of the widths
-            self._close_fitter()
+        self._close()
+        self._loading.end(trainer)
 
     def _end_recording(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        calls = self._session.heard()
+        calls = self._listening.end()
         if calls is None:
             return
         if self._session.traced:
-            self._session.report.begin(calls)
-            share(trainer.strategy, lambda: self._session.measure_with(calls))
+            self._together.go_on(trainer, self._session, calls)
         else:
             self._session.spend_batch()
             self._begin(trainer, pl_module, calls)
 
     def _begin(self, trainer: Trainer, pl_module: LightningModule, calls: list[ForwardCall]) -> None:
-        """Trace on rank zero, share the graph, and start to score."""
-        options = {"ignore": self.ignore, "allow_inexact_norms": self.allow_inexact_norms}
-        graph = share(trainer.strategy, lambda: require_groups(trace_step(pl_module, calls, **options)))
-        self._session.begin(pl_module, graph, calls)
-        share(trainer.strategy, lambda: self._session.measure_with(calls))
+        stay = {"ignore": self.ignore, "allow_inexact_norms": self.allow_inexact_norms}
+        self._together.begin(trainer, pl_module, self._session, calls, **stay)
 
-    def _event(self, trainer: Trainer, pl_module: LightningModule, batch: Any) -> None:
-        """Rank zero decides, all ranks remove."""
-        decided = share(trainer.strategy, self._session.decide)
-        if isinstance(decided, str):
-            rank_zero_warn(decided)
-            return
-        check_agreement(trainer.strategy, decided.remove)
-        warn_of_unreachable(trainer, pl_module, self, self._told)  # some are made in the course of the fit
-        session = self._session
-        correlation: float | None = None
-        if self.oracle_sample and trainer.is_global_zero:
-            with isolate_rng():
-                correlation = session.check_scores(pl_module, batch, self.oracle_sample)
-        session.remove(decided, trainer.optimizers, copies_of(trainer, pl_module, self))
-        if decided.remove:
-            widths_changed(trainer.strategy, pl_module)
-        event, scores = session.last_event
-        loggers.log_event(trainer, event, session.size, scores, correlation)
+    def _close(self) -> None:
+        self._listening.end()
+        self._session.close()
 
     def _settings(self) -> dict[str, str]:
         return settings_of(self.options, schedule=self.schedule, guard=self.guard)
 
     def _hyperparameters(self) -> dict[str, Any]:
-        own = {
-            name: getattr(self, name)
-            for name in ("schedule", "guard", "ignore", "measure_latency", "allow_inexact_norms")
-        }
-        return loggers.plain_settings(**{**vars(self.options), **own, "target": self.options.target.asked})
-
-    def _close_fitter(self) -> None:
-        if self._fitter:
-            self._fitter.close()
-            self._fitter = None
+        names = ("schedule", "guard", "ignore", "measure_latency", "allow_inexact_norms")
+        own = {name: getattr(self, name) for name in names}
+        return {**vars(self.options), **own, "target": self.options.target.asked}

@@ -5,7 +5,6 @@ The callback says what happened in the Trainer; the session knows what is due. I
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, final
@@ -14,22 +13,21 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from lightning_taylor.graph.capture import CallRecorder
 from lightning_taylor.graph.channels import ChannelGraph
 from lightning_taylor.graph.passes import ForwardCall
 from lightning_taylor.graph.plain import graph_from_plain, graph_to_plain
 from lightning_taylor.guarding import Guarding
 from lightning_taylor.host import Compiler, compiled_graphs, forget_compiled
 from lightning_taylor.options import Options
-from lightning_taylor.plan import Event, Record, Schedule, Selection, default_schedule
+from lightning_taylor.plan import Event, Record, Schedule, Selection
 from lightning_taylor.plan.guard import Guard
 from lightning_taylor.pruner import Pruner
 from lightning_taylor.report.fit import FitReport
 from lightning_taylor.report.summary import PruningSummary
 from lightning_taylor.report.widths import Size, widths_now
-from lightning_taylor.study.spot import spot_check
+from lightning_taylor.spotting import Spotting
 from lightning_taylor.surgery import Copy
-from lightning_taylor.surgery.transaction import signals_deferred
+from lightning_taylor.timetable import Timetable
 
 __all__ = ["Session"]
 
@@ -51,18 +49,14 @@ class Session:
         self._guarding = Guarding(guard) if guard else None
         self._pruner: Pruner | None = None
         self._scores: Mapping[str, Any] = {}
-        self._recorder: CallRecorder | None = None
         self._compiler = Compiler()
-        self._schedule: Schedule | None = None
+        self._timetable = Timetable()
         self.begin_fit()
 
     def begin_fit(self) -> None:
         """A fit begins, perhaps the second: steps are counted from here, and the schedule laid anew."""
-        self._step = 0
-        self._length: float | None = None
-        self._pending: int | None = None
-        self._spent_batch = False
-        self._unchecked = False
+        self._timetable.begin()
+        self._spotting = Spotting()
         self.changed = False
         """Whether this fit has removed anything."""
         self._compiled = compiled_graphs()
@@ -75,7 +69,12 @@ class Session:
     @property
     def active(self) -> bool:
         """Whether a fit is under way on a traced model."""
-        return self._pruner is not None and self._schedule is not None
+        return self._at_work is not None
+
+    @property
+    def _at_work(self) -> Pruner | None:
+        """The pruner, if a fit is under way."""
+        return self._pruner if self._timetable.schedule is not None else None
 
     @property
     def graph(self) -> ChannelGraph | None:
@@ -104,59 +103,20 @@ class Session:
         return self._pruner is None or self._pruner.model is model
 
     def lay_schedule(self, schedule: Schedule | None, remaining: float) -> None:
-        """Fix the events of this fit; a resumed one keeps the length that it began with.
-
-        Args:
-            schedule: the user's; by default a cubic one over the length of the fit.
-            remaining: optimizer steps to come; infinite if nobody knows.
-
-        Raises:
-            ValueError: if the fit is too short for the schedule, or of unknown length and there is none.
-        """
-        if self.reached:
-            return
-        if self._length is None:
-            self._length = remaining
-        self._schedule = schedule or default_schedule(self._length)
-        if self._length != float("inf"):
-            self._schedule.check(int(self._length))
-
-    def listen(self, model: nn.Module) -> None:
-        """Record what the model is called with, until ``heard`` is asked."""
-        with signals_deferred():  # a Ctrl-C among its hooks would leave some that nobody knows
-            self._recorder = CallRecorder(model)
-
-    def heard(self) -> list[ForwardCall] | None:
-        """What the model was called with in this batch; None if nobody listened. Ends the recording."""
-        if not self._recorder:
-            return None
-        calls = list(self._recorder.calls)
-        self._recorder.close()
-        self._recorder = None
-        return calls
+        """Fix the events of this fit, unless there is nothing left to remove: see ``Timetable.lay``."""
+        if not self.reached:
+            self._timetable.lay(schedule, remaining)
 
     def spend_batch(self) -> None:
-        """The first batch goes to the trace, and is not scored.
-
-        Raises:
-            ValueError: if the schedule's only event comes right after it.
-        """
-        assert self._schedule is not None
-        assert self._length is not None
-        self._spent_batch = True
-        later = range(2, int(min(self._length, 10**6)) + 1)
-        if self._schedule.is_event(1) and not any(self._schedule.is_event(step) for step in later):
-            raise ValueError(
-                f"{self._schedule} has its only event after the first step, when no batch has been scored; set "
-                "example_inputs= (or example_input_array on the module), or move the event to step 2 or later"
-            )
+        """The first batch goes to the trace: see ``Timetable.spend_batch``."""
+        self._timetable.spend_batch()
 
     def begin(self, model: nn.Module, graph: ChannelGraph, calls: Sequence[ForwardCall]) -> None:
         """The graph is known: check what can be reached, and start to score."""
         self._pruner = Pruner(model, graph, self.options)
         self._pruner.start()
         forget_compiled()  # it does not look out for the hooks
-        if self._spent_batch:
+        if self._timetable.spent_batch:
             self._pruner.pause()  # its backward pass is still to come
         self.report.begin(calls)
 
@@ -174,35 +134,33 @@ class Session:
 
     def see_batch(self, batch: Any | None, examples: int) -> None:
         """A training batch is about to be used; None if nobody has it yet."""
-        if self._recorder:
-            self._recorder.clear()
-        if self._pruner and self._schedule:
+        if pruner := self._at_work:
             if batch is not None:
-                self._pruner.see_batch(batch)
-            if not self._pruner.compiles(examples):
+                pruner.see_batch(batch)
+            if not pruner.compiles(examples):
                 self._compiler.stop()
 
     def before_backward(self, loss: Tensor, *, again: bool) -> None:
         """The backward pass of a loss begins; ``again``: the only one of its batch, evaluated before perhaps."""
-        if self._pruner and self._schedule:
+        if pruner := self._at_work:
             if again:
-                self._pruner.drop_batch()
-            self._pruner.before_backward(loss)
+                pruner.drop_batch()
+            pruner.before_backward(loss)
 
     def after_backward(self) -> None:
         """The backward pass of a loss has ended."""
-        if self._pruner and self._schedule:
-            self._pruner.after_backward()
+        if pruner := self._at_work:
+            pruner.after_backward()
 
     def end_objective(self, examples: int, grad_scale: float | Tensor) -> None:
         """What was gathered until here is of one objective; what comes now is perhaps of its opponent."""
-        if self._pruner and self._schedule:
-            self._pruner.end_batch(examples, grad_scale)
+        if pruner := self._at_work:
+            pruner.end_batch(examples, grad_scale)
 
     def before_step(self, parameters: Iterable[Tensor], grad_scale: float | Tensor) -> None:
         """An optimizer is about to step these parameters, whose gradients still carry a scale."""
-        if self._pruner and self._schedule:
-            self._pruner.before_step(parameters, grad_scale)
+        if pruner := self._at_work:
+            pruner.before_step(parameters, grad_scale)
 
     def end_batch(self, examples: int, grad_scale: float | Tensor, *, stepped: bool) -> bool:
         """A batch is over.
@@ -211,48 +169,38 @@ class Session:
             Whether channels have to go now.
         """
         self._compiler.go_on()
-        if not self._pruner or not self._schedule:
+        if not (pruner := self._at_work):
             return False
-        self._pruner.end_batch(examples, grad_scale)
+        pruner.end_batch(examples, grad_scale)
         if not stepped:
             return False
-        self._step += 1
-        self._pruner.synchronize()  # every step, since a checkpoint holds the scores of rank zero only
-        scored = self._step > 1 or not self._spent_batch
-        if scored and self._schedule.is_event(self._step):
-            self._pending = self._step
+        pruner.synchronize()  # every step, since a checkpoint holds the scores of rank zero only
+        due = self._timetable.count_step()
         allowed = self._guarding is None or self._guarding.allows
-        return self._pending is not None and allowed and not self._pruner.done
+        return due is not None and allowed and not pruner.done
 
     def decide(self) -> Selection | str:
         """What the event that is due removes; or why it has to wait, in words."""
         assert self._pruner is not None
-        assert self._schedule is not None
-        assert self._pending is not None
-        decided = self._pruner.decide(self._schedule, self._pending)
-        return f"the event of step {self._pending} has to wait: {decided}" if isinstance(decided, str) else decided
+        schedule, due = self._timetable.schedule, self._timetable.due
+        assert schedule is not None
+        assert due is not None
+        decided = self._pruner.decide(schedule, due)
+        return f"the event of step {due} has to wait: {decided}" if isinstance(decided, str) else decided
 
     def check_scores(self, module: nn.Module, batch: Any, channels: int) -> float | None:
         """How well the scores of the event that is due rank some channels; a warning, once, where nobody can tell."""
         assert self._pruner is not None
-        try:
-            found = spot_check(module, self._pruner.graph, self._pruner.scores, batch, channels, seed=self._step)
-        except Exception as error:  # of the user's training step, which was not made to run apart from a Trainer
-            if not self._unchecked:
-                name, said = type(module).__name__, f"{type(error).__name__}: {error}"
-                warnings.warn(
-                    f"oracle_sample: {name}'s training step does not run apart from its Trainer: {said}", stacklevel=2
-                )
-            self._unchecked = True
-            return None
-        self.report.note_oracle(self._step, found)
+        found = self._spotting.correlation(module, self._pruner, batch, channels, step=self._timetable.step)
+        if found is not None:
+            self.report.note_oracle(self._timetable.step, found)
         return found
 
     def remove(self, selection: Selection, optimizers: Iterable[Optimizer], copies: Iterable[Copy]) -> None:
         """Remove what was decided, from the model and all that mirrors it."""
         assert self._pruner is not None
-        self._pruner.remove(selection, self._step, optimizers, copies)
-        self._pending = None
+        self._pruner.remove(selection, self._timetable.step, optimizers, copies)
+        self._timetable.due = None
         self.changed |= bool(selection.remove)
         self.report.note_scores(self._pruner.scores)
 
@@ -265,11 +213,11 @@ class Session:
             What the guard decided, in words, if that is news. The graph changes if it went back.
         """
         assert self._pruner is not None
-        self.report.note(metrics, self._step, self._pruner)
+        self.report.note(metrics, self._timetable.step, self._pruner)
         if self._guarding is None:
             return None
         said = self._guarding.validated(metrics, self._pruner, optimizers, copies)
-        return f"TaylorPruning at step {self._step}: {said}" if said else None
+        return f"TaylorPruning at step {self._timetable.step}: {said}" if said else None
 
     def fractions(self) -> dict[str, float]:
         """What remains of the dense model."""
@@ -291,12 +239,11 @@ class Session:
     def close(self) -> None:
         """Leave nothing on the model."""
         self._compiler.go_on()
-        self.heard()
         if self.active and not self.reached:
             forget_compiled()  # the hooks that are taken off now were compiled in
         if self._pruner:
             self._pruner.close()
-        self._schedule = None
+        self._timetable.schedule = None
 
     def to_plain(self) -> dict[str, Any]:
         """Everything that a resumed fit needs, in types that load with ``weights_only=True``."""
@@ -307,9 +254,7 @@ class Session:
             "record": pruner.record.to_plain() if pruner else None,
             "criterion": repr(self.options.criterion),
             "scores": pruner.scorer_state() if pruner else {},
-            "step": self._step,
-            "length": self._length,
-            "pending": self._pending,
+            **self._timetable.to_plain(),
             "report": self.report.to_plain(),
             "guard": self._guarding.to_plain() if self._guarding else None,
         }
@@ -342,9 +287,8 @@ class Session:
         pruner = Pruner(model, graph_from_plain(plain["graph"]), self.options, record)
         # Sums of another criterion have another unit; the next event waits for its own.
         scores = plain["scores"] if plain["criterion"] == repr(self.options.criterion) else {}
-        step, length, pending = plain["step"], plain["length"], plain["pending"]
+        timetable = Timetable.from_plain(plain)
         self.report.load(plain["report"])
         if self._guarding and plain["guard"]:
             self._guarding.load(plain["guard"])
-        self._pruner, self._scores = pruner, scores
-        self._step, self._length, self._pending = step, length, pending
+        self._pruner, self._scores, self._timetable = pruner, scores, timetable

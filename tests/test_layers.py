@@ -18,21 +18,30 @@ LEVEL = {
     "plan": 2,
     "options": 3,
     "checkpoint": 3,
+    "listening": 3,
+    "timetable": 3,
     "host": 4,
+    "loading": 5,
     "pruner": 4,
     "guarding": 5,
     "report": 5,
     "study": 6,
-    "session": 7,
-    "callback": 8,
-    "best": 9,
-    "pl": 10,
-    "recipes": 9,
-    "export": 9,
-    "cli": 10,
-    "": 11,
+    "spotting": 7,
+    "session": 8,
+    "reporting": 9,
+    "together": 9,
+    "callback": 10,
+    "best": 11,
+    "pl": 12,
+    "recipes": 11,
+    "export": 11,
+    "cli": 12,
+    "": 13,
 }
-MAY_USE_LIGHTNING = {"checkpoint", "host", "callback", "best", "pl", "recipes", "cli", "report/loggers"}
+MAY_USE_LIGHTNING = {
+    "checkpoint", "host", "loading", "reporting", "together", "callback", "best", "pl", "recipes", "cli",
+    "report/loggers",
+}  # fmt: skip
 SOURCES = sorted(PACKAGE.rglob("*.py"))
 
 
@@ -69,4 +78,4 @@ def test_lightning_is_imported_only_where_the_trainer_is_spoken_to(path: Path) -
 
 @pytest.mark.parametrize("path", SOURCES, ids=lambda p: str(p.relative_to(PACKAGE)))
 def test_files_stay_short_enough_to_hold_one_idea(path: Path) -> None:
-    assert len(path.read_text().splitlines()) <= 350
+    assert len(path.read_text().splitlines()) <= 300

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from fit.rank_fits import Case, Ranked, RankedByHand, fit, fits, spread
 from fit.rank_launch import on_ranks
-from lightning_taylor import PruningError, TaylorBatch, UncoupledChannelsError, UnsupportedModelError, callback
+from lightning_taylor import PruningError, TaylorBatch, UncoupledChannelsError, UnsupportedModelError, together
 from lightning_taylor.plan import Selection
 from lightning_taylor.session import Session
 
@@ -44,7 +44,7 @@ def test_ranks_stay_equal_to_the_last_bit(name: str, tmp_path: Path) -> None:
 
 def test_without_wrapping_again_the_ranks_would_part(tmp_path: Path) -> None:
     def meddle(rank: int) -> None:
-        callback.widths_changed = lambda *_: None  # type: ignore[assignment]
+        together.widths_changed = lambda *_: None  # type: ignore[assignment]
 
     # The reducer waits for accumulators that are gone, and takes their parameters for unused. Where it does not look
     # for unused ones, it raises in the next step.
@@ -55,7 +55,7 @@ def test_without_wrapping_again_the_ranks_would_part(tmp_path: Path) -> None:
 
 def _disagreeing(rank: int) -> None:
     """Rank 1 is told to remove as many channels as rank 0, but others."""
-    honest = callback.share
+    honest = together.share
 
     def share(strategy: Any, make: Callable[[], Any]) -> Any:
         made = honest(strategy, make)
@@ -64,7 +64,7 @@ def _disagreeing(rank: int) -> None:
             made = Selection(**{**vars(made), "remove": _shifted(made.remove, graph)})
         return made
 
-    callback.share = share
+    together.share = share
 
 
 def _shifted(remove: Any, graph: Any) -> dict[str, Tensor]:
@@ -80,7 +80,7 @@ def test_ranks_that_were_told_to_remove_other_channels_stop_before_they_do(tmp_p
 def test_without_the_comparison_other_channels_of_equal_number_would_go_unnoticed(tmp_path: Path) -> None:
     def meddle(rank: int) -> None:
         _disagreeing(rank)
-        callback.check_agreement = lambda *_: None  # type: ignore[assignment]
+        together.check_agreement = lambda *_: None  # type: ignore[assignment]
 
     found = spread(fits(2, Case(), tmp_path, meddle))
     assert found["optimizers"] > 1e-5
@@ -106,7 +106,7 @@ def test_an_error_on_rank_zero_is_raised_on_every_rank(
 
     def meddle(rank: int) -> None:
         if place == "trace":
-            callback.trace_step = fail if rank == 0 else callback.trace_step
+            together.trace_step = fail if rank == 0 else together.trace_step
         else:
             Session.decide = fail if rank == 0 else Session.decide  # type: ignore[method-assign]
 

@@ -1,0 +1,96 @@
+"""When channels go in a fit: the schedule that is laid over it, the steps that were taken, the event that is due."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, final
+
+from lightning_taylor.plan import Schedule, default_schedule
+
+__all__ = ["Timetable"]
+
+
+@final
+class Timetable:
+    """One fit's optimizer steps, and the events among them.
+
+    Attributes:
+        schedule: of this fit; None before it is laid and after the fit.
+        step: optimizer steps of this fit so far.
+        due: the step of the event that has to happen, or has to wait; None if there is none.
+        spent_batch: whether the first batch goes to the trace, and is not scored.
+
+    Example:
+        >>> from lightning_taylor.plan import OneShot
+        >>> timetable = Timetable()
+        >>> timetable.lay(OneShot(step=2), remaining=10)
+        >>> [timetable.count_step() for _ in range(3)], timetable.due
+        ([None, 2, 2], 2)
+    """
+
+    def __init__(self) -> None:
+        self.schedule: Schedule | None = None
+        self.begin()
+
+    def begin(self) -> None:
+        """A fit begins, perhaps the second: steps are counted from here, and the schedule is laid anew."""
+        self.step = 0
+        self.due: int | None = None
+        self.spent_batch = False
+        self._length: float | None = None
+
+    def lay(self, schedule: Schedule | None, remaining: float) -> None:
+        """Fix the events of this fit; a resumed one keeps the length that it began with.
+
+        Args:
+            schedule: the user's; by default a cubic one over the length of the fit.
+            remaining: optimizer steps to come; infinite if nobody knows.
+
+        Raises:
+            ValueError: if the fit is too short for the schedule, or of unknown length and there is none.
+        """
+        if self._length is None:
+            self._length = remaining
+        self.schedule = schedule or default_schedule(self._length)
+        if self._length != float("inf"):
+            self.schedule.check(int(self._length))
+
+    def spend_batch(self) -> None:
+        """The first batch goes to the trace, and is not scored.
+
+        Raises:
+            ValueError: if the schedule's only event comes right after it.
+        """
+        assert self.schedule is not None
+        assert self._length is not None
+        self.spent_batch = True
+        later = range(2, int(min(self._length, 10**6)) + 1)
+        if self.schedule.is_event(1) and not any(self.schedule.is_event(step) for step in later):
+            raise ValueError(
+                f"{self.schedule} has its only event after the first step, when no batch has been scored; set "
+                "example_inputs= (or example_input_array on the module), or move the event to step 2 or later"
+            )
+
+    def count_step(self) -> int | None:
+        """An optimizer step was taken.
+
+        Returns:
+            The step of the event that is due now, from this step or an earlier one.
+        """
+        assert self.schedule is not None
+        self.step += 1
+        scored = self.step > 1 or not self.spent_batch
+        if scored and self.schedule.is_event(self.step):
+            self.due = self.step
+        return self.due
+
+    def to_plain(self) -> dict[str, Any]:
+        """The state in types that load with ``weights_only=True``."""
+        return {"step": self.step, "length": self._length, "pending": self.due}
+
+    @classmethod
+    def from_plain(cls, plain: Mapping[str, Any]) -> Timetable:
+        """The fit that ``to_plain`` was asked in, before its schedule is laid again."""
+        timetable = cls()
+        timetable.step, timetable._length, timetable.due = plain["step"], plain["length"], plain["pending"]
+        return timetable
