@@ -39,7 +39,7 @@ def export_onnx(
     The file is kept only if ONNX Runtime, on the CPU, gives what the model gives on ``example_inputs`` (and, for a
     dynamic batch, on one and on three examples): no output may differ by more than ``tolerance`` times the largest
     absolute value of that output. Inputs have the names of ``forward``'s arguments, outputs the keys of the dict
-    that it returns, or else ``output``, ``output_1`` and so on.
+    that it returns, or else ``output``, ``output_1`` and so on; a dimension that counts examples is called ``batch``.
 
     Args:
         model: any module; its modes, buffers and hooks are left as they are.
@@ -79,6 +79,7 @@ def export_onnx(
                 program,
                 f=folder / name,
                 output_names=_output_names(program),
+                dynamic_shapes=_axes(program),
                 opset_version=opset,
                 external_data=False,
                 verbose=False,
@@ -118,6 +119,15 @@ def onnx_session(path: str | Path, threads: int | None = None) -> Callable[[Inpu
 
 def _load(path: Path) -> Callable[[Inputs], list[Tensor]]:
     return onnx_session(path)
+
+
+def _axes(program: ExportedProgram) -> list[dict[int, str]] | None:
+    """A name for the dimension of each input that may have any length, which torch calls ``s20`` or so."""
+    nodes = {node.name: node for node in program.graph.find_nodes(op="placeholder")}
+    given = [nodes[name].meta["val"] for name in program.graph_signature.user_inputs if name in nodes]
+    tensors = [value for value in given if isinstance(value, Tensor)]
+    axes = [{0: "batch"} if t.ndim and isinstance(t.shape[0], torch.SymInt) else {} for t in tensors]
+    return axes if any(axes) else None
 
 
 def _output_names(program: ExportedProgram) -> list[str]:

@@ -56,9 +56,37 @@ def test_inputs_and_outputs_have_the_names_that_forward_gives_them(tmp_path: Pat
     inputs = {"depth": torch.rand(1, 1, 6, 6), "image": torch.rand(1, 3, 6, 6)}
     path = export_onnx(halved(Segmenter(), inputs), inputs, tmp_path / "net.onnx").path
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
-    assert {given.name: given.shape[1:] for given in session.get_inputs()} == {"depth": [1, 6, 6], "image": [3, 6, 6]}
-    assert [(out.name, out.shape[1:]) for out in session.get_outputs()] == [("out", [4, 6, 6]), ("aux", [4, 6, 6])]
-    assert all(isinstance(given.shape[0], str) for given in session.get_inputs())
+    assert {given.name: given.shape for given in session.get_inputs()} == {
+        "depth": ["batch", 1, 6, 6],
+        "image": ["batch", 3, 6, 6],
+    }
+    assert [(out.name, out.shape) for out in session.get_outputs()] == [
+        ("out", ["batch", 4, 6, 6]),
+        ("aux", ["batch", 4, 6, 6]),
+    ]
+
+
+class Doubled(torch.nn.Module):
+    """Gives two rows for each example, and scales them by a tensor that counts none."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = torch.nn.Conv2d(3, 4, 3)
+
+    def forward(self, image: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
+        return torch.cat([self.conv(image)] * 2).mean((2, 3)) * scale
+
+
+def test_dimensions_that_depend_on_the_number_of_examples_say_how(tmp_path: Path) -> None:
+    import onnxruntime
+
+    inputs = (torch.rand(2, 3, 6, 6), torch.rand(4))
+    exported = export_onnx(Doubled(), inputs, tmp_path / "net.onnx")
+    session = onnxruntime.InferenceSession(exported.path, providers=["CPUExecutionProvider"])
+    assert exported.dynamic_batch
+    assert [given.shape for given in session.get_inputs()] == [["batch", 3, 6, 6], [4]]
+    (output,) = session.get_outputs()
+    assert output.shape == ["2*batch", 4]
 
 
 def test_several_unnamed_outputs_are_numbered_and_whole_numbers_are_kept(tmp_path: Path) -> None:
