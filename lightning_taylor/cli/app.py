@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import linecache
 import logging
+import os
 import re
 import sys
 import traceback
@@ -20,12 +21,12 @@ from typing import Any, NoReturn
 
 import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
-from lightning.pytorch import LightningDataModule, LightningModule, Trainer
+from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import CSVLogger
 
 from lightning_taylor.cli.commands import COMMANDS, run_command
-from lightning_taylor.cli.configs import resolve_configs
+from lightning_taylor.cli.configs import resolve_configs, shipped_configs
 from lightning_taylor.cli.failure import debugging, fail
 from lightning_taylor.cli.messages import options_of, readable
 from lightning_taylor.cli.nested_help import show_nested_help
@@ -46,6 +47,7 @@ WARNINGS = (
     # Lightning's own use of a name that torch is about to drop.
     ".*LeafSpec.*is deprecated",
 )
+CONFIG = ("--config", "-c")
 CHATTER = re.compile("💡 Tip: |TPU available: False|Loading `train_dataloader` to estimate")
 """Warnings, and lines of Lightning's log, that a user can do nothing about."""
 LOGS = ("lightning.pytorch.utilities.rank_zero", "pytorch_lightning.utilities.rank_zero")
@@ -66,7 +68,7 @@ def main(args: Sequence[str] | None = None) -> None:
     if missing := [name for name in EXTRAS if find_spec(name) is None]:
         fail(1, f"missing {', '.join(missing)}: pip install 'lightning-taylor[cli,recipes]'")
     try:
-        with _quiet():
+        with _quiet(), _from_here():
             _dispatch(list(sys.argv[1:] if args is None else args))
     except KeyboardInterrupt:
         fail(1, "interrupted")
@@ -96,10 +98,8 @@ class TaylorCLI(LightningCLI):
         for module in ("birds", "classifier", "clip_classifier", "clips", "digits", "folder", "torchvision_data"):
             import_module(f"lightning_taylor.recipes.{module}")
         super().__init__(
-            LightningModule,
-            LightningDataModule,
+            LightningModule,  # and no class of data: a module may have loaders of its own
             subclass_mode_model=True,
-            subclass_mode_data=True,
             parser_class=_Parser,
             parser_kwargs={
                 "prog": "lightning-taylor",
@@ -113,6 +113,7 @@ class TaylorCLI(LightningCLI):
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         """Parse what ``main`` was given; LightningCLI's own version warns if ``sys.argv`` is not empty."""
+        parser.args = list(args)
         self.config = parser.parse_args(args)
 
     def instantiate_classes(self) -> None:
@@ -145,7 +146,9 @@ class TaylorCLI(LightningCLI):
 
 
 class _Parser(LightningArgumentParser):
-    """Says in a line or two what is wrong, where the host prints every option there is."""
+    """Says in a line or two what is wrong, and in which file, where the host prints every option there is."""
+
+    args: Sequence[str] = ()
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         # Without exit_on_error this is a nested parser, which has to raise.
@@ -153,7 +156,18 @@ class _Parser(LightningArgumentParser):
             super().error(message, ex)
         parser = getattr(ex, "subcommand_parser", None) or self
         command = parser.prog.replace(" [options]", "")
-        fail(2, f"{readable(message, options_of(parser))}\n`{command} --help` lists the options")
+        said = readable(message, options_of(parser))
+        fail(2, f"{_file_of(said, self.args)}{said}\n`{command} --help` lists the options")
+
+
+def _file_of(said: str, args: Sequence[str]) -> str:
+    """The user's configurations, in front of a mistake in a setting that no option on the command line is about."""
+    pairs = zip(["", *args], args, strict=False)
+    named = [arg.removeprefix("--config=") for before, arg in pairs if before in CONFIG or arg.startswith("--config=")]
+    own = [name for name in named if Path(name) not in shipped_configs().values()]
+    typed = {re.split("[.=+]", arg.removeprefix("--"))[0] for arg in args if arg.startswith("--")}
+    part = re.match(r"no option '(\w+)|(\w+)[\w.]*:", said)
+    return f"{' or '.join(own)}: " if own and part and (part[1] or part[2]) not in typed else ""
 
 
 @contextmanager
@@ -173,6 +187,20 @@ def _quiet() -> Iterator[None]:
     finally:
         for log in logs:
             log.removeFilter(keep)
+
+
+@contextmanager
+def _from_here() -> Iterator[None]:
+    """Let import paths begin in the folder that the command is called from, where a console script does not look."""
+    here = os.getcwd()
+    new = here not in sys.path
+    if new:
+        sys.path.append(here)
+    try:
+        yield
+    finally:
+        if new:
+            sys.path.remove(here)
 
 
 def _says_what_to_change(error: Exception) -> bool:

@@ -7,10 +7,11 @@ import re
 from collections.abc import Callable, Sequence
 from typing import NoReturn
 
+from lightning_taylor.cli.configs import config_path
 from lightning_taylor.cli.failure import fail
 from lightning_taylor.cli.messages import nearest
 
-__all__ = ["Parser", "add_model_options", "one_of", "positive"]
+__all__ = ["Parser", "add_model_options", "add_trust", "one_of", "positive"]
 
 
 class Parser(argparse.ArgumentParser):
@@ -63,14 +64,28 @@ def positive(text: str) -> int:
     return int(text)
 
 
+def _config(text: str) -> str:
+    config_path(text)  # ends the command if there is none
+    return text
+
+
 def add_model_options(parser: argparse.ArgumentParser) -> None:
     """The options that say what a checkpoint does not: which class, which part of it, which inputs."""
     group = parser.add_argument_group("what the checkpoint does not say")
-    group.add_argument(
+    either = group.add_mutually_exclusive_group()
+    either.add_argument(
         "--model",
         metavar="CLASS|CONFIG",
         help="the LightningModule's import path, as in my_project.nets.Net, or the config.yaml of the fit, whose data "
         "then gives the inputs too; not needed for the modules that come with lightning-taylor",
+    )
+    either.add_argument(
+        "--config",
+        "-c",
+        dest="model",
+        type=_config,
+        metavar="CONFIG",
+        help="the same as --model with a configuration: the YAML that `lightning-taylor fit --config` takes",
     )
     group.add_argument(
         "--input-shape",
@@ -84,7 +99,12 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--submodule", metavar="NAME", help="take only this part of the LightningModule, such as net, and its forward"
     )
-    group.add_argument(
+    add_trust(group)
+
+
+def add_trust(parser: argparse._ActionsContainer) -> None:
+    """The option to load a checkpoint that may do harm."""
+    parser.add_argument(
         "--trust",
         action="store_true",
         help="load a checkpoint that holds more than tensors and plain values: it can run any code",

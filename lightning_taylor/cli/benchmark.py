@@ -20,6 +20,7 @@ from torch import nn
 from lightning_taylor.cli.arguments import Parser, add_model_options, positive
 from lightning_taylor.cli.examples import random_inputs
 from lightning_taylor.cli.failure import fail
+from lightning_taylor.cli.fit_config import find_config
 from lightning_taylor.cli.messages import nearest
 from lightning_taylor.cli.trained import read_trained
 from lightning_taylor.export.inputs import Inputs
@@ -134,7 +135,7 @@ def _networks(asked: argparse.Namespace) -> Networks:
             2,
             f"--fraction is for a torchvision name, {asked.checkpoint!r} is none{nearest(asked.checkpoint, names)}",
         )
-    trained = read_trained(asked.checkpoint, asked)
+    trained = read_trained(asked.checkpoint, asked, find_config(asked.model))
     notes = [f"inputs: {trained.source}"]
     if not trained.pruned:
         notes.append("the checkpoint's network is not pruned: both columns are the same network")

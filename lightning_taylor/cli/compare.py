@@ -9,6 +9,7 @@ import argparse
 import json
 import sys
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,18 +18,19 @@ from rich.console import Console
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Subset
 
+from lightning_taylor.callback import TaylorPruning
 from lightning_taylor.cli.arguments import Parser, add_model_options, positive
-from lightning_taylor.cli.classes import import_class, read_config
+from lightning_taylor.cli.criteria import check_criteria, known_criteria
 from lightning_taylor.cli.curves import add_curve_options, run_curves
 from lightning_taylor.cli.failure import fail
-from lightning_taylor.cli.messages import nearest
-from lightning_taylor.cli.trained import read_trained
+from lightning_taylor.cli.fit_config import FitConfig, find_config
+from lightning_taylor.cli.start import start_checkpoint
+from lightning_taylor.cli.trained import Trained, read_trained
 from lightning_taylor.graph.trace import require_groups, trace_channels
 from lightning_taylor.study import (
     Correlations,
     CorrelationTable,
     correlate,
-    every_criterion,
     gather_scores,
     measure_oracle,
     sample_channels,
@@ -44,9 +46,13 @@ DESCRIPTION = (
 )
 EXAMPLES = """\
 examples:
-  lightning-taylor compare last.ckpt --model lightning_logs/version_0/config.yaml
-  lightning-taylor compare seed0.ckpt seed1.ckpt seed2.ckpt --model my.yaml --fraction 0.2 --out compared
-  lightning-taylor compare last.ckpt --model my.yaml --curves --criteria Taylor Random --target 0.3 --seeds 0 1
+  lightning-taylor compare last.ckpt --config lightning_logs/version_0/config.yaml
+  lightning-taylor compare seed0.ckpt seed1.ckpt seed2.ckpt --config my.yaml --fraction 0.2 --out compared
+  lightning-taylor compare last.ckpt --config my.yaml --curves --criteria Taylor Random --target 0.3 --seeds 0 1
+  lightning-taylor compare --config my.yaml    the network as the configuration builds it, such as a pretrained one
+The YAML is one for `lightning-taylor fit`: of its TaylorPruning count the criterion, which is compared with the others,
+and the layers to ignore; --curves follows its other settings, too, but for the target. What has a dot in its name is an
+option of `lightning-taylor fit`, such as --data.batch_size 32.
 Checkpoints of one network from several seeds become one table. What was measured is kept in --out, and an
 interrupted run goes on there."""
 CORRELATING = ("examples", "batch_size", "fraction", "copies", "signed", "resamples", "layers")
@@ -57,24 +63,62 @@ def run(args: list[str]) -> None:
     """Measure what is not measured yet, and show the table."""
     parser = _parser()
     only_curves = add_curve_options(parser)
-    asked = parser.parse_args(args)
+    own, of_fit = _split(args)
+    asked = parser.parse_args(own)
     unread = (*CORRELATING, "input_shape", "submodule") if asked.curves else only_curves
     for name in unread:
         if getattr(asked, name) != parser.get_default(name):
             fail(2, f"--{name.replace('_', '-')} has no meaning {'with' if asked.curves else 'without'} --curves")
+    config = find_config(asked.model, of_fit)
+    if config is None:
+        named = f"{asked.model} is a class, and " if asked.model else ""
+        fail(2, f"{named}compare needs training data: give --config the YAML of the fit, with its `model` and `data`")
+    config.require_data()
     if asked.curves:
-        run_curves(asked)
+        run_curves(asked, config, lambda: _checkpoints(asked, config))
     else:
-        _correlate(asked)
+        _correlate(asked, config)
 
 
-def _correlate(asked: argparse.Namespace) -> None:
-    known = every_criterion()
-    for name in asked.criteria or ():
-        if name not in known:
-            fail(2, f"--criteria: no criterion {name!r}{nearest(name, list(known))}; there are {', '.join(known)}")
+def _split(args: Sequence[str]) -> tuple[list[str], list[str]]:
+    """The command's own options, and those of a fit, which have a dot in their names."""
+    own: list[str] = []
+    of_fit: list[str] = []
+    taken = own
+    for arg in args:
+        if arg.startswith("--"):
+            taken = of_fit if "." in arg.split("=")[0] else own
+        taken.append(arg)
+        if taken is of_fit and ("=" in arg or not arg.startswith("--")):
+            taken = own
+    return own, of_fit
+
+
+def _checkpoints(asked: argparse.Namespace, config: FitConfig) -> list[str]:
+    """Those of the command line, the configuration's ``ckpt_path``, or the network as the configuration builds it."""
+    if asked.checkpoints and asked.ckpt_path:
+        fail(2, f"the checkpoints are given twice, as {asked.checkpoints[0]} and as --ckpt_path {asked.ckpt_path[0]}")
+    if given := asked.checkpoints or asked.ckpt_path:
+        return given
+    if named := config.content.get("ckpt_path"):
+        return [named]
+    start = start_checkpoint(config, asked.out / "start.ckpt")
+    print(f"no checkpoint was given: this is the network as {config.name} builds it, {start}", file=sys.stderr)
+    return [str(start)]
+
+
+def _correlate(asked: argparse.Namespace, config: FitConfig) -> None:
+    pruning = config.pruning() or TaylorPruning()
+    check_criteria(asked.criteria or (), known_criteria(pruning))
+    paths = _checkpoints(asked, config)
+    data = config.data_module()
+    data.prepare_data()
+    data.setup("fit")
     asked.out.mkdir(parents=True, exist_ok=True)
-    runs = [_compare(asked, path, seed) for seed, path in enumerate(asked.checkpoints)]
+    runs: list[Correlations] = []
+    for seed, path in enumerate(paths):
+        trained, batches = read_trained(path, asked, config), _batches(data, asked, seed)
+        runs.append(_compare(asked, trained, pruning, batches, seed))
     table = CorrelationTable(runs)
     table.write(asked.out / "correlation.json")
     if asked.json:
@@ -87,27 +131,29 @@ def _correlate(asked: argparse.Namespace) -> None:
         print(f"no figure: {error}", file=sys.stderr)
 
 
-def _compare(asked: argparse.Namespace, path: str, seed: int) -> Correlations:
+def _compare(
+    asked: argparse.Namespace, trained: Trained, pruning: TaylorPruning, batches: list[Any], seed: int
+) -> Correlations:
     """One checkpoint's correlations; its seed draws the examples, the channels and whatever is random."""
-    module = read_trained(path, asked)
-    graph = require_groups(trace_channels(module.module, dict(module.inputs.kwargs) or module.inputs.args))
-    batches = _batches(asked, seed)
+    module, inputs = trained.module, trained.inputs
+    stay = {"ignore": pruning.ignore, "allow_inexact_norms": pruning.allow_inexact_norms}
+    graph = require_groups(trace_channels(module, dict(inputs.kwargs) or inputs.args, **stay))
     generator = torch.Generator().manual_seed(seed)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "You are trying to `self.log\\(\\)` but the `self.trainer` reference")
         oracle = measure_oracle(
-            module.module,
+            module,
             graph,
             batches,
             _loss,
             channels=sample_channels(graph, asked.fraction, generator=generator),
             copies=asked.copies,
-            state=asked.out / f"oracle_{Path(path).stem}_{seed}.pt",
+            state=asked.out / f"oracle_{Path(trained.path).stem}_{seed}.pt",
             progress=not asked.json,
         )
-        every = every_criterion(seed=seed)
-        criteria = {name: every[name] for name in asked.criteria or every}
-        gathered = gather_scores(module.module, graph, criteria, batches, _loss)
+        known = known_criteria(pruning, seed=seed)
+        criteria = {name: known[name] for name in asked.criteria or known}
+        gathered = gather_scores(module, graph, criteria, batches, _loss)
     return correlate(oracle, gathered, signed=asked.signed, resamples=asked.resamples)
 
 
@@ -119,14 +165,9 @@ def _loss(module: nn.Module, batch: Any) -> Tensor:
         fail(2, f"{error}, and compare needs its loss")
 
 
-def _batches(asked: argparse.Namespace, seed: int) -> list[Any]:
+def _batches(data: Any, asked: argparse.Namespace, seed: int) -> list[Any]:
     """Training examples without augmentation where the data module can give them so, the same for the same seed."""
-    config = read_config(asked.model)
-    data = None if config is None else config.get("data")
-    if not data:
-        fail(2, "compare needs training data: give --model the config.yaml of the fit, with its `data`")
-    datamodule = _data_module(data if isinstance(data, dict) else {"class_path": data})
-    loader = getattr(datamodule, "plain_train_dataloader", datamodule.train_dataloader)()
+    loader = getattr(data, "plain_train_dataloader", data.train_dataloader)()
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         if isinstance(loader, DataLoader) and hasattr(loader.dataset, "__len__"):
@@ -137,22 +178,14 @@ def _batches(asked: argparse.Namespace, seed: int) -> list[Any]:
         return [batch for _, batch in zip(range(wanted), loader, strict=False)]
 
 
-def _data_module(data: dict[str, Any]) -> Any:
-    from jsonargparse import ArgumentParser
-    from lightning.pytorch import LightningDataModule
-
-    import_class(data["class_path"], "data")
-    parser = ArgumentParser(exit_on_error=False)
-    parser.add_subclass_arguments(LightningDataModule, "data")
-    datamodule = parser.instantiate(parser.parse_object({"data": data}))["data"]
-    datamodule.prepare_data()
-    datamodule.setup("fit")
-    return datamodule
-
-
 def _parser() -> Parser:
     parser = Parser("compare", DESCRIPTION, EXAMPLES)
-    parser.add_argument("checkpoints", metavar="CKPT", nargs="+", help="of one network; several for several seeds")
+    parser.add_argument(
+        "checkpoints", metavar="CKPT", nargs="*",
+        help="of one network; several for several seeds. By default the config's ckpt_path, or the network as the "
+        "config builds it",
+    )  # fmt: skip
+    parser.add_argument("--ckpt_path", "--ckpt-path", nargs="+", metavar="CKPT", help="the same, as `validate` has it")
     parser.add_argument(
         "--curves", action="store_true", help="prune with each criterion, and show a metric against what remains"
     )

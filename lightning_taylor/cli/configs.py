@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from difflib import get_close_matches
 from importlib.resources import files
 from pathlib import Path
 
@@ -10,7 +11,7 @@ from lightning.pytorch.cli import LightningCLI
 
 from lightning_taylor.cli.failure import fail
 
-__all__ = ["resolve_configs", "shipped_configs"]
+__all__ = ["config_path", "resolve_configs", "shipped_configs"]
 
 DEFAULT = "digits"
 
@@ -32,9 +33,9 @@ def resolve_configs(args: list[str]) -> list[str]:
     for position, arg in enumerate(args):
         previous = args[position - 1] if position else ""
         if previous in ("--config", "-c"):
-            arg = _config_path(arg)
+            arg = config_path(arg)
         elif arg.startswith("--config="):
-            arg = "--config=" + _config_path(arg.removeprefix("--config="))
+            arg = "--config=" + config_path(arg.removeprefix("--config="))
         names_config |= arg in ("--config", "-c") or arg.startswith("--config=")
         resolved.append(arg)
     # Who chooses a model or data has left the main job: its callbacks would only be in the way.
@@ -44,14 +45,17 @@ def resolve_configs(args: list[str]) -> list[str]:
     return resolved
 
 
-def _config_path(value: str) -> str:
+def config_path(value: str) -> str:
     """A path as it is; a shipped configuration's path for its name."""
     if Path(value).is_file():
         _check_yaml(value)
         return value
     shipped = shipped_configs()
     if value not in shipped:
-        fail(2, f"no configuration {value!r}: no such file, and the ones that ship are {', '.join(shipped)}")
+        beside = [str(path) for path in Path(value).parent.glob("*.y*ml")]
+        near = get_close_matches(value, [*shipped, *beside], n=1)
+        meant = f"; did you mean {near[0]}?" if near else ""
+        fail(2, f"no configuration {value!r}: no such file, and the ones that ship are {', '.join(shipped)}{meant}")
     return str(shipped[value])
 
 

@@ -24,12 +24,13 @@ from typing_extensions import override
 
 from lightning_taylor.callback import TaylorPruning
 from lightning_taylor.cli.app import TaylorCLI
-from lightning_taylor.cli.configs import resolve_configs
+from lightning_taylor.cli.criteria import known_criteria
 from lightning_taylor.cli.failure import debugging, fail
+from lightning_taylor.cli.fit_config import FitConfig
 from lightning_taylor.cli.messages import nearest
 from lightning_taylor.host import remaining_steps
 from lightning_taylor.plan import Gradual, Schedule, default_schedule
-from lightning_taylor.study import DENSE, Curve, CurvePoint, every_criterion, measured_steps
+from lightning_taylor.study import DENSE, Curve, CurvePoint, measured_steps
 
 __all__ = ["WITH_FLOPS", "fit_curve"]
 
@@ -39,11 +40,14 @@ LEFT_OUT = (TaylorPruning, Checkpoint, EarlyStopping, Timer, ProgressBar, ModelS
 """Of the configuration's callbacks: what ends a fit before its time, and what writes or prints."""
 
 
-def fit_curve(asked: argparse.Namespace, name: str, seed: int, path: str, metric: str | None) -> tuple[Curve, str]:
+def fit_curve(
+    asked: argparse.Namespace, config: FitConfig, name: str, seed: int, path: str, metric: str | None
+) -> tuple[Curve, str]:
     """Fit once, from the checkpoint to the target.
 
     Args:
         asked: the command line of ``compare --curves``.
+        config: of the fit.
         name: of the criterion; ``DENSE`` for none.
         seed: of the order of the data and of all that is random.
         path: of the checkpoint.
@@ -56,18 +60,18 @@ def fit_curve(asked: argparse.Namespace, name: str, seed: int, path: str, metric
         SystemExit: if there is no such metric, the checkpoint is of another model, the fit's length is unknown, or
             Ctrl-C stopped it.
     """
-    args = ["fit", "--config", asked.model, f"--seed_everything={seed}", "--trainer.logger=false"]
+    args = [*config.args, f"--seed_everything={seed}", "--trainer.logger=false"]
     args += ["--trainer.devices=1", "--trainer.num_nodes=1", "--trainer.strategy=auto"]
     if asked.steps:
         args += [f"--trainer.max_steps={asked.steps}", "--trainer.max_epochs=-1"]
     with _hushed():
-        built = _Built(resolve_configs(args))
+        built = _Built(args)
         trainer: Any = built.trainer
         theirs = next((c for c in trainer.callbacks if isinstance(c, TaylorPruning)), None)
         others = [callback for callback in trainer.callbacks if not isinstance(callback, LEFT_OUT)]
         # Callbacks and steps may ask for a logger, and none of them is to notice that it keeps nothing.
         trainer.callbacks, trainer.loggers = others, [DummyLogger()]
-        metrics = _validate(built, path, asked)
+        metrics = _validate(built, path, asked, config.name)
         metric = metric or next((known for known in metrics if "acc" in known.lower()), None)
         if metric not in metrics:
             said = f"logs no {metric!r}" if metric else "logs nothing with `acc` in its name"
@@ -88,7 +92,7 @@ def fit_curve(asked: argparse.Namespace, name: str, seed: int, path: str, metric
     return Curve(name, seed, tuple(measuring.points)), metric
 
 
-def _validate(built: TaylorCLI, path: str, asked: argparse.Namespace) -> dict[str, float]:
+def _validate(built: TaylorCLI, path: str, asked: argparse.Namespace, config: str) -> dict[str, float]:
     """The metrics of the checkpoint, whose weights are the model's from here on."""
     try:
         built.trainer.validate(
@@ -97,7 +101,7 @@ def _validate(built: TaylorCLI, path: str, asked: argparse.Namespace) -> dict[st
     except RuntimeError as error:
         if debugging() or "loading state_dict" not in str(error):
             raise
-        fail(2, f"{path} does not fit the model of {asked.model}: {' '.join(str(error).split())[:300]}")
+        fail(2, f"{path} does not fit the model of {config}: {' '.join(str(error).split())[:300]}")
     return {name: float(value) for name, value in built.trainer.callback_metrics.items()}
 
 
@@ -110,7 +114,7 @@ def _pruner(asked: argparse.Namespace, name: str, seed: int, theirs: TaylorPruni
     penalty = (options.flops_penalty or 1e-3) if asked.flops_penalty is None else asked.flops_penalty
     settings |= {
         "target": asked.target,
-        "criterion": every_criterion(seed=seed)["Taylor" if name == WITH_FLOPS else name],
+        "criterion": known_criteria(theirs, seed=seed)["Taylor" if name == WITH_FLOPS else name],
         "flops_penalty": penalty if name == WITH_FLOPS else 0.0,
         "measure_latency": False,
         "oracle_sample": 0,

@@ -6,22 +6,22 @@ import argparse
 import hashlib
 import json
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import torch
 from rich.console import Console
 
 from lightning_taylor.checkpoint import was_pruned
 from lightning_taylor.cli.arguments import positive
-from lightning_taylor.cli.classes import read_config
+from lightning_taylor.cli.checkpoints import read_checkpoint
+from lightning_taylor.cli.criteria import check_criteria, known_criteria, own_criterion
 from lightning_taylor.cli.curve_fit import WITH_FLOPS, fit_curve
 from lightning_taylor.cli.failure import fail
-from lightning_taylor.cli.messages import nearest
+from lightning_taylor.cli.fit_config import FitConfig
 from lightning_taylor.report.figures.style import png
 from lightning_taylor.report.files import write_file
-from lightning_taylor.study import DENSE, CurveFile, CurveTable, every_criterion
+from lightning_taylor.study import DENSE, CurveFile, CurveTable
 
 __all__ = ["add_curve_options", "run_curves"]
 
@@ -71,34 +71,35 @@ def add_curve_options(parser: argparse.ArgumentParser) -> list[str]:
     return [action.dest for action in actions]
 
 
-def run_curves(asked: argparse.Namespace) -> None:
+def run_curves(asked: argparse.Namespace, config: FitConfig, checkpoints: Callable[[], list[str]]) -> None:
     """Do the runs that are not done yet, and show all of them.
 
     Args:
         asked: the command line of ``compare``.
+        config: of the fits.
+        checkpoints: gives the networks to begin with, when all else is known to be right.
 
     Raises:
         SystemExit: with 2 for a mistake on the command line, in the configuration or a checkpoint.
     """
-    config = _config(asked)
-    criteria = list(dict.fromkeys(asked.criteria or DEFAULT))
-    known = [*every_criterion(), WITH_FLOPS]
-    for name in criteria:
-        if name not in known:
-            fail(2, f"--criteria: no criterion {name!r}{nearest(name, known)}; there are {', '.join(known)}")
-    paths = _paths(asked)
+    _check_length(asked, config)
+    pruning = config.pruning()
+    own = [own_criterion(pruning)] if pruning else []
+    criteria = list(dict.fromkeys(asked.criteria or (*DEFAULT, *own)))
+    check_criteria(criteria, [*known_criteria(pruning), WITH_FLOPS])
+    paths = _paths(checkpoints(), asked.seeds)
     contents = {path: _contents(path, asked.trust) for path in set(paths.values())}
-    checkpoints = {seed: contents[path] for seed, path in paths.items()}
+    found = {seed: contents[path] for seed, path in paths.items()}
     file = CurveFile(asked.out / "curves.jsonl")
     settings = _settings(asked, config)
     settings["metric"] = asked.metric or file.setting("metric")
-    file.check(settings, checkpoints)
+    file.check(settings, found)
     jobs = [(name, seed) for seed in paths for name in (*criteria, DENSE)]
     done = {(curve.criterion, curve.seed) for curve in file.curves}
     for place, (name, seed) in enumerate(jobs):
         if (name, seed) not in done:
-            curve, settings["metric"] = fit_curve(asked, name, seed, paths[seed], settings["metric"])
-            file.add(curve, {**settings, "checkpoint": checkpoints[seed]})
+            curve, settings["metric"] = fit_curve(asked, config, name, seed, paths[seed], settings["metric"])
+            file.add(curve, {**settings, "checkpoint": found[seed]})
             said = f"{settings['metric']} {curve.last.metric:.3f} at {100 * curve.last.flops:.1f} % of the FLOPs"
             print(f"{place + 1} of {len(jobs)}: {name}, seed {seed}: {said}", file=sys.stderr)
     measured = {(curve.criterion, curve.seed): curve for curve in file.curves}
@@ -117,21 +118,15 @@ def _show(table: CurveTable, asked: argparse.Namespace) -> None:
         print(f"no figure: {error}", file=sys.stderr)
 
 
-def _config(asked: argparse.Namespace) -> dict[str, Any]:
-    config = read_config(asked.model)
-    if config is None or not config.get("data"):
-        lacks = f"{asked.model} has no `data`: " if config is not None else ""
-        fail(2, f"{lacks}--curves trains: give --model the config.yaml of the fit, with its `model` and `data`")
-    trainer = config.get("trainer") or {}
+def _check_length(asked: argparse.Namespace, config: FitConfig) -> None:
+    trainer = config.content.get("trainer") or {}
     if not asked.steps and trainer.get("max_epochs") is None and trainer.get("max_steps") in (None, -1):
-        fail(2, f"{asked.model} does not say how long the fit is, by max_epochs or max_steps: give --steps")
-    return config
+        fail(2, f"{config.name} does not say how long the fit is, by max_epochs or max_steps: give --steps")
 
 
-def _paths(asked: argparse.Namespace) -> dict[int, str]:
+def _paths(paths: list[str], asked: list[int] | None) -> dict[int, str]:
     """Seed -> checkpoint."""
-    paths = asked.checkpoints
-    seeds = asked.seeds or (list(range(len(paths))) if len(paths) > 1 else [0, 1, 2])
+    seeds = asked or (list(range(len(paths))) if len(paths) > 1 else [0, 1, 2])
     if len(set(seeds)) < len(seeds):
         fail(2, f"--seeds: {' '.join(map(str, seeds))} are not different")
     if len(paths) > 1 and len(paths) != len(seeds):
@@ -141,25 +136,18 @@ def _paths(asked: argparse.Namespace) -> dict[int, str]:
 
 def _contents(path: str, trust: bool) -> str:
     """What tells a checkpoint's contents, after a look that it is one of a dense network."""
-    if not Path(path).is_file():
-        fail(2, f"no file {path!r}")
-    try:
-        checkpoint = torch.load(path, map_location="cpu", weights_only=not trust)
-    except Exception as error:  # a damaged file raises anything
-        hint = "; if you trust who wrote it, add --trust" if "GLOBAL" in str(error) else ""
-        fail(2, f"{path} is no checkpoint of tensors and plain values, or is damaged{hint}")
-    if not isinstance(checkpoint, dict) or not isinstance(checkpoint.get("state_dict"), Mapping):
-        fail(2, f"{path} is no Lightning checkpoint: it has no state_dict, and Trainer.save_checkpoint writes one")
+    checkpoint = read_checkpoint(path, trust=trust)
     if was_pruned(checkpoint):
         fail(2, f"{path} is pruned already, and the curves begin with the dense network: give one from before")
     return hashlib.sha256(Path(path).read_bytes()).hexdigest()[:16]
 
 
-def _settings(asked: argparse.Namespace, config: Mapping[str, Any]) -> dict[str, Any]:
+def _settings(asked: argparse.Namespace, config: FitConfig) -> dict[str, Any]:
     """Everything that two runs must have in common to be compared, name -> plain value."""
     own = {name: getattr(asked, name) for name in ("target", "steps", "every", "points", "flops_penalty")}
-    plain = json.loads(json.dumps(config, default=str))
-    return own | {name: value for name, value in _flat("", plain) if name not in ELSEWHERE}
+    plain = json.loads(json.dumps(config.written, default=str))
+    own |= {name: value for name, value in _flat("", plain) if name not in ELSEWHERE}
+    return own | ({"options": " ".join(config.options)} if config.options else {})
 
 
 def _flat(name: str, value: Any) -> Iterator[tuple[str, Any]]:

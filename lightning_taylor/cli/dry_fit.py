@@ -19,7 +19,7 @@ from lightning_taylor.graph.channels import ChannelGraph
 from lightning_taylor.graph.passes import ForwardCall
 from lightning_taylor.host import example_call, remaining_steps, trace_step
 
-__all__ = ["Looked", "look"]
+__all__ = ["Looked", "SeenError", "Visitor", "look", "visit"]
 
 ASIDE = ("--trainer.accelerator=cpu", "--trainer.devices=1", "--trainer.num_nodes=1", "--trainer.strategy=auto",
          "--trainer.precision=32-true", "--trainer.num_sanity_val_steps=0")  # fmt: skip
@@ -53,18 +53,34 @@ def look(args: list[str], ignore: Sequence[str] | None = None, *, inexact_norms:
         SystemExit: for a mistake in the configuration, or a fit without a batch.
     """
     looking = _Looking(ignore, inexact_norms)
-    with _hushed():
-        _DryCLI([*args, *ASIDE], looking)
+    visit(args, looking)
     if looking.graph is None:
         fail(1, "the fit ended before its first training batch: is the training set empty?")
     return Looked(looking.pruner, looking.graph, looking.steps)
 
 
-class _SeenError(Exception):
+class SeenError(Exception):
     """Everything is known; the fit need not go on."""
 
 
-class _Looking(Callback):
+class Visitor(Callback):
+    """The only callback of a fit that it ends, by ``SeenError``, before anything was trained."""
+
+    def meet(self, callbacks: Sequence[Callback]) -> None:
+        """See those of the configuration, which stay out of this fit."""
+
+
+def visit(args: list[str], visitor: Visitor) -> None:
+    """Begin the fit that a command line of ``lightning-taylor fit`` asks for, with a visitor; nothing else is written.
+
+    Raises:
+        SystemExit: for a mistake in the configuration.
+    """
+    with _hushed():
+        _DryCLI([*args, *ASIDE], visitor)
+
+
+class _Looking(Visitor):
     """Traces what the first batch is given to, and ends the fit."""
 
     def __init__(self, ignore: Sequence[str] | None, inexact_norms: bool) -> None:
@@ -73,6 +89,10 @@ class _Looking(Callback):
         self.steps = float("inf")
         self._ignore, self._inexact_norms = ignore, inexact_norms
         self._recorder: CallRecorder | None = None
+
+    def meet(self, callbacks: Sequence[Callback]) -> None:
+        """Take over the settings of the configuration's ``TaylorPruning``."""
+        self.pruner = next((c for c in callbacks if isinstance(c, TaylorPruning)), self.pruner)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Called when the train begins: all is set up, and the length of the fit is known."""
@@ -104,25 +124,24 @@ class _Looking(Callback):
         ignore = pruner.ignore if self._ignore is None else self._ignore
         inexact = pruner.allow_inexact_norms or self._inexact_norms
         self.graph = trace_step(pl_module, calls, ignore=ignore, allow_inexact_norms=inexact)
-        raise _SeenError
+        raise SeenError
 
 
 class _DryCLI(TaylorCLI):
     """Builds all that a fit needs, and takes away what could write or print."""
 
-    def __init__(self, args: list[str], looking: _Looking) -> None:
-        self._looking = looking
+    def __init__(self, args: list[str], visitor: Visitor) -> None:
+        self._visitor = visitor
         super().__init__(args)
 
     def fit(self, **kwargs: Any) -> None:
-        """Run the fit up to its first batch, with nothing in it but a look."""
+        """Run the fit up to its first batch, with nothing in it but the visitor."""
         trainer: Any = self.trainer
-        pruners = [callback for callback in trainer.callbacks if isinstance(callback, TaylorPruning)]
-        self._looking.pruner = pruners[0] if pruners else self._looking.pruner
-        trainer.callbacks, trainer.loggers = [self._looking], []
+        self._visitor.meet(trainer.callbacks)
+        trainer.callbacks, trainer.loggers = [self._visitor], []
         try:
             trainer.fit(**{**kwargs, "ckpt_path": None})
-        except _SeenError:
+        except SeenError:
             return
 
 

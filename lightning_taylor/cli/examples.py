@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lightning_taylor.cli.classes import import_class
 from lightning_taylor.cli.failure import debugging, fail
+from lightning_taylor.cli.fit_config import FitConfig
 from lightning_taylor.export.inputs import Inputs
 from lightning_taylor.graph.plain import call_from_plain
 
@@ -29,7 +29,7 @@ def random_inputs(shapes: Sequence[Sequence[int]]) -> Inputs:
 def find_inputs(
     module: Any,
     shapes: Sequence[Sequence[int]] | None,
-    config: Any,
+    config: FitConfig | None,
     path: str,
     called_with: Sequence[Mapping[str, Any]] = (),
     part: str = "",
@@ -46,9 +46,8 @@ def find_inputs(
     """
     if shapes:
         return random_inputs(shapes), "random numbers"
-    data = None if config is None else config.get("data")
-    if isinstance(data, str) or (isinstance(data, dict) and "class_path" in data):
-        return _first_batch(module, data if isinstance(data, dict) else {"class_path": data})
+    if config is not None and config.has_data:
+        return _first_batch(module, config)
     example = getattr(module, "example_input_array", None)
     if example is None and called_with:
         # A training step that calls `self.net(x)` mostly has a `forward` that does the same.
@@ -62,11 +61,14 @@ def find_inputs(
     return Inputs.of(example), "the module's example_input_array"
 
 
-def _first_batch(module: nn.Module, data: dict[str, Any]) -> tuple[Inputs, str]:
+def _first_batch(module: nn.Module, config: FitConfig) -> tuple[Inputs, str]:
     """A few examples of what the data module of a configuration gives to validation."""
-    name = import_class(data["class_path"], "data").__name__
+    data = config.data_module()
+    name = type(data).__name__
     try:
-        batch = next(iter(_data_module(data).val_dataloader()))
+        data.prepare_data()
+        data.setup("validate")
+        batch = next(iter(data.val_dataloader()))
     except Exception as error:
         if debugging():
             raise
@@ -80,15 +82,3 @@ def _first_batch(module: nn.Module, data: dict[str, Any]) -> tuple[Inputs, str]:
         fail(2, f"{name}'s batches do not tell what forward takes: give --input-shape")
     inputs = Inputs.of(batch)
     return inputs.with_batch(min(inputs.batch, MOST_EXAMPLES)), f"examples of {name}'s validation set"
-
-
-def _data_module(data: dict[str, Any]) -> Any:
-    from jsonargparse import ArgumentParser
-    from lightning.pytorch import LightningDataModule
-
-    parser = ArgumentParser(exit_on_error=False)
-    parser.add_subclass_arguments(LightningDataModule, "data")
-    datamodule = parser.instantiate_classes(parser.parse_object({"data": data}))["data"]
-    datamodule.prepare_data()
-    datamodule.setup("validate")
-    return datamodule

@@ -11,6 +11,7 @@ from torch import nn
 
 from lightning_taylor.cli.arguments import Parser, add_model_options, one_of, positive
 from lightning_taylor.cli.failure import debugging, fail
+from lightning_taylor.cli.fit_config import find_config
 from lightning_taylor.cli.trained import Trained, read_trained
 from lightning_taylor.export import Exported, ExportError, export_onnx, export_program, export_state_dict
 from lightning_taylor.export.architecture import torchvision_builders
@@ -37,7 +38,7 @@ def run(args: list[str]) -> None:
     output = Path(asked.output or Path(asked.checkpoint).with_suffix(ENDINGS[asked.format]))
     if output.is_dir():
         fail(2, f"--output {output} is a folder: give the name of a file in it")
-    trained = read_trained(asked.checkpoint, asked)
+    trained = read_trained(asked.checkpoint, asked, find_config(asked.model))
     share = asked.tolerance
     writers: dict[str, Callable[[], Exported]] = {
         "onnx": lambda: export_onnx(trained.module, trained.inputs, output, opset=asked.opset, tolerance=share),

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from lightning_taylor.cli.arguments import Parser, positive
+from lightning_taylor.cli.arguments import Parser, add_trust, positive
 from lightning_taylor.cli.configs import resolve_configs
 from lightning_taylor.cli.failure import fail
 from lightning_taylor.cli.messages import nearest
@@ -75,8 +75,8 @@ def _inspect(options: argparse.Namespace, request: Request, rest: list[str]) -> 
         return of_config(resolve_configs(["fit", *rest]), request)
     if Path(source).is_file():
         if shape or request != Request():
-            fail(2, "a checkpoint is shown as it is: leave out every option but --json")
-        return of_checkpoint(source)
+            fail(2, "a checkpoint is shown as it is: leave out every option but --json and --trust")
+        return of_checkpoint(source, trust=options.trust)
     return of_name(source, request, shape)
 
 
@@ -130,6 +130,7 @@ def _parser(*, with_source: bool) -> Parser:
         "--allow-inexact-norms", action="store_true", help="also channels that a LayerNorm averages over"
     )
     parser.add_argument("--json", action="store_true", help="print everything as JSON, every event included")
+    add_trust(parser)
     return parser
 
 

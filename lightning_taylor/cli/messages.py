@@ -25,6 +25,9 @@ BOILERPLATE = re.compile(
 )
 """Lines of jsonargparse's messages about a union that are true of every wrong value."""
 
+LONGEST = 80
+"""Of a value that is repeated."""
+
 
 def options_of(parser: LightningArgumentParser) -> list[str]:
     """Every option of a parser as YAML writes it: ``trainer.max_epochs``."""
@@ -54,7 +57,8 @@ def readable(message: str, options: Sequence[str] = ()) -> str:
     texts = dict.fromkeys(_explain(text, owner, key, options) for text in complaints[places])
     said = (f"{key}: " if key else "") + "; ".join(texts)
     given = re.findall(r"Given value: (.+)", message)
-    return f"{said}. Got value: {given[0]}" if given and said.endswith("'") and "Expected one of" in said else said
+    told = not given or len(given[0]) > LONGEST or re.search(rf"(?<!\w){re.escape(given[0])}(?!\w)", said)
+    return said if told or "Expected" not in said else f"{said}. Got value: {given[0]}"
 
 
 def _explain(text: str, owner: str, key: str, options: Sequence[str]) -> str:
@@ -68,8 +72,10 @@ def _explain(text: str, owner: str, key: str, options: Sequence[str]) -> str:
     if hit := re.match(r"(?:Subcommand '\w+' does not accept option |unrecognized arguments: -*)'?([^\s'=]+)", text):
         if hit[1] in shipped_configs():
             return f"no option {hit[1]!r}; did you mean --config {hit[1]}?"
-        near = nearest(hit[1], options) or nearest(hit[1].split(".")[0], options)
-        return f"no option {hit[1]!r}{near}"
+        if near := nearest(hit[1], options):
+            return f"no option {hit[1]!r}{near}"
+        part, known = hit[1].split(".")[0], {option.split(".")[0] for option in options}
+        return f"no option {(hit[1] if part in known else part)!r}{nearest(part, options)}"
     commands = [*LightningCLI.subcommands(), *COMMANDS]
     if text.startswith('expected "subcommand"'):
         return f"choose one of {', '.join(commands)}; `lightning-taylor fit` alone runs a small example"

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import pickle
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
@@ -12,6 +11,7 @@ import torchvision
 from torch import nn
 
 from lightning_taylor.checkpoint import STATE_KEY
+from lightning_taylor.cli.checkpoints import read_checkpoint
 from lightning_taylor.cli.configs import shipped_configs
 from lightning_taylor.cli.dry_fit import look
 from lightning_taylor.cli.failure import fail
@@ -46,9 +46,9 @@ def of_name(name: str, request: Request, shape: Sequence[int] | None) -> Inspect
     return inspect_model(_model(name), inputs, **given)
 
 
-def of_checkpoint(path: str) -> Inspection:
+def of_checkpoint(path: str, *, trust: bool) -> Inspection:
     """What a checkpoint remembers of its pruning; its model's class is not needed."""
-    state = _read(path).get("callbacks", {}).get(STATE_KEY)
+    state = read_checkpoint(path, trust=trust).get("callbacks", {}).get(STATE_KEY)
     if state is None:
         fail(2, f"{path} holds no state of TaylorPruning: it was saved without the callback, or its weights alone")
     try:
@@ -111,13 +111,3 @@ def _unknown(name: str) -> NoReturn:
         fail(2, f"no file {name!r}")
     known = ["digits_cnn", *torchvision.models.list_models()]
     fail(2, f"no model of torchvision is called {name!r}{nearest(name, known)}")
-
-
-def _read(path: str) -> Mapping[str, Any]:
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError):
-        fail(2, f"{path} is no checkpoint of tensors and plain values, or is damaged")
-    if not isinstance(content, Mapping) or "state_dict" not in content:
-        fail(2, f"{path} is no Lightning checkpoint: it has no state_dict, and Trainer.save_checkpoint writes one")
-    return content

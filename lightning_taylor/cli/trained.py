@@ -4,20 +4,19 @@ from __future__ import annotations
 
 import argparse
 import inspect
-import pickle
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from itertools import chain
-from pathlib import Path
 from typing import Any
 
-import torch
 from torch import nn
 
 from lightning_taylor.checkpoint import STATE_KEY, load_pruned, origin_of
-from lightning_taylor.cli.classes import class_path_of, import_class, read_config
+from lightning_taylor.cli.checkpoints import read_checkpoint
+from lightning_taylor.cli.classes import class_path_of, import_class
 from lightning_taylor.cli.examples import find_inputs
 from lightning_taylor.cli.failure import debugging, fail
+from lightning_taylor.cli.fit_config import FitConfig
 from lightning_taylor.cli.messages import nearest
 from lightning_taylor.errors import PruningError
 from lightning_taylor.export.inputs import Inputs
@@ -35,7 +34,8 @@ class Trained:
     """What a command works on.
 
     Attributes:
-        module: the LightningModule of the checkpoint, or the part of it that was asked for, on the CPU.
+        path: the checkpoint.
+        module: its LightningModule, or the part of it that was asked for, on the CPU.
         part: the name of that part; "" for all of it.
         dense: name -> shape of the tensors that pruning may cut, when nothing was cut yet; empty if nobody knows.
         followers: the attributes of its modules that follow the widths.
@@ -45,6 +45,7 @@ class Trained:
         source: where the inputs come from, in words.
     """
 
+    path: str
     module: nn.Module
     part: str
     dense: dict[str, tuple[int, ...]]
@@ -61,18 +62,18 @@ class Trained:
         return any(tuple(tensors[name].shape) != shape for name, shape in self.dense.items() if name in tensors)
 
 
-def read_trained(path: str, asked: argparse.Namespace) -> Trained:
+def read_trained(path: str, asked: argparse.Namespace, config: FitConfig | None) -> Trained:
     """Read a checkpoint as the options of a command say; any mistake ends the command.
 
     Args:
         path: the checkpoint.
         asked: the options of ``add_model_options``.
+        config: the configuration that they name, if they name one.
 
     Raises:
         SystemExit: with 2, after a line on stderr.
     """
-    checkpoint = _read(path, asked.trust)
-    config = read_config(asked.model)
+    checkpoint = read_checkpoint(path, trust=asked.trust)
     saved = dict(checkpoint.get("hyper_parameters", {}))
     class_path = class_path_of(asked.model, config, saved.get("_class_path"), path)
     module = _load(class_path, path, saved, config, trust=asked.trust)
@@ -86,7 +87,7 @@ def read_trained(path: str, asked: argparse.Namespace) -> Trained:
         module, dense = _part(module, part), _below(part, dense)
         followers = tuple(_inside(part, followers))
     _try(module, inputs)
-    return Trained(module, part, dense, followers, class_path, settings, inputs, source)
+    return Trained(path, module, part, dense, followers, class_path, settings, inputs, source)
 
 
 def _called_with(checkpoint: Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -104,21 +105,7 @@ def _inside(part: str, followers: Iterable[Follower]) -> Iterator[Follower]:
             yield replace(f, module=inside, axis=(tensor.removeprefix(f"{part}."), dim))
 
 
-def _read(path: str, trust: bool) -> dict[str, Any]:
-    if not Path(path).is_file():
-        fail(2, f"no file {path!r}")
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=not trust)
-    except Exception as error:  # a damaged file raises anything
-        if isinstance(error, pickle.UnpicklingError) and "GLOBAL" in str(error):
-            fail(2, f"{path} holds more than tensors and plain values; if you trust who wrote it, add --trust")
-        fail(2, f"{path} is no checkpoint: it cannot be read, or is damaged")
-    if not isinstance(content, dict) or not isinstance(content.get("state_dict"), Mapping):
-        fail(2, f"{path} is no Lightning checkpoint: it has no state_dict, and Trainer.save_checkpoint writes one")
-    return content
-
-
-def _load(class_path: str, path: str, saved: dict[str, Any], config: Any, *, trust: bool) -> nn.Module:
+def _load(class_path: str, path: str, saved: dict[str, Any], config: FitConfig | None, *, trust: bool) -> nn.Module:
     kwargs: dict[str, Any] = {}
     if "_class_path" in saved:
         kwargs["_class_path"] = None  # Lightning would look for it among the subclasses of the class that it loads
@@ -137,12 +124,11 @@ def _load(class_path: str, path: str, saved: dict[str, Any], config: Any, *, tru
         fail(2, f"{class_path} cannot be loaded from {path}: {said[:200]}{hint}")
 
 
-def _missing(cls: Any, saved: Mapping[str, Any], config: Any) -> dict[str, Any]:
+def _missing(cls: Any, saved: Mapping[str, Any], config: FitConfig | None) -> dict[str, Any]:
     """The arguments that a checkpoint does not remember and a configuration does."""
-    model = config["model"] if config is not None and isinstance(config["model"], dict) else {}
-    given = (model.get("init_args") or {}) if "class_path" in model else model
+    given = config.arguments if config is not None else {}
     if not saved:
-        return dict(given)
+        return given
     # What has a default may have been left out on purpose: a checkpoint needs no pretrained weights.
     parameters = inspect.signature(cls).parameters.values()
     return {p.name: given[p.name] for p in parameters if p.default is p.empty and p.name in given.keys() - saved.keys()}

@@ -285,7 +285,7 @@ def test_steps_and_a_penalty_on_flops_come_from_the_command_line(here: Path, run
         (["--fraction", "0.5"], "--fraction has no meaning with --curves"),
         (["--target", "0.000001"], "cannot be met"),
         (["--every", "8"], "--every 8: of this fit's 13 steps, 7 are there to remove channels"),
-        (["--model", "lightning_taylor.recipes.classifier.ImageClassifier"], "give --model the config.yaml"),
+        (["--model", "lightning_taylor.recipes.classifier.ImageClassifier"], "give --config the YAML of the fit"),
         (["--model", "confik.yaml"], "confik.yaml"),
     ],
 )
@@ -305,7 +305,7 @@ def test_a_checkpoint_or_configuration_that_will_not_do_is_named(here: Path, run
         assert code == 2
         return err
 
-    assert "give --model the config.yaml" in said("last.ckpt")
+    assert "give --config the YAML of the fit" in said("last.ckpt")
     assert "no file 'lost.ckpt'" in said("lost.ckpt", "--model", "config.yaml")
     assert "2 for 3 checkpoints" in said(*["last.ckpt"] * 3, "--model", "config.yaml", "--seeds", "0", "1")
     assert "no checkpoint" in said("config.yaml", "--model", "config.yaml")

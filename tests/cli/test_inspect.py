@@ -234,7 +234,7 @@ def test_a_file_that_is_no_checkpoint_of_a_pruning_is_refused_with_the_reason(ru
     torch.save({**content, "callbacks": {"TaylorPruning": {"graph": None}}}, "early.ckpt")
     torch.save({**content, "callbacks": {"TaylorPruning": {"graph": {"groups": 3}}}}, "broken.ckpt")
     for name, message in {
-        "words.ckpt": "is no checkpoint of tensors and plain values, or is damaged",
+        "words.ckpt": "is no checkpoint: it cannot be read, or is damaged",
         "other.ckpt": "is no Lightning checkpoint: it has no state_dict",
         "without.ckpt": "holds no state of TaylorPruning",
         "early.ckpt": "was saved before the first training batch",

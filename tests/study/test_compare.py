@@ -84,7 +84,7 @@ def test_what_was_measured_is_not_measured_again(
     [
         (["--criteria", "Tailor"], "did you mean"),
         (["--fraction", "2"], "expected a share in (0, 1], got '2'"),
-        (["--model", "lightning_taylor.recipes.classifier.ImageClassifier"], "give --model the config.yaml"),
+        (["--model", "lightning_taylor.recipes.classifier.ImageClassifier"], "give --config the YAML of the fit"),
     ],
 )
 def test_a_mistake_is_answered_in_a_line(
