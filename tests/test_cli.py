@@ -6,6 +6,7 @@ import inspect
 import json
 import logging
 import signal
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from importlib.metadata import entry_points
 from pathlib import Path
@@ -180,6 +181,50 @@ TYPOS = {
 @pytest.mark.parametrize(("old", "new", "message"), TYPOS.values(), ids=TYPOS)
 def test_a_mistake_in_a_configuration_is_answered_in_a_line_or_two(run: Run, old: str, new: str, message: str) -> None:
     assert_answered(run("fit", "--config", edited(old, new)), 2, message)
+
+
+def test_a_folder_in_place_of_a_configuration_is_named(run: Run) -> None:
+    Path("logs").mkdir()
+    assert_answered(
+        run("fit", "--config", "logs"), 2, "logs is a folder: give the configuration in it, such as logs/co"
+    )
+
+
+def test_a_mistake_in_a_file_is_told_from_one_on_the_command_line(run: Run) -> None:
+    path = edited("batch_size: 64", "batchsize: 64")
+    assert_answered(run("fit", "--config", path), 2, "error: mine.yaml: data: Digits has no option 'batchsize'")
+    path = edited("data:", "date:")
+    assert_answered(run("fit", "--config", path), 2, "error: mine.yaml: no option 'date'; did you mean data")
+    answer = run("fit", "--config", edited("lr: 3.0e-3", "lr: 0.1"), "--model.lr=fast")
+    assert_answered(answer, 2, "error: model.lr: Expected float. Got value: fast")
+
+
+@pytest.mark.parametrize("subcommand", ["fit", "validate"])
+def test_a_checkpoint_of_another_network_is_told_from_a_bug(run: Run, subcommand: str) -> None:
+    torch.save({"state_dict": {"net.weight": torch.zeros(2)}, "pytorch-lightning_version": L.__version__}, "other.ckpt")
+    code, _, err = run(subcommand, "--ckpt_path=other.ckpt", *SHORT, *QUICK)
+    assert code == 2
+    assert "the checkpoint is of another network than the configuration's model: ImageClassifier" in err
+    assert "Traceback" not in err
+
+
+def test_a_class_in_the_folder_of_the_call_goes_by_its_import_path(run: Run) -> None:
+    """And it may have data of its own."""
+    source = (
+        "from lightning_taylor.recipes.classifier import ImageClassifier\n"
+        "from lightning_taylor.recipes.digits import Digits\n"
+        "class Mine(ImageClassifier):\n"
+        "    def train_dataloader(self):\n"
+        "        data = Digits()\n"
+        "        data.setup('fit')\n"
+        "        return data.train_dataloader()\n"
+        "    val_dataloader = train_dataloader\n"
+    )
+    Path("mine_of_this_test.py").write_text(source)
+    before = list(sys.path)
+    code, _, err = run("fit", "--model=mine_of_this_test.Mine", "--model.num_classes=10", *SHORT)
+    assert (code, sys.path) == (0, before), err
+    assert list(FOLDER.glob("checkpoints/*.ckpt"))
 
 
 @pytest.mark.parametrize("content", ["", "just a word", "- a\n- list"])

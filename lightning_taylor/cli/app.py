@@ -48,6 +48,9 @@ WARNINGS = (
     ".*LeafSpec.*is deprecated",
 )
 CONFIG = ("--config", "-c")
+OTHER_NET = "Error(s) in loading state_dict for "
+"""How torch begins what it says."""
+LONGEST = 240
 CHATTER = re.compile("💡 Tip: |TPU available: False|Loading `train_dataloader` to estimate")
 """Warnings, and lines of Lightning's log, that a user can do nothing about."""
 LOGS = ("lightning.pytorch.utilities.rank_zero", "pytorch_lightning.utilities.rank_zero")
@@ -75,9 +78,17 @@ def main(args: Sequence[str] | None = None) -> None:
     except PruningError as error:
         fail(1, str(error))
     except Exception as error:
+        if not debugging() and str(error).startswith(OTHER_NET):
+            fail(2, f"the checkpoint is of another network than the configuration's model: {_shortly(error)}")
         if not _says_what_to_change(error):
             raise
         fail(2, str(error))
+
+
+def _shortly(error: Exception) -> str:
+    """What torch says about a state dict that does not fit, cut where it lists every tensor."""
+    said = " ".join(str(error).removeprefix(OTHER_NET).split())
+    return said if len(said) <= LONGEST else f"{said[:LONGEST]} ..."
 
 
 def _dispatch(args: list[str]) -> None:

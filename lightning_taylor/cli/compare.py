@@ -69,6 +69,8 @@ def run(args: list[str]) -> None:
     for name in unread:
         if getattr(asked, name) != parser.get_default(name):
             fail(2, f"--{name.replace('_', '-')} has no meaning {'with' if asked.curves else 'without'} --curves")
+    if asked.out.exists() and not asked.out.is_dir():
+        fail(2, f"--out {asked.out} is a file: give a folder for what is measured")
     config = find_config(asked.model, of_fit)
     if config is None:
         named = f"{asked.model} is a class, and " if asked.model else ""

@@ -50,6 +50,8 @@ def config_path(value: str) -> str:
     if Path(value).is_file():
         _check_yaml(value)
         return value
+    if Path(value).is_dir():
+        fail(2, f"{value} is a folder: give the configuration in it, such as {Path(value) / 'config.yaml'}")
     shipped = shipped_configs()
     if value not in shipped:
         beside = [str(path) for path in Path(value).parent.glob("*.y*ml")]

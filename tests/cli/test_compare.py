@@ -211,3 +211,4 @@ def test_a_file_that_is_not_there_or_no_configuration_is_named(trained: Path, ru
     assert "--config/-c: not allowed with argument --model" in said("--model", "run.yaml", "--config", "run.yaml")
     assert "give --config the YAML of the fit" in said()
     assert "my.Net is a class" in said("--model", "my.Net")
+    assert "--out run.yaml is a file: give a folder" in said("--config", "run.yaml", "--out", "run.yaml")
