@@ -208,6 +208,12 @@ def test_a_checkpoint_of_another_network_is_told_from_a_bug(run: Run, subcommand
     assert "Traceback" not in err
 
 
+def test_a_file_that_is_no_checkpoint_is_named(run: Run) -> None:
+    Path("words.ckpt").write_text("words")
+    answer = run("validate", "--ckpt_path=words.ckpt", *SHORT)
+    assert_answered(answer, 2, "words.ckpt is no checkpoint of tensors and plain values, or is damaged")
+
+
 def test_a_class_in_the_folder_of_the_call_goes_by_its_import_path(run: Run) -> None:
     """And it may have data of its own."""
     source = (
@@ -217,7 +223,7 @@ def test_a_class_in_the_folder_of_the_call_goes_by_its_import_path(run: Run) -> 
         "    def train_dataloader(self):\n"
         "        data = Digits()\n"
         "        data.setup('fit')\n"
-        "        return data.train_dataloader()\n"
+        "        return data.plain_train_dataloader()\n"
         "    val_dataloader = train_dataloader\n"
     )
     Path("mine_of_this_test.py").write_text(source)

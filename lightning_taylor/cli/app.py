@@ -8,6 +8,7 @@ from __future__ import annotations
 import linecache
 import logging
 import os
+import pickle
 import re
 import sys
 import traceback
@@ -126,6 +127,16 @@ class TaylorCLI(LightningCLI):
         """Parse what ``main`` was given; LightningCLI's own version warns if ``sys.argv`` is not empty."""
         parser.args = list(args)
         self.config = parser.parse_args(args)
+
+    def _parse_ckpt_path(self) -> None:
+        """Take over what the checkpoint says about its model; a file that is none is a mistake on the command line."""
+        try:
+            super()._parse_ckpt_path()
+        except (pickle.UnpicklingError, RuntimeError, EOFError):
+            if debugging():
+                raise
+            path = self.config[self.config.subcommand].ckpt_path
+            fail(2, f"{path} is no checkpoint of tensors and plain values, or is damaged")
 
     def instantiate_classes(self) -> None:
         """Build model, data and trainer; a value that one of them refuses is a mistake on the command line."""
