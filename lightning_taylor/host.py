@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import pickle
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar, cast
 
@@ -18,6 +17,7 @@ from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
 
 from lightning_taylor.checkpoint import PrunedCheckpointMixin
+from lightning_taylor.compiling import forget_compiled
 from lightning_taylor.errors import PruningError, UncoupledChannelsError, UnsupportedModelError
 from lightning_taylor.graph.channels import ChannelGraph
 from lightning_taylor.graph.passes import ForwardCall
@@ -28,17 +28,14 @@ from lightning_taylor.plan.guard import Guard
 from lightning_taylor.surgery import Copy, find_copies, unreachable_copies
 
 __all__ = [
-    "Compiler",
     "check_agreement",
     "check_return",
     "check_strategy",
     "check_validation",
     "clear_screen",
     "comes_back",
-    "compiled_graphs",
     "copies_of",
     "example_call",
-    "forget_compiled",
     "gradient_scale",
     "holders",
     "incoming_checkpoint",
@@ -147,40 +144,6 @@ def widths_changed(strategy: Strategy, pl_module: LightningModule) -> None:
         ddp._pl_static_graph_delay_done = False
         ddp.configure_ddp()
     forget_compiled()
-
-
-def forget_compiled() -> None:
-    """Let compiled code be compiled anew: for other widths, or for hooks that it does not look out for."""
-    if "torch._dynamo" in sys.modules:
-        torch.compiler.reset()  # and eight sizes of one frame are too many for its cache
-
-
-class Compiler:
-    """Lets code that was compiled run as it was written for a while; whatever the user had set comes back."""
-
-    def __init__(self) -> None:
-        self._stance: Any = None
-
-    def stop(self) -> None:
-        """From now on nothing runs compiled."""
-        if self._stance is None and "torch._dynamo" in sys.modules:
-            stance: Any = torch.compiler.set_stance("force_eager")
-            if stance.prev.stance == "force_eager":
-                stance.__exit__(None, None, None)  # somebody else's, who may well let go of it before
-            else:
-                self._stance = stance
-
-    def go_on(self) -> None:
-        """As before ``stop``; a no-op without it."""
-        if self._stance is not None:
-            self._stance.__exit__(None, None, None)
-            self._stance = None
-
-
-def compiled_graphs() -> int:
-    """How many graphs were compiled in this process so far."""
-    dynamo: Any = sys.modules.get("torch._dynamo")
-    return int(dynamo.utils.counters["stats"]["unique_graphs"]) if dynamo else 0
 
 
 def example_call(inputs: Any, pl_module: LightningModule) -> ForwardCall:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from numbers import Real
 from typing import Any, get_args
 
@@ -12,6 +12,7 @@ import torch
 
 from lightning_taylor.plan import Schedule, Target
 from lightning_taylor.plan.guard import Guard
+from lightning_taylor.plan.reach import own_round_to
 from lightning_taylor.scores import Criterion, Normalization
 
 __all__ = [
@@ -36,7 +37,7 @@ class Options:
     normalization: Normalization = "l2"
     flops_penalty: float = 0.0
     min_channels: int = 1
-    round_to: int = 1
+    round_to: int | None = 1
     flops_power: float = 0.0
 
     @classmethod
@@ -47,18 +48,31 @@ class Options:
         normalization: Normalization | None,
         flops_penalty: float,
         min_channels: int,
-        round_to: int,
-        flops_power: float = 0.0,
+        round_to: int | None,
+        flops_power: float | None = 0.0,
     ) -> Options:
-        """With the normalization of the user's choice; else "l2" where a penalty is weighed, or the criterion's own.
+        """With the user's choice; what is None becomes the criterion's own, and ``round_to`` the device's own later.
+
+        Where a penalty is weighed the normalization is "l2". The power is the criterion's own only for a target of
+        FLOPs, for scores that are compared as the criterion wants it, and without a penalty.
 
         Example:
             >>> from lightning_taylor.scores import Taylor
             >>> [Options.of(0.5, Taylor(), None, penalty, 1, 1).normalization for penalty in (0.0, 1e-3)]
             ['none', 'l2']
+            >>> [Options.of(0.5, Taylor(), scale, 0.0, 1, 1, None).flops_power for scale in (None, "l2")]
+            [0.5, 0.0]
         """
+        target = Target.of(target)
         scale = normalization or ("l2" if flops_penalty else criterion.own_normalization)
-        return cls(Target.of(target), criterion, scale, flops_penalty, min_channels, round_to, flops_power)
+        if flops_power is None:
+            own = target.flops is not None and scale == criterion.own_normalization and not flops_penalty
+            flops_power = criterion.own_flops_power if own else 0.0
+        return cls(target, criterion, scale, flops_penalty, min_channels, round_to, flops_power)
+
+    def on(self, device: torch.device) -> Options:
+        """With the device's own ``round_to``, if the user chose none."""
+        return self if self.round_to is not None else replace(self, round_to=own_round_to(device))
 
 
 def check_arguments(arguments: Mapping[str, Any]) -> None:
@@ -153,6 +167,11 @@ def _count(least: int) -> Check:
     return check
 
 
+def _or_none(check: Check) -> Check:
+    """The same check, where None leaves the choice to the package."""
+    return lambda name, value: check(name, value) if value is not None else iter(())
+
+
 def _inputs(name: str, value: Any) -> Iterator[str]:
     """Not a number, a text or a broken shape; of anything else only the model itself can judge."""
     numbers = isinstance(value, list | tuple) and all(isinstance(n, Real) for n in value)
@@ -172,10 +191,10 @@ CHECKS: Mapping[str, Check] = {
     "criterion": _instance(Criterion, "a criterion such as Taylor() or WeightMagnitude()"),
     "normalization": _normalization,
     "flops_penalty": _penalty,
-    "flops_power": _penalty,
+    "flops_power": _or_none(_penalty),
     "ignore": _patterns,
     "min_channels": _count(1),
-    "round_to": _count(1),
+    "round_to": _or_none(_count(1)),
     "example_inputs": _inputs,
     "measure_latency": _switch,
     "guard": _instance(Guard, 'a Guard such as Guard("val_acc", max_drop=0.02)'),

@@ -182,7 +182,7 @@ class Pruner:
                 self._meter,
                 now=self.measured,
                 min_channels=options.min_channels,
-                round_to=options.round_to,
+                round_to=options.round_to or 1,
                 flops_penalty=options.flops_penalty,
                 flops_power=options.flops_power,
             )
@@ -253,7 +253,7 @@ class Pruner:
     def _check_reachable(self) -> None:
         scored = [name for name in self.graph.groups if name not in self.blind]
         options = self.options
-        limits = {"min_channels": options.min_channels, "round_to": options.round_to}
+        limits = {"min_channels": options.min_channels, "round_to": options.round_to or 1}
         try:
             target = options.target if self._meter else options.target.exact
             if target:

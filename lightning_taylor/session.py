@@ -13,11 +13,11 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from lightning_taylor.compiling import Compiler, compiled_graphs, forget_compiled
 from lightning_taylor.graph.channels import ChannelGraph
 from lightning_taylor.graph.passes import ForwardCall
 from lightning_taylor.graph.plain import graph_from_plain, graph_to_plain
 from lightning_taylor.guarding import Guarding
-from lightning_taylor.host import Compiler, compiled_graphs, forget_compiled
 from lightning_taylor.options import Options
 from lightning_taylor.plan import Event, Record, Schedule, Selection
 from lightning_taylor.plan.guard import Guard
@@ -53,8 +53,16 @@ class Session:
         self._timetable = Timetable()
         self.begin_fit()
 
-    def begin_fit(self) -> None:
-        """A fit begins, perhaps the second: steps are counted from here, and the schedule laid anew."""
+    def begin_fit(self, device: torch.device | None = None) -> None:
+        """A fit begins, perhaps the second: steps are counted from here, and the schedule laid anew.
+
+        Args:
+            device: that the model is trained on; None before anybody knows.
+        """
+        if device is not None:
+            self.options = self.options.on(device)
+            if self._pruner:
+                self._pruner.options = self.options
         self._timetable.begin()
         self._spotting = Spotting()
         self.changed = False

@@ -18,6 +18,7 @@ LEVEL = {
     "plan": 2,
     "options": 3,
     "checkpoint": 3,
+    "compiling": 3,
     "listening": 3,
     "timetable": 3,
     "host": 4,

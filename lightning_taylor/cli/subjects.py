@@ -71,6 +71,7 @@ def of_config(args: list[str], request: Request) -> Inspection:
     """
     looked = look(args, request.ignore, inexact_norms=bool(request.allow_inexact_norms))
     pruner, options = looked.pruner, looked.pruner.options
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     steps = request.steps or (int(looked.steps) if looked.steps != float("inf") else None)
     return Inspection.of(
         looked.graph,
@@ -78,7 +79,7 @@ def of_config(args: list[str], request: Request) -> Inspection:
         pruner.schedule or default_schedule(float("inf") if steps is None else steps),
         steps,
         min_channels=request.min_channels or options.min_channels,
-        round_to=request.round_to or options.round_to,
+        round_to=request.round_to or options.on(device).round_to or 1,
     )
 
 

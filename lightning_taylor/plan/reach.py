@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 
+import torch
+
 from lightning_taylor.errors import TargetUnreachableError
 from lightning_taylor.graph.channels import ChannelGraph
 from lightning_taylor.plan.cost import Cost, CostModel
@@ -33,6 +35,21 @@ def allowed_widths(size: int, *, min_channels: int = 1, round_to: int = 1) -> li
             raise ValueError(f"{name} must be a whole number of at least 1, got {value!r}")
     highest = (size - 1) // round_to * round_to
     return [size, *range(highest, min_channels - 1, -round_to)]
+
+
+def own_round_to(device: torch.device) -> int:
+    """The multiple that widths are best kept at on a device: 8 with tensor cores, else 1.
+
+    Tensor cores work on blocks of eight halves. Three 3x3 convolutions, 64 x 256 x 28^2, bfloat16 and channels_last on
+    an H200 (``tests/benchmarks/widths.py``): 0.36 ms at the full inner width of 256, 0.32 at 136 and 0.45 at 135, so
+    that a width that is no multiple of eight is slower than no pruning at all. Time per FLOP over the full width's is
+    2.2 at odd widths and at multiples of 2 and 4, 1.6 at multiples of 8, 1.5 of 16, 1.4 of 32.
+
+    Example:
+        >>> own_round_to(torch.device("cpu"))
+        1
+    """
+    return 8 if device.type == "cuda" and torch.cuda.get_device_capability(device) >= (7, 0) else 1
 
 
 def reachable_minimum(

@@ -53,6 +53,11 @@ class Criterion(ABC):
         """
         return "l2"
 
+    @property
+    def own_flops_power(self) -> float:
+        """What ``TaylorPruning(flops_power=None)`` takes where its target is one of FLOPs."""
+        return 0.0
+
     @abstractmethod
     def watch(self, model: nn.Module, graph: ChannelGraph, *, event: int = 0) -> Scorer:
         """Start to gather scores on a model at its present widths.

@@ -83,6 +83,7 @@ CASES = [
     Case("ignore", ["layer4", "fc"], "[layer4, fc]", ("ignore+=layer4", "ignore+=fc")),
     Case("min_channels", 4, "4", ("min_channels=4",)),
     Case("round_to", 8, "8", ("round_to=8",)),
+    Case("round_to", None, "null", ("round_to=null",)),
     Case("example_inputs", [1, 3, 8, 8], "[1, 3, 8, 8]", ("example_inputs=[1, 3, 8, 8]",)),
     Case("example_inputs", None, "null", ("example_inputs=null",)),
     Case("measure_latency", False, "false", ("measure_latency=false",)),
@@ -95,6 +96,7 @@ CASES = [
     Case("allow_untested_strategy", True, "true", ("allow_untested_strategy=true",)),
     Case("oracle_sample", 64, "64", ("oracle_sample=64",)),
     Case("flops_power", 0.5, "0.5", ("flops_power=0.5",)),
+    Case("flops_power", None, "null", ("flops_power=null",)),
     Case("allow_inexact_norms", True, "true", ("allow_inexact_norms=true",)),
 ]  # fmt: skip
 IDS = [f"{case.option}={case.python!r}" for case in CASES]

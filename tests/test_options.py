@@ -1,0 +1,59 @@
+"""What is chosen where the user leaves the choice: the multiple of the device, the power of the criterion."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from unittest import mock
+
+import pytest
+import torch
+import zoo
+from fit.boring import Boring
+from fit.harness import fit, pruning
+
+from lightning_taylor import OneShot, Random, Target, Taylor, TaylorPruning, WeightMagnitude, options
+from lightning_taylor.options import Options
+from lightning_taylor.plan.reach import own_round_to
+
+
+@pytest.mark.parametrize(("capability", "multiple"), [((9, 0), 8), ((7, 0), 8), ((6, 1), 1)])
+def test_tensor_cores_want_multiples_of_eight(capability: tuple[int, int], multiple: int) -> None:
+    with mock.patch("torch.cuda.get_device_capability", return_value=capability):
+        assert own_round_to(torch.device("cuda")) == multiple
+    assert own_round_to(torch.device("cpu")) == 1
+
+
+@pytest.mark.parametrize(("asked", "multiple"), [(None, 4), (1, 1), (2, 2)])
+def test_a_fit_keeps_the_multiple_of_its_device_unless_it_is_told_another(
+    asked: int | None, multiple: int, tmp_path: Path
+) -> None:
+    pruner = pruning(schedule=OneShot(4), criterion=Random(), round_to=asked)
+    with mock.patch.object(options, "own_round_to", return_value=4):
+        fit(Boring(zoo.Residual()), pruner, tmp_path)
+    assert pruner.graph is not None
+    dense = pruner.graph.dense_sizes
+    widths = [group.size for name, group in pruner.graph.groups.items() if group.size < dense[name]]
+    assert widths
+    assert all(width % multiple == 0 for width in widths)
+    assert multiple != 1 or any(width % 2 for width in widths)
+
+
+@pytest.mark.parametrize(
+    ("power", "arguments"),
+    [
+        (0.5, {"target": 0.5}),
+        (0.5, {"target": Target(flops=0.5, params=0.5)}),
+        (0.0, {"target": Target(params=0.5)}),
+        (0.0, {"target": 0.5, "normalization": "l2"}),
+        (0.0, {"target": 0.5, "flops_penalty": 1e-3}),
+        (0.0, {"target": 0.5, "criterion": Taylor(positions="mean")}),
+        (0.0, {"target": 0.5, "criterion": WeightMagnitude()}),
+        (0.0, {"target": 0.5, "flops_power": 0.0}),
+        (1.0, {"target": Target(params=0.5), "flops_power": 1.0}),
+    ],
+)
+def test_scores_are_weighed_against_flops_where_flops_are_the_target(
+    power: float, arguments: dict[str, object]
+) -> None:
+    found: Options = TaylorPruning(**arguments).options  # type: ignore[arg-type]
+    assert found.flops_power == power
