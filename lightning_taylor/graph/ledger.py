@@ -156,6 +156,19 @@ class Ledger:
         number = np.searchsorted(self.bases, labels, side="right") - 1
         return number, labels - np.asarray(self.bases)[number]
 
+    def are_real(self, labels: Tensor) -> bool:
+        """Whether each of these labels is an entry of a tensor, not of a grid, and none is ``NEUTRAL``."""
+        return bool((labels != NEUTRAL).all()) and all(axis[0] != VIRTUAL for axis in self.axes_of(labels))
+
+    def staying(self, labels: Tensor, keep: Mapping[Axis, Tensor]) -> Tensor:
+        """Which of these labels stay: booleans of their shape; ``keep`` as ``ChannelGraph.keep`` gives it."""
+        stay = np.ones(self.total, dtype=bool)
+        for axis, kept in keep.items():
+            entries = self.entries(axis)
+            stay[entries] = False
+            stay[entries[kept.numpy()]] = True
+        return torch.from_numpy(stay)[labels]
+
     def entries(self, axis: Axis) -> np.ndarray:
         """All labels of an axis; empty for an axis of size one."""
         if axis not in self._base_of:

@@ -29,7 +29,7 @@ def reduce(call: Call) -> Labels | Sequence[Labels | None] | None:
             kept.append(collapse(slot, dims, keepdim=out.ndim == ndim))
         elif len(labels.slots) > 1 and not labels.weight:
             call.tracer.mixed(out, slot, f"reduced over the channels by {call.where}")
-        else:
+        elif not call.tracer.averages.take(call, labels, slot, dims):
             call.tracer.ledger.freeze(slot, f"reduced over the channels by {call.where}")
     result = Labels(tuple(kept), labels.weight) if kept else None
     return [result] * len(list(outputs_of(call)))

@@ -57,6 +57,7 @@ RULES: dict[str, Rule] = {
     "index_put": put,
     "native_group_norm": group_norm,
     "native_layer_norm": normalized_over,
+    "_fused_rms_norm": normalized_over,
     "roi_align": pool,
     "roi_pool": pool,
 }

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from lightning_taylor.errors import NothingToPruneError, UnsupportedModelError
+from lightning_taylor.graph.averages import Averages
 from lightning_taylor.graph.channels import ChannelGraph
 from lightning_taylor.graph.copying import batch_size, private_copy, reveal, tensor_names
 from lightning_taylor.graph.grouping import build_graph
@@ -50,9 +51,10 @@ def trace_channels(
             inside, ``"*.conv1"`` every ``conv1``.
         verify: prove each family (two more forward passes); without it, a model that assumes a width in its code
             may be cut wrongly.
-        allow_inexact_norms: let channels go that a LayerNorm or GroupNorm averages over. Its statistics then
-            run over the channels that are left, which changes what it makes of them: the smaller network is proven
-            against one whose normalisations leave the removed channels out, not against the masked one.
+        allow_inexact_norms: let channels go that a LayerNorm, GroupNorm or RMSNorm averages over, or a norm that the
+            model writes out (an average over channels, by which they are then scaled or shifted). Its statistics
+            then run over the channels that are left, which changes what it makes of them: the smaller network is
+            proven against one whose normalisations leave the removed channels out, not against the masked one.
 
     Returns:
         The graph; it may have no groups, then ``frozen`` says why.
@@ -100,11 +102,13 @@ def trace_calls(
     tensors = {id(t): t for t in (*net.parameters(), *net.buffers())}
     shapes = {name: tuple(tensors[key].shape) for key, name in names.items()}
     ledger = Ledger(shapes, frozenset(shapes) - parameters, inexact_norms=allow_inexact_norms)
+    averages = Averages(ledger)
     returned: list[Any] = []
     for training in (False, True):
         examples = None if training else _batch_size(few)
         try:
-            returned += _trace_path(net, few, ledger, names, training=training, examples=examples, dtype=dtype)
+            tracer = Tracer(ledger, names, averages, RULES, fallback, examples, dict(net.named_modules()), SEVERAL)
+            returned += _trace_path(net, few, tracer, training=training, dtype=dtype)
         except Exception as error:
             raise UnsupportedModelError(
                 f"the trace of {type(net).__name__} raised {type(error).__name__}, after a forward pass that did not: "
@@ -125,6 +129,7 @@ def trace_calls(
             net,
             lambda: build_graph(ledger, parameters, unseen),
             ledger,
+            averages,
             lambda paths, more: outputs_of(net, two if more else few, dtype, paths),
         )
     return build_graph(ledger, parameters, unseen)
@@ -145,22 +150,19 @@ def require_groups(graph: ChannelGraph) -> ChannelGraph:
 def _trace_path(
     net: nn.Module,
     calls: Sequence[ForwardCall],
-    ledger: Ledger,
-    names: dict[int, str],
+    tracer: Tracer,
     *,
     training: bool,
-    examples: int | None,
     dtype: torch.dtype,
 ) -> list[Any]:
     returned: list[Any] = []
-    modules = dict(net.named_modules())
-    tracer = Tracer(ledger, names, RULES, fallback, examples, modules, SEVERAL)
     with in_mode(net, training), quiet(dtype=dtype), _watched(net, tracer):
         for call in calls:
             with tracer:
                 out = net.get_submodule(call.module)(*call.args, **call.kwargs)
             for tensor in tensors_in(out):
                 tracer.use(tensor)
+                tracer.averages.leave(tensor)
                 tracer.freeze(tracer.labels_of(tensor), "reaches the output")
             returned.append(out)
     return returned

@@ -17,6 +17,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from lightning_taylor.graph.attributes import rule_of
+from lightning_taylor.graph.averages import Averages
 from lightning_taylor.graph.channels import Axis, Operation
 from lightning_taylor.graph.labels import Labels
 from lightning_taylor.graph.ledger import NEUTRAL, Ledger
@@ -114,6 +115,7 @@ class Tracer(TorchDispatchMode):
         ledger: where ties, freezes, roles and costs are written.
         model: the copy that will be run.
         names: id of each parameter and buffer -> its first qualified name.
+        averages: where averages over channels are written.
         rules: operator name -> rule; a pointwise operator needs none.
         fallback: rule for pointwise operators and views, found by torch's own tags.
         examples: how many examples the forward pass gets; None leaves costs unrecorded.
@@ -125,6 +127,7 @@ class Tracer(TorchDispatchMode):
         self,
         ledger: Ledger,
         names: dict[int, str],
+        averages: Averages,
         rules: dict[str, Rule],
         fallback: Callable[[Any], Rule | None],
         examples: int | None,
@@ -134,6 +137,7 @@ class Tracer(TorchDispatchMode):
         super().__init__()
         self.ledger = ledger
         self.module = ""
+        self.averages = averages
         self._names = names
         self._rules = rules
         self._fallback = fallback
@@ -148,6 +152,7 @@ class Tracer(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Run the operator, then follow it with labels."""
         kwargs = kwargs or {}
+        self.averages.count(operator_name(func))
         for tensor in tensors_in((args, kwargs)):
             self.use(tensor)
         carries = any(self.labels_of(t) is not None for t in tensors_in((args, kwargs)))
@@ -155,12 +160,14 @@ class Tracer(TorchDispatchMode):
         if not carries or operator_name(func) in _FACTORIES:
             out, flops = self._run(func, args, kwargs)
             self._remember_factory(func, out)
-            if flops:
-                self.record(Call(self, func, args, kwargs, out, flops), ())
+            call = Call(self, func, args, kwargs, out, flops)
+            self.record(call, ())
+            self.averages.follow(call)
             return out
         out, flops = self._run(func, args, kwargs)
         call = Call(self, func, args, kwargs, out, flops)
         self._follow(call)
+        self.averages.follow(call)
         return out
 
     def labels_of(self, tensor: Tensor) -> Labels | None:

@@ -15,7 +15,8 @@ import torch
 from torch import Tensor, nn
 
 from lightning_taylor.graph.attributes import known
-from lightning_taylor.graph.channels import ChannelGraph, ChannelGroup, Role
+from lightning_taylor.graph.averages import Averages
+from lightning_taylor.graph.channels import ChannelGraph, Role
 from lightning_taylor.graph.copying import tensor_names
 from lightning_taylor.graph.ledger import Ledger
 from lightning_taylor.graph.lines import raising_line
@@ -33,7 +34,11 @@ _EVALUATION, _BOTH = (False,), (False, True)
 
 
 def prove(
-    net: nn.Module, build: Callable[[], ChannelGraph], ledger: Ledger, outputs: Callable[[Paths, bool], list[Tensor]]
+    net: nn.Module,
+    build: Callable[[], ChannelGraph],
+    ledger: Ledger,
+    averages: Averages,
+    outputs: Callable[[Paths, bool], list[Tensor]],
 ) -> None:
     """Freeze, in the ledger, every group whose removal from ``net`` raises or changes the outputs.
 
@@ -41,9 +46,10 @@ def prove(
         net: a private copy; left as it was.
         build: makes the graph from the ledger as it stands.
         ledger: gets the failures as reasons.
+        averages: says what stays of what a normalisation averages over.
         outputs: runs the net, each path of those that it is given; on one example, or on two.
     """
-    trial = _Trial(net, outputs, lambda group: ledger.grids.touched_by(ledger.labels_of(group)))
+    trial = _Trial(net, outputs, ledger, averages)
     while True:
         graph = build()
         failed = trial.failures(graph, list(graph.groups))
@@ -63,10 +69,11 @@ class _Trial:
     """
 
     def __init__(
-        self, net: nn.Module, outputs: Callable[[Paths, bool], list[Tensor]], of_a_grid: Callable[[ChannelGroup], bool]
+        self, net: nn.Module, outputs: Callable[[Paths, bool], list[Tensor]], ledger: Ledger, averages: Averages
     ) -> None:
         self._net = net
-        self._of_a_grid = of_a_grid
+        self._ledger = ledger
+        self._averages = averages
         self._run = outputs
         self._two = True
         names = tensor_names(net)
@@ -83,7 +90,7 @@ class _Trial:
         half = len(names) // 2
         found = self.failures(graph, names[:half])
         # What is learnt of a grid that fails may well settle the others.
-        if not any(map(self._of_a_grid, (graph.groups[name] for name in found))):
+        if not any(self._ledger.grids.touched_by(self._ledger.labels_of(graph.groups[name])) for name in found):
             found = {**found, **self.failures(graph, names[half:])}
         # Each half is right alone and both together are not: the later ones yield.
         return found or dict.fromkeys(names[half:], reason)
@@ -94,7 +101,7 @@ class _Trial:
             if not remove:
                 continue
             paths = _EVALUATION if draw and self._alike else _BOTH
-            with self._masked(graph, remove), KeptStatistics(self._kept(graph, remove)):
+            with self._masked(graph, remove), self._statistics(graph, remove):
                 expected = self._outputs(paths, two=draw == 0)
             try:
                 with self._sliced(graph, remove):
@@ -165,9 +172,11 @@ class _Trial:
             for name, value in kept.items():
                 self._tensors[name].detach().copy_(value)
 
-    def _kept(self, graph: ChannelGraph, remove: dict[str, Tensor]) -> dict[int, Tensor]:
-        """What stays of every vector that loses something, for normalisations over the channels."""
-        return {id(self._tensors[name]): kept for (name, dim), kept in graph.keep(remove).items() if dim == 0}
+    def _statistics(self, graph: ChannelGraph, remove: dict[str, Tensor]) -> KeptStatistics:
+        """Normalisations over the channels see what stays of every vector that loses something."""
+        keep = graph.keep(remove)
+        vectors = {id(self._tensors[name]): kept for (name, dim), kept in keep.items() if dim == 0}
+        return KeptStatistics(vectors, self._averages.kept(keep))
 
     @contextmanager
     def _sliced(self, graph: ChannelGraph, remove: dict[str, Tensor]) -> Iterator[None]:

@@ -99,8 +99,13 @@ def detector(name: str) -> Example:
 
 
 def zoo() -> Zoo:
-    """Every registered name -> how to build it."""
-    return {name: partial(build, name) for name in torchvision.models.list_models()}
+    """Every registered name -> how to build it, small ones first."""
+    return {name: partial(build, name) for name in sorted(torchvision.models.list_models(), key=parameters)}
+
+
+def parameters(name: str) -> int:
+    """How many parameters torchvision says that a model has."""
+    return min(weights.meta["num_params"] for weights in torchvision.models.get_model_weights(name))
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from pathlib import Path
 
 import lightning as L
 import pytest
@@ -30,9 +31,58 @@ def tokens() -> nn.Module:
     return nn.Sequential(nn.Flatten(2), nn.Linear(256, 8), nn.LayerNorm(8, bias=False), nn.GELU(), nn.Linear(8, 2))
 
 
+class ByHand(nn.Module):
+    """What normalises the channels of (N, C, H, W) without saying so."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.weight, self.eps = nn.Parameter(torch.ones(channels)), 1e-6
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.normal(x) * self.weight[:, None, None]
+
+
+class RootMeanSquare(ByHand):
+    def normal(self, x: Tensor) -> Tensor:
+        return x * torch.rsqrt(x.pow(2).mean(1, keepdim=True) + self.eps)
+
+
+class Variance(ByHand):
+    def normal(self, x: Tensor) -> Tensor:
+        mean = x.mean(1, keepdim=True)
+        return (x - mean) / torch.sqrt((x - mean).pow(2).mean(1, keepdim=True) + self.eps)
+
+
+class Fused(ByHand):
+    """The kernel that ``nn.RMSNorm`` runs on a GPU."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x.movedim(1, -1)
+        return torch.ops.aten._fused_rms_norm(x, x.shape[-1:], self.weight, self.eps)[0].movedim(-1, 1)
+
+
+class Response(ByHand):
+    """ConvNeXt V2's: each map's norm beside the mean of all of them."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        size = x.norm(dim=(2, 3), keepdim=True)
+        return x + x * size / (size.mean(1, keepdim=True) + self.eps) * self.weight[:, None, None]
+
+
+def by_hand(norm: Callable[[int], nn.Module]) -> Callable[[], nn.Module]:
+    return lambda: nn.Sequential(
+        nn.Conv2d(3, 8, 3), norm(8), nn.ReLU(), nn.Conv2d(8, 6, 3), norm(6), nn.Conv2d(6, 2, 1)
+    )
+
+
 NETS: dict[str, tuple[Callable[[], nn.Module], int]] = {
     "GroupNorm": (grouped, 8),
     "LayerNorm": (tokens, 8),
+    "RMSNorm": (lambda: nn.Sequential(nn.Flatten(2), nn.Linear(256, 8), nn.RMSNorm(8), nn.GELU(), nn.Linear(8, 2)), 8),
+    "RMSNorm on a GPU": (by_hand(Fused), 14),
+    "RMSNorm by hand": (by_hand(RootMeanSquare), 14),
+    "LayerNorm by hand": (by_hand(Variance), 14),
+    "response norm": (by_hand(Response), 14),
     "ConvNeXt": (lambda: ConvNeXt([CNBlockConfig(8, 16, 1), CNBlockConfig(16, None, 1)], num_classes=2), 8 + 16),
     "Swin": (lambda: SwinTransformer([2, 2], 16, [1, 1], [2, 4], [4, 4], num_classes=2), 16 + 32),
 }
@@ -64,10 +114,23 @@ class Plainly(nn.Module):
             over = (-1,) if self.along == -1 else tuple(range(1, x.ndim))
             if mine:
                 some = x[..., mine]
-                centred = some - some.mean(over, keepdim=True)
-                out[..., mine] = centred / (centred.square().mean(over, keepdim=True) + self.norm.eps).sqrt()
-        bias = 0 if self.norm.bias is None else self.norm.bias
-        return (out * self.norm.weight + bias).movedim(-1, self.along)
+                centred = some if isinstance(self.norm, nn.RMSNorm) else some - some.mean(over, keepdim=True)
+                eps = torch.finfo(x.dtype).eps if self.norm.eps is None else self.norm.eps
+                out[..., mine] = centred / (centred.square().mean(over, keepdim=True) + eps).sqrt()
+        bias = getattr(self.norm, "bias", None)
+        return (out * self.norm.weight + (0 if bias is None else bias)).movedim(-1, self.along)
+
+
+class Alone(nn.Module):
+    """A normalisation of (N, C, H, W) that is given the kept channels alone."""
+
+    def __init__(self, norm: nn.Module, kept: Tensor) -> None:
+        super().__init__()
+        self.kept, self.norm = kept, copy.deepcopy(norm)
+        self.norm.weight = nn.Parameter(norm.weight[kept])
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.zeros_like(x).index_copy(1, self.kept, self.norm(x[:, self.kept]))
 
 
 def twin(model: nn.Module, graph: ChannelGraph, remove: Remove) -> nn.Module:
@@ -76,7 +139,10 @@ def twin(model: nn.Module, graph: ChannelGraph, remove: Remove) -> nn.Module:
     keep = graph.keep(remove)
     for name, module in list(found.named_modules()):
         kept = keep.get((f"{name}.weight", 0))
-        if kept is None or not isinstance(module, nn.LayerNorm | nn.GroupNorm):
+        if kept is None or not isinstance(module, nn.LayerNorm | nn.GroupNorm | nn.RMSNorm | ByHand):
+            continue
+        if isinstance(module, ByHand):
+            setattr(found, name, Alone(module, kept))
             continue
         of_maps = type(module).__name__ == "LayerNorm2d"  # ConvNeXt's, over the channels of (N, C, H, W)
         groups = module.num_groups if isinstance(module, nn.GroupNorm) else 1
@@ -118,6 +184,39 @@ def test_without_the_option_these_channels_stay_and_the_reason_says_so(name: str
     assert not any("statistics" in reason for reason in allowed.frozen.values())
 
 
+def test_an_average_that_goes_elsewhere_is_no_normalisation() -> None:
+    class Attended(ByHand):
+        def forward(self, x: Tensor) -> Tensor:
+            return x * torch.cat([x.mean(1, keepdim=True), torch.zeros_like(x[:, :1])], 1).sum(1, keepdim=True)
+
+    class Swapped(ByHand):
+        def forward(self, x: Tensor) -> Tensor:
+            return x * x.flip(1).mean(1, keepdim=True)
+
+    class Kept(ByHand):
+        def forward(self, x: Tensor) -> Tensor:
+            with torch.no_grad():
+                self.weight.copy_(x.mean(1).flatten()[0])
+            return x * self.weight[:, None, None]
+
+    for norm in (Attended, Swapped, Kept):
+        model = nn.Sequential(nn.Conv2d(3, 8, 3), norm(8), nn.Conv2d(8, 2, 1))
+        graph = trace_channels(model, X.float(), allow_inexact_norms=True)
+        assert not graph.groups, norm
+        assert "reduced over the channels by mean" in graph.frozen["0"], norm
+
+
+def test_of_two_averages_each_leaves_out_what_goes_from_its_own_channels() -> None:
+    model = by_hand(Variance)().double().eval()
+    reveal(model, torch.Generator().manual_seed(2))
+    graph = trace_channels(model, X, allow_inexact_norms=True)
+    remove = {"0": [0, 5], "3": [1]}
+    found, expected = outputs(sliced(model, graph, remove), X), outputs(twin(model, graph, remove), X)
+    assert difference(expected, found) < 1e-10
+    other = twin(model, graph, {"0": [0, 4], "3": [1]})
+    assert difference(outputs(other, X), found) > 1e-3
+
+
 def test_a_norm_without_a_weight_stays_since_nothing_tells_its_channels() -> None:
     model = nn.Sequential(nn.Flatten(2), nn.Linear(256, 8), nn.LayerNorm(8, elementwise_affine=False), nn.Linear(8, 2))
     graph = trace_channels(model, X.float(), allow_inexact_norms=True)
@@ -126,11 +225,11 @@ def test_a_norm_without_a_weight_stays_since_nothing_tells_its_channels() -> Non
 
 
 @pytest.mark.parametrize("name", ["ConvNeXt", "Swin"])
-def test_a_fit_prunes_the_residual_stream_and_lands(name: str) -> None:
+def test_a_fit_prunes_the_residual_stream_and_lands(name: str, tmp_path: Path) -> None:
     model = NETS[name][0]()
     schedule = Gradual(3, 3, 18)
     pruner = TaylorPruning(0.4, schedule, normalization="none", allow_inexact_norms=True, measure_latency=False)
-    fit: L.Trainer = trainer([pruner])
+    fit: L.Trainer = trainer([pruner], default_root_dir=tmp_path)
     fit.fit(Boring(model), loader(size=16))
     assert pruner.reached
     assert pruner.remaining["flops"] > 0.39
@@ -138,3 +237,12 @@ def test_a_fit_prunes_the_residual_stream_and_lands(name: str) -> None:
     stem = next(m for m in model.modules() if isinstance(m, nn.Conv2d))
     norm = next(m for m in model.modules() if isinstance(m, nn.LayerNorm))
     assert norm.normalized_shape == (stem.out_channels,)
+
+
+def test_a_fit_prunes_what_an_rms_norm_averages_over(tmp_path: Path) -> None:
+    model = NETS["RMSNorm"][0]()
+    pruner = TaylorPruning(0.6, Gradual(3, 3, 18), allow_inexact_norms=True, measure_latency=False)
+    trainer([pruner], default_root_dir=tmp_path).fit(Boring(model), loader(size=16))
+    linear, norm = (next(m for m in model.modules() if isinstance(m, kind)) for kind in (nn.Linear, nn.RMSNorm))
+    assert pruner.reached
+    assert norm.normalized_shape == (linear.out_features,) == tuple(norm.weight.shape)

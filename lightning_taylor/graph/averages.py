@@ -1,0 +1,132 @@
+"""Averages over the channels: part of a normalisation if they come back to the channels they were taken of.
+
+``x * rsqrt(mean(x ** 2))`` is what an RMSNorm runs, and a LayerNorm that somebody wrote out looks much alike. No
+operator says so: an average over channels is marked, the mark goes along with whatever is made of it element by
+element, and where it meets the channels again it has normalised them. One that goes anywhere else freezes them.
+
+How it could fail, and where that is caught: the proof by trial knows a call by its number along the forward pass. If
+a pass of the proof takes another course than the trace, the numbers mean other calls; the twin then averages over the
+wrong entries, differs from the smaller network, and the channels are frozen.
+
+Shape legend: C = channels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from lightning_taylor.graph.channels import Axis
+from lightning_taylor.graph.labels import Labels, collapse, varying
+
+if TYPE_CHECKING:
+    from lightning_taylor.graph.ledger import Ledger
+    from lightning_taylor.graph.tracer import Call
+
+__all__ = ["AVERAGES", "Averages"]
+
+AVERAGES = frozenset("mean var std var_mean std_mean norm linalg_vector_norm".split())
+"""The operators whose outcome may be a statistic. Not ``sum``: what is divided by a sum is a softmax, or a share."""
+
+_COPIES = {"clone", "contiguous", "_to_copy"}
+
+
+@dataclass(frozen=True, eq=False)
+class _Mark:
+    """A statistic over the channels of these labels, shape ``(C,)``, and the operator that took it."""
+
+    labels: Tensor
+    where: str
+
+
+class Averages:
+    """The averages over channels of one trace, by the order in which they are taken."""
+
+    def __init__(self, ledger: Ledger) -> None:
+        self._ledger = ledger
+        self._count = 0
+        self._taken: dict[int, tuple[int, Tensor]] = {}
+        # The tensors themselves, so that no id is given twice; see ``Tracer``.
+        self._marks: dict[int, tuple[Tensor, _Mark]] = {}
+
+    def count(self, name: str) -> None:
+        """One more operator ran."""
+        self._count += name in AVERAGES
+
+    def take(self, call: Call, x: Labels, slot: Tensor, dims: tuple[int, ...]) -> bool:
+        """Mark the outcome of a reduction over the channels of a slot; False if it is no average of channels alone."""
+        along, ndim = varying(slot), slot.ndim
+        if call.name not in AVERAGES or x.weight or len(x.slots) > 1 or len(along) > 1:
+            return False
+        (dim,) = along
+        if dim not in {d % ndim - ndim for d in dims}:
+            return False
+        labels_C = collapse(slot, tuple(d for d in range(ndim) if d != dim + ndim), keepdim=False).contiguous()
+        if not self._ledger.are_real(labels_C):
+            return False
+        self._taken[self._count - 1] = dim, labels_C
+        for tensor in (call.out,) if isinstance(call.out, Tensor) else call.out:
+            self._marks[id(tensor)] = tensor, _Mark(labels_C, call.where)
+        return True
+
+    def follow(self, call: Call) -> None:
+        """What an operator makes of marked tensors."""
+        marks = [found[1] for t in call.operands if (found := self._marks.get(id(t))) is not None]
+        if not marks:
+            return
+        met = [x for t in call.operands if (x := call.tracer.labels_of(t)) is not None and not x.weight]
+        alike = all(torch.equal(mark.labels, marks[0].labels) for mark in marks)
+        if not alike or not _is_elementwise(call) or self._writes_elsewhere(call):
+            self._refuse(marks)
+        elif not met:
+            self._marks[id(call.out)] = call.out, marks[0]
+        elif not all(any(_run_along(slot, marks[0].labels) for slot in x.slots) for x in met):
+            self._refuse(marks)
+        elif not self._ledger.inexact_norms:
+            reason = f"its statistics run over the channels ({marks[0].where}), so removing one changes the others"
+            self._ledger.freeze(marks[0].labels, reason)
+
+    def leave(self, tensor: Tensor) -> None:
+        """A tensor leaves the network."""
+        if id(tensor) in self._marks:
+            self._refuse([self._marks[id(tensor)][1]])
+
+    def kept(self, keep: Mapping[Axis, Tensor]) -> dict[int, tuple[int, Tensor]]:
+        """Number of the call -> (dimension from the end, whether each entry along it stays).
+
+        Args:
+            keep: as ``ChannelGraph.keep`` gives it.
+        """
+        found = {}
+        for number, (dim, labels_C) in self._taken.items():
+            stays_C = self._ledger.staying(labels_C, keep)
+            if not bool(stays_C.all()):
+                found[number] = dim, stays_C
+        return found
+
+    def _refuse(self, marks: list[_Mark]) -> None:
+        for mark in marks:
+            self._ledger.freeze(mark.labels, f"reduced over the channels by {mark.where}")
+
+    def _writes_elsewhere(self, call: Call) -> bool:
+        """Whether a statistic is written into something else, such as a buffer, which outlives the pass."""
+        return any(call.out is t and id(t) not in self._marks for t in call.operands)
+
+
+def _is_elementwise(call: Call) -> bool:
+    """Whether the one outcome has every element of the statistic at its place, or is a view of it."""
+    func: Any = call.func
+    tagged = torch.Tag.pointwise in func.tags or func.is_view or call.name in _COPIES
+    return tagged and isinstance(call.out, Tensor)
+
+
+def _run_along(slot: Tensor, labels_C: Tensor) -> bool:
+    along = varying(slot)
+    if len(along) != 1:
+        return False
+    dims = tuple(d for d in range(slot.ndim) if d - slot.ndim not in along)
+    return torch.equal(collapse(slot, dims, keepdim=False), labels_C)
