@@ -134,6 +134,7 @@ def _layer_of(ledger: Ledger, axis: Axis) -> str:
 def _frozen_layers(ledger: Ledger, component: np.ndarray, frozen_by: np.ndarray, grouped: np.ndarray) -> dict[str, str]:
     """Layer -> why some or all of its output channels must stay."""
     frozen = {}
+    read = _read(ledger, component)
     for layer, axis in ledger.layers.items():
         entries = ledger.entries(axis)
         stay = entries[~grouped[entries]]
@@ -141,15 +142,25 @@ def _frozen_layers(ledger: Ledger, component: np.ndarray, frozen_by: np.ndarray,
             frozen[layer] = "has a single channel"
         elif len(stay):
             counts: dict[str, int] = defaultdict(int)
-            for number in frozen_by[component[stay]]:
-                counts[ledger.reasons[number] if number >= 0 else _why_ungrouped(ledger, component, entries)] += 1
+            tied = len(np.unique(component[entries]))
+            for number, member in zip(frozen_by[component[stay]], component[stay], strict=True):
+                counts[ledger.reasons[number] if number >= 0 else _why_ungrouped(tied, bool(read[member]))] += 1
             parts = [f"{n} of {len(entries)} channels: {why}" for why, n in counts.items()]
             whole = len(counts) == 1 and len(stay) == len(entries)
             frozen[layer] = next(iter(counts)) if whole else "; ".join(parts)
     return frozen
 
 
-def _why_ungrouped(ledger: Ledger, component: np.ndarray, entries: np.ndarray) -> str:
-    if len(np.unique(component[entries])) == 1:
-        return "all its channels are tied into one"
-    return "nothing that was run reads it"
+def _read(ledger: Ledger, component: np.ndarray) -> np.ndarray:
+    """Component -> whether anything reads one of its members."""
+    read = np.zeros(ledger.total, dtype=bool)
+    for axis, roles in ledger.roles.items():
+        if Role.CONSUMER in roles:
+            read[component[ledger.entries(axis)]] = True
+    return read
+
+
+def _why_ungrouped(tied: int, read: bool) -> str:
+    if not read:
+        return "nothing that was run reads it"
+    return f"all its channels are tied into {'one' if tied == 1 else f'{tied}, of which none is tied as another is'}"

@@ -30,7 +30,7 @@ __all__ = ["prove"]
 _TIGHT = 1e-9
 _LOOSE = 1e-2
 _DRAWS = 4
-_EVALUATION, _BOTH = (False,), (False, True)
+_EVALUATION, _TRAINING, _BOTH = (False,), (True,), (False, True)
 
 
 def prove(
@@ -136,10 +136,11 @@ class _Trial:
     def _sensitivity(self) -> list[float | None]:
         """Per output, what a last-digit change of the weights makes of it, as the tolerance: some nets are chaotic.
 
-        None for an output that such a change turns over (detections, ranked by scores that tie): it proves nothing,
-        as long as others (the losses of the training path) do.
+        None for an output that such a change turns over (detections, ranked by scores that tie), and for those of the
+        same path, which are picked along with it: they prove nothing, as long as the other path (its losses) does.
         """
-        before = self._outputs(_BOTH)
+        evaluation = self._outputs(_EVALUATION)
+        before = [*evaluation, *self._outputs(_TRAINING)]
         half = len(before) // 2
         self._alike = len(before) == 2 * half and all(map(torch.equal, before[:half], before[half:]))
         precision = torch.finfo(before[0].dtype).eps if before else 1e-16
@@ -155,7 +156,8 @@ class _Trial:
         floor = _TIGHT if precision < 1e-10 else 1e-3
         bounds = [min(max(floor, 100 * drift), _LOOSE) for drift in drifts]
         steady = [100 * drift <= _LOOSE for drift in drifts]
-        return [b if s or not any(steady) else None for b, s in zip(bounds, steady, strict=True)]
+        trusted = _trusted(steady, len(evaluation))
+        return [b if t or not any(trusted) else None for b, t in zip(bounds, trusted, strict=True)]
 
     @contextmanager
     def _masked(self, graph: ChannelGraph, remove: dict[str, Tensor]) -> Iterator[None]:
@@ -201,6 +203,18 @@ class _Trial:
             for module, attributes in changed:
                 for attribute, (was, _) in attributes.items():
                     setattr(module, attribute, was)
+
+
+def _trusted(steady: list[bool], evaluation: int) -> list[bool]:
+    """Which outputs can prove anything: of a path with an unsteady one none, if the other path has none of these.
+
+    Args:
+        steady: per output, those of the evaluation path first.
+        evaluation: how many these are.
+    """
+    one, other = steady[:evaluation], steady[evaluation:]
+    calm = [bool(path) and all(path) for path in (one, other)]
+    return [calm[0]] * len(one) + [calm[1]] * len(other) if any(calm) else steady
 
 
 def _draw(graph: ChannelGraph, names: Sequence[str], draw: int) -> dict[str, Tensor]:

@@ -1,6 +1,6 @@
 """Does it prune my network? Every model of torchvision: right, or frozen with a reason, never wrong.
 
-``python tests/campaigns/architectures.py [--models 'resnet*' ...] [--out FILE] [--timeout S] [--table]``
+``python tests/campaigns/architectures.py [--models 'resnet*' ...] [--out FILE] [--timeout S] [--table [--write FILE]]``
 
 Random weights, and the smallest inputs that go through: channels do not depend on them.
 """
@@ -32,15 +32,21 @@ _VIT_SIDES = {"vit_b_16": 64, "vit_b_32": 64, "vit_l_16": 64, "vit_l_32": 64, "v
 _MVIT_SIDE = 64
 
 
-def build(name: str) -> Example:
-    """A torchvision model with random weights, and arguments for its forward pass."""
+def build(name: str, *, quantize: bool = False) -> Example:
+    """A torchvision model with random weights, and arguments for its forward pass.
+
+    The ``quantized_`` models are built as their builders build them by default: in floating point, ready to be pruned
+    and then quantized.
+    """
     if any(part in name for part in _DETECTORS):
         return detector(name)
     if name.startswith("mvit"):
         return small_mvit(name), (clip(name, _MVIT_SIDE),)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        model = torchvision.models.get_model(name, weights=None, **options(name))
+        model = torchvision.models.get_model(
+            name, weights=None, **options(name), **({"quantize": True} if quantize else {})
+        )
     if name.startswith("raft"):
         # Two refinements instead of twelve: the same layers once more.
         return model, (torch.randn(1, 3, 128, 128), torch.randn(1, 3, 128, 128), 2)
@@ -56,9 +62,7 @@ def build(name: str) -> Example:
 def options(name: str) -> dict[str, Any]:
     """What a builder needs to be told, so that it downloads nothing and takes a small image."""
     if "googlenet" in name or "inception" in name:
-        return {"init_weights": False, **({"quantize": True} if name.startswith("quantized") else {})}
-    if name.startswith("quantized"):
-        return {"quantize": True}
+        return {"init_weights": False}
     if any(part in name for part in _SEGMENTERS):
         return {"weights_backbone": None}
     if name in _VIT_SIDES:
@@ -110,4 +114,4 @@ def parameters(name: str) -> int:
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    main(__doc__, zoo(), "torchvision", "architectures.jsonl")
+    main(__doc__, zoo(), "torchvision", "architectures.jsonl", ("torch", "torchvision"))

@@ -1,7 +1,7 @@
 """Does it prune a network that nobody here has seen? Models of other people's libraries, built from their configs.
 
 ``uv run --with timm --with segmentation-models-pytorch --with ultralytics --with torchaudio --with transformers
-python tests/campaigns/foreign.py [--models 'timm/*' ...] [--out FILE] [--timeout S] [--table]``
+python tests/campaigns/foreign.py [--models 'timm/*' ...] [--out FILE] [--timeout S] [--table [--write FILE]]``
 
 Nothing is downloaded: all weights are random. The environment of the project stays as it is.
 """
@@ -24,6 +24,8 @@ from torch import nn
 
 from campaigns.measuring import Example
 from campaigns.table import Zoo, main
+
+PACKAGES = ("torch", "timm", "segmentation-models-pytorch", "ultralytics", "torchaudio", "transformers")
 
 TIMM = """
     beit_base_patch16_224 botnet26t_256 cait_xxs24_224 coat_lite_tiny coatnet_pico_rw_224 convit_tiny convmixer_768_32
@@ -170,4 +172,4 @@ def zoo() -> Zoo:
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    main(__doc__, zoo(), "Models that nobody here wrote", "foreign.jsonl")
+    main(__doc__, zoo(), "Other people's libraries", "foreign.jsonl", PACKAGES)

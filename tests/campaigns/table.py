@@ -1,18 +1,21 @@
 """One row per model: a store that can be resumed, the loop that fills it, and the tables made from it.
 
-Used by ``architectures.py`` (torchvision) and ``foreign.py`` (models that nobody here wrote).
+Used by ``architectures.py`` (torchvision) and ``foreign.py`` (models that nobody here wrote). What ``--write`` puts
+into a file stands between two comments with the table's name, so that one file can hold the tables of several commands.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import platform
 import re
 import sys
 import tempfile
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping
 from fnmatch import fnmatchcase
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -69,36 +72,31 @@ def measured(name: str, build: Callable[[], Example], *, timeout: float, memory:
         return Row(name, status, note, seconds=timeout if ended == "stuck" else 0.0).__dict__
 
 
-def markdown(rows: Iterable[Row], title: str) -> str:
+def markdown(rows: Iterable[Row], title: str, made: str = "") -> str:
     """The table for the documentation: a summary, a row per model, what holds channels back, what went wrong."""
     rows = sorted(rows, key=lambda row: (ORDER.index(row.status), row.model))
     counted = Counter(row.status for row in rows)
-    lines = [f"# {title}", "", ", ".join(f"{counted[s]} {s}" for s in reversed(ORDER) if counted[s]) + ".", ""]
+    lines = [f"## {title}", "", ", ".join(f"{counted[s]} {s}" for s in reversed(ORDER) if counted[s]) + ".", ""]
+    lines += [made, ""] if made else []
     lines += [
-        "Removable is the share of the output channels of all convolution and linear layers that ran which can be "
-        "removed, channels that reach the network's output (classes, boxes, flow) excluded from both numbers. The "
-        "difference is the largest relative one between the masked and the sliced net, in double precision where the "
-        "model allows it, over three removals (25 %, 75 %, another share of each group), in evaluation and in training "
-        "mode; a net's own noise is what a change in the last digit of its weights makes of the outputs. The trace "
-        "includes its proof and is in seconds of one core. Memory is the peak of the process.",
-        "",
-        "| model | status | removable | channels | groups | trace s | difference | own noise | MiB |",
-        "|---|---|---|---|---|---|---|---|---|",
+        "| model | status | removable | inexact | channels | groups | trace s | difference | own noise | MiB |",
+        "|---|---|---|---|---|---|---|---|---|---|",
         *(_line(row) for row in rows),
         "",
         *_reasons(rows),
     ]
     said = [f"- **{row.model}** ({row.status}): {_short(row.note)}" for row in rows if row.note]
-    return "\n".join([*lines, "", *(["## In words", "", *said] if said else []), ""])
+    return "\n".join([*lines, "", *(["### In words", "", *said] if said else []), ""])
 
 
 def _line(row: Row) -> str:
     share = f"{100 * row.removable / row.channels:.1f} %" if row.channels else "-"
+    inexact = f"{100 * row.inexact / row.channels:.1f} %" if row.inexact > row.removable else ""
     worst = f"{max(row.difference.values()):.0e}" if row.difference else "-"
     worst += f" ({row.precision})" if row.precision not in ("", "float64") else ""
     drift = f"{max(row.drift.values()):.0e}" if row.drift else "-"
-    cells = (row.model, row.status, share, row.channels or "-", row.groups, f"{row.trace_seconds:.1f}", worst, drift)
-    return "| " + " | ".join(map(str, (*cells, row.peak_mib or "-"))) + " |"
+    cells = (row.model, row.status, share, inexact, row.channels or "-", row.groups, f"{row.trace_seconds:.1f}")
+    return "| " + " | ".join(map(str, (*cells, worst, drift, row.peak_mib or "-"))) + " |"
 
 
 def _reasons(rows: list[Row]) -> list[str]:
@@ -110,7 +108,7 @@ def _reasons(rows: list[Row]) -> list[str]:
             models[reason].append(row.model)
             channels[reason] += n
     total = sum(row.channels for row in rows)
-    head = ["## What stays", "", f"Of {total} channels, {sum(row.removable for row in rows)} are removable.", ""]
+    head = ["### What stays", "", f"Of {total} channels, {sum(row.removable for row in rows)} are removable.", ""]
     head += ["| reason | channels | share | models | for example |", "|---|---|---|---|---|"]
     return head + [
         f"| {_cell(reason)} | {n} | {100 * n / total:.1f} % | {len(models[reason])} | {', '.join(models[reason][:3])} |"
@@ -134,6 +132,7 @@ def arguments(description: str | None, zoo: Iterable[str], out: str) -> tuple[ar
     parser.add_argument("--timeout", type=float, default=300, help="seconds per model")
     parser.add_argument("--memory", type=float, default=14, help="GiB per model")
     parser.add_argument("--table", action="store_true", help="print the store as Markdown and measure nothing")
+    parser.add_argument("--write", type=Path, help="with --table: put it into this file, in place of its older self")
     given = parser.parse_args()
     chosen = [name for name in zoo if any(fnmatchcase(name, pattern) for pattern in given.models)]
     if not chosen:
@@ -141,11 +140,34 @@ def arguments(description: str | None, zoo: Iterable[str], out: str) -> tuple[ar
     return given, chosen
 
 
-def main(description: str | None, zoo: Zoo, title: str, out: str) -> None:
+def write_section(path: Path, name: str, text: str) -> None:
+    """Put a section into a Markdown file: in the place of its older self, or at the end."""
+    start, end = f"<!-- {name} -->", f"<!-- end of {name} -->"
+    section = f"{start}\n\n{text.strip()}\n\n{end}\n"
+    whole = path.read_text() if path.exists() else ""
+    if start not in whole:
+        path.write_text(f"{whole}\n{section}" if whole else section)
+        return
+    before, _, rest = whole.partition(start)
+    path.write_text(before + section + rest.partition(end)[2].removeprefix("\n"))
+
+
+def versions(*packages: str) -> str:
+    """The installed versions, for a sentence."""
+    return ", ".join([f"Python {platform.python_version()}", *(f"{name} {version(name)}" for name in packages)])
+
+
+def main(description: str | None, zoo: Zoo, title: str, out: str, packages: tuple[str, ...]) -> None:
     """Run a campaign, or print its table."""
     given, chosen = arguments(description, zoo, out)
     store = Store(given.out)
-    if given.table:
-        print(markdown([store.rows[name] for name in chosen if name in store.rows], title))
-    else:
+    if not given.table:
         campaign(zoo, chosen, store, timeout=given.timeout, memory=given.memory)
+        return
+    script = Path(sys.argv[0]).name
+    made = f"Measured and written by `tests/campaigns/{script}`, with {versions(*packages)}."
+    table = markdown([store.rows[name] for name in chosen if name in store.rows], title, made)
+    if given.write:
+        write_section(given.write, script.removesuffix(".py"), table)
+    else:
+        print(table)

@@ -71,7 +71,7 @@ def test_what_is_called_removable_goes_exactly_and_the_rest_has_a_reason(name: s
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning")
 @pytest.mark.parametrize("name", ["quantized_resnet18", "quantized_mobilenet_v2", "quantized_shufflenet_v2_x0_5"])
 def test_a_quantized_model_is_refused_by_name_with_the_way_out(name: str) -> None:
-    row = Row(**measure(name, architectures.zoo()[name]))
+    row = Row(**measure(name, lambda: architectures.build(name, quantize=True)))
     assert row.status == "refused"
     assert "is quantized; prune the floating-point model, then quantize it" in row.note
 
