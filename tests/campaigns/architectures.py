@@ -88,11 +88,15 @@ def small_mvit(name: str) -> nn.Module:
 
 
 def detector(name: str) -> Example:
-    """A detector, a list of one image, and its target, which only the training path reads."""
+    """A detector, a list of one image, and its target, which only the training path reads.
+
+    A few proposals instead of a thousand: each is an image for the heads, and takes their time.
+    """
     side = _SIDES.get(name, 128)
     size = {} if "ssd" in name else {"min_size": side, "max_size": side}
     labels = {} if "keypoint" in name else {"num_classes": 5}
-    model = torchvision.models.get_model(name, weights=None, weights_backbone=None, **labels, **size)
+    few = {f"rpn_post_nms_top_n_{mode}": 32 for mode in ("train", "test")} if "rcnn" in name else {}
+    model = torchvision.models.get_model(name, weights=None, weights_backbone=None, **labels, **size, **few)
     boxes = torch.tensor([[10.0, 10.0, 60.0, 60.0], [30.0, 40.0, 100.0, 120.0]])
     target = {"boxes": boxes, "labels": torch.tensor([1, 1])}
     if "mask" in name:

@@ -124,8 +124,10 @@ def _short(text: str) -> str:
     return re.sub(r"\s+", " ", text)[:300]
 
 
-def arguments(description: str | None, zoo: Iterable[str], out: str) -> tuple[argparse.Namespace, list[str]]:
-    """The command line that both campaigns share, and the chosen models."""
+def arguments(
+    description: str | None, zoo: Iterable[str], out: str, **files: Path
+) -> tuple[argparse.Namespace, list[str]]:
+    """The command line that the campaigns share, with further files to read, and the chosen models."""
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument("--models", nargs="*", default=["*"], help="name patterns")
     parser.add_argument("--out", type=Path, default=Path(tempfile.gettempdir()) / out, help="store, resumed if there")
@@ -133,6 +135,8 @@ def arguments(description: str | None, zoo: Iterable[str], out: str) -> tuple[ar
     parser.add_argument("--memory", type=float, default=14, help="GiB per model")
     parser.add_argument("--table", action="store_true", help="print the store as Markdown and measure nothing")
     parser.add_argument("--write", type=Path, help="with --table: put it into this file, in place of its older self")
+    for name, default in files.items():
+        parser.add_argument(f"--{name}", type=Path, default=default, help="store to read")
     given = parser.parse_args()
     chosen = [name for name in zoo if any(fnmatchcase(name, pattern) for pattern in given.models)]
     if not chosen:
