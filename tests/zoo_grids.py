@@ -100,6 +100,33 @@ class Separate(nn.Module):
         return self.out(mixed.transpose(1, 2).flatten(2).mean(1))
 
 
+class Pooled(nn.Module):
+    """MViT: every head's map is filtered, beside a token that is not, and the queries are added again, in place."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.heads, self.width, self.inner = 4, 3, 12
+        self.patch, self.token, self.qkv = nn.Conv2d(3, 8, 4, 4), nn.Parameter(torch.randn(1, 1, 8)), nn.Linear(8, 36)
+        self.filters = nn.ModuleList(nn.Conv2d(3, 3, 3, padding=1, groups=3) for _ in range(3))
+        self.norm, self.out = nn.LayerNorm(3), nn.Linear(12, 3)
+
+    def pool(self, x: Tensor, filter: nn.Module) -> Tensor:
+        n, heads, length, width = x.shape
+        token, maps = x.tensor_split((1,), dim=2)
+        side = int((length - 1) ** 0.5)
+        maps = filter(maps.transpose(2, 3).reshape(n * heads, width, side, side))
+        maps = maps.reshape(n, heads, width, length - 1).transpose(2, 3)
+        return self.norm(torch.cat([token, maps], 2))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.cat([self.token.expand(len(x), -1, -1), F.relu(self.patch(x)).flatten(2).transpose(1, 2)], 1)
+        heads = self.qkv(x).reshape(*x.shape[:2], 3, self.heads, self.width).transpose(1, 3).unbind(2)
+        q, k, v = (self.pool(part, filter) for part, filter in zip(heads, self.filters, strict=True))
+        x = F.softmax(q @ k.transpose(2, 3), -1) @ v
+        x[:, :, 1:] += q[:, :, 1:]
+        return self.out(x.transpose(1, 2).reshape(len(x), -1, self.inner).mean(1))
+
+
 class Multihead(nn.Module):
     """``nn.MultiheadAttention``, with queries from elsewhere and a mask, and a transformer's layer."""
 
@@ -155,6 +182,7 @@ GRIDS: dict[str, Callable[[], nn.Module]] = {
     "heads": Heads,
     "heads_written_out": lambda: Heads(fused=False),
     "heads_separate": Separate,
+    "heads_pooled": Pooled,
     "multihead": Multihead,
     "windows": Windows,
     "group_normed": GroupNormed,

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from lightning_taylor.graph.channels import Axis
-from lightning_taylor.graph.labels import Labels, collapse, varying
+from lightning_taylor.graph.labels import Labels, collapse, united, varying
 
 if TYPE_CHECKING:
     from lightning_taylor.graph.ledger import Ledger
@@ -59,14 +59,12 @@ class Averages:
 
     def take(self, call: Call, x: Labels, slot: Tensor, dims: tuple[int, ...]) -> bool:
         """Mark the outcome of a reduction over the channels of a slot; False if it is no average of channels alone."""
-        along, ndim = varying(slot), slot.ndim
-        if call.name not in AVERAGES or x.weight or len(x.slots) > 1 or len(along) > 1:
+        over = {d % slot.ndim - slot.ndim for d in dims} & varying(slot)
+        if call.name not in AVERAGES or x.weight or len(x.slots) > 1 or len(over) > 1:
             return False
-        (dim,) = along
-        if dim not in {d % ndim - ndim for d in dims}:
-            return False
-        labels_C = collapse(slot, tuple(d for d in range(ndim) if d != dim + ndim), keepdim=False).contiguous()
-        if not self._ledger.are_real(labels_C):
+        (dim,) = over
+        labels_C = united(self._ledger, slot, dim)
+        if labels_C is None or not self._ledger.are_real(labels_C):
             return False
         self._taken[self._count - 1] = dim, labels_C
         for tensor in (call.out,) if isinstance(call.out, Tensor) else call.out:
@@ -125,8 +123,6 @@ def _is_elementwise(call: Call) -> bool:
 
 
 def _run_along(slot: Tensor, labels_C: Tensor) -> bool:
-    along = varying(slot)
-    if len(along) != 1:
-        return False
-    dims = tuple(d for d in range(slot.ndim) if d - slot.ndim not in along)
-    return torch.equal(collapse(slot, dims, keepdim=False), labels_C)
+    """Whether a slot has these labels along one of its dimensions, at the first place of the others."""
+    along = [collapse(slot, tuple(d for d in range(slot.ndim) if d - slot.ndim != dim), False) for dim in varying(slot)]
+    return any(torch.equal(found, labels_C) for found in along)

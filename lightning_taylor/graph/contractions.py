@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from lightning_taylor.graph.channels import Role
-from lightning_taylor.graph.labels import Labels, collapse, compressed, pairs, varying
+from lightning_taylor.graph.labels import Labels, collapse, compressed, pairs, united, varying
 from lightning_taylor.graph.ledger import NEUTRAL
 from lightning_taylor.graph.tracer import Call
 from lightning_taylor.graph.weights import along_dim, axes_of, produce
@@ -74,6 +74,10 @@ def _split(
             inner = collapse(slot, (free,), keepdim=False)
         elif dims == {free} and outer is None:
             outer = slot
+        elif x is not None and not x.weight and varying(slot) == {contracted, free} and inner is None and batch == []:
+            inner = united(call.tracer.ledger, slot, contracted)
+            if inner is None:
+                call.tracer.ledger.freeze(slot, f"reads entries without a channel ({call.where})")
         elif x is not None and not x.weight and varying(slot) and not dims:
             batch.append(slot)
         elif bool((slot != NEUTRAL).any()):
@@ -105,7 +109,9 @@ def _same_batch(call: Call, a: list[Tensor], b: list[Tensor], *, first: bool) ->
 
 
 def _is_silent(call: Call, x: Tensor) -> bool:
-    """Whether a tensor is zeros that the forward pass made: the first state of a recurrent layer."""
+    """Whether a tensor is empty, or zeros that the forward pass made: the first state of a recurrent layer."""
+    if x.numel() == 0:
+        return True
     labels = call.tracer.labels_of(x)
     made_here = labels is not None and not labels.weight and not any(bool((s != NEUTRAL).any()) for s in labels.slots)
     return made_here and not bool(x.any())

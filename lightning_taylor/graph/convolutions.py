@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from lightning_taylor.graph.channels import Role
-from lightning_taylor.graph.labels import Labels, pairs, varying
+from lightning_taylor.graph.labels import Labels, compressed, pairs, varying
 from lightning_taylor.graph.ledger import NEUTRAL
 from lightning_taylor.graph.tracer import Call
 from lightning_taylor.graph.weights import (
@@ -102,7 +102,9 @@ def _depthwise(call: Call, x: Labels | None, weight: Labels) -> Labels | None:
         ledger.assign(bias.slots[0], Role.PASS_THROUGH)
     call.tracer.name_layer(own_O)
     call.cost(axes_of(call, own_O))
-    return Labels((spread_along(own_O, 1, call.out.shape),))
+    # What joins it later with a part that was not filtered (a class token) must find the same labels there.
+    same = multiplier == 1 and varying(slot) == {1 - slot.ndim} and not bool((compressed(slot) == NEUTRAL).any())
+    return Labels((spread_along(vector_of(slot, 1) if same else own_O, 1, call.out.shape),))
 
 
 def _consume(call: Call, x: Labels | None, reads_I: Tensor | None, dim: int, shape: torch.Size) -> None:
@@ -113,6 +115,8 @@ def _consume(call: Call, x: Labels | None, reads_I: Tensor | None, dim: int, sha
         return
     ledger.assign(reads_I, Role.CONSUMER)
     if x is None:
+        if shape.numel() == 0:  # a head without a detection; what it reads when there is one, another path says
+            return
         ledger.freeze(reads_I, f"reads the network's input ({call.where})")
         return
     tie_along(call, x.slots[0], reads_I, dim)

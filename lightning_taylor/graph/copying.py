@@ -24,6 +24,10 @@ _STEPS = ("forward", "training_step", "validation_step", "test_step", "predict_s
 """What Lightning compiles of a module, and keeps as functions on it."""
 
 
+_FLOATING = {"FloatFunctional", "FXFloatFunctional"}
+"""What lies among the quantized modules and is a sum or a product in floating point, to be quantized later."""
+
+
 def private_copy(model: nn.Module) -> nn.Module:
     """Deep copy of a model, without gradients and without the activations that user code may keep on it.
 
@@ -139,7 +143,7 @@ def _check_supported(model: nn.Module) -> None:
         where = f"module {name!r}" if name else "the model"
         if isinstance(module, torch.jit.ScriptModule):
             raise UnsupportedModelError(f"{where} is scripted (torch.jit); pass the Python module it was made from")
-        if "quantized" in type(module).__module__.split("."):
+        if "quantized" in type(module).__module__.split(".") and type(module).__name__ not in _FLOATING:
             raise UnsupportedModelError(
                 f"{where} ({type(module).__name__}) is quantized; prune the floating-point model, then quantize it"
             )

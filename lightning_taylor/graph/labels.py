@@ -13,9 +13,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from lightning_taylor.graph.ledger import NEUTRAL
+from lightning_taylor.graph.ledger import NEUTRAL, Ledger
 
-__all__ = ["Labels", "collapse", "compressed", "is_constant", "pairs", "varies", "varying"]
+__all__ = ["Labels", "collapse", "compressed", "is_constant", "pairs", "united", "varies", "varying"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -79,3 +79,16 @@ def pairs(one: Tensor, other: Tensor) -> tuple[Tensor, Tensor]:
     span = int(torch.maximum(a.max(), b.max())) + 1
     keys = torch.unique(a * span + b)
     return keys // span, keys % span
+
+
+def united(ledger: Ledger, labels: Tensor, dim: int) -> Tensor | None:
+    """The labels along one dimension, shape ``(C,)``, with what lies there at other positions tied to them.
+
+    Tokens that were put beside each other (one that is learnt, those of an image) have channels of several layers.
+    None, and nothing is tied, if some entry has no label.
+    """
+    if bool((compressed(labels) == NEUTRAL).any()):
+        return None
+    first = collapse(labels, tuple(d for d in range(labels.ndim) if d != dim % labels.ndim), keepdim=True)
+    ledger.tie(*pairs(labels, first.expand(labels.shape)))
+    return first.flatten()

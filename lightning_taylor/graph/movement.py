@@ -50,16 +50,21 @@ def move(call: Call) -> Labels | Sequence[Labels | None] | None:
 
 def _move_slots(call: Call, operands: Sequence[Labels | None]) -> Sequence[Labels | None] | None:
     """Each slot on its own; several tensors (``cat``) only if their slots run alike."""
-    first = operands[0]
-    runs = [[varying(slot) for slot in x.slots] if x and not x.weight else None for x in operands]
-    if first is None or any(run != runs[0] for run in runs):
+    each = [_by_dimensions(x) if x and not x.weight else None for x in operands]
+    first = each[0]
+    if first is None or any(x is None or list(map(varying, x)) != list(map(varying, first)) for x in each):
         return freeze_all(call, f"mixed with other channels by {call.where}")
-    moved = [_moved(call, [x.slots[i] if x else None for x in operands]) for i in range(len(first.slots))]
+    moved = [_moved(call, together) for together in zip(*(x for x in each if x is not None), strict=True)]
     results = []
     for together in zip(*moved, strict=True):
-        slots = [part for slot, x in zip(first.slots, together, strict=True) for part in _arranged(call, slot, x)]
+        slots = [part for slot, x in zip(first, together, strict=True) for part in _arranged(call, slot, x)]
         results.append(Labels(tuple(joined(call, slots))) if slots else None)
     return [x if x is None or x.slots else None for x in results]
+
+
+def _by_dimensions(x: Labels) -> list[Tensor]:
+    """A tensor's slots in the order of the dimensions that they run along; which came first tells nothing."""
+    return sorted(x.slots, key=lambda slot: sorted(varying(slot)))
 
 
 def _arranged(call: Call, before: Tensor | None, after: Tensor) -> list[Tensor]:

@@ -10,7 +10,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from lightning_taylor.graph.channels import Role
-from lightning_taylor.graph.labels import Labels, is_constant, varying
+from lightning_taylor.graph.labels import Labels, compressed, is_constant, varying
 from lightning_taylor.graph.ledger import NEUTRAL
 from lightning_taylor.graph.tracer import Call
 from lightning_taylor.graph.weights import read_channels, tie_along, vector_of
@@ -74,7 +74,7 @@ def _goes_along(call: Call, slots: list[Tensor], dim: int) -> bool:
     if len(slots) != 1 or not vectors or any(v.ndim != 1 for v in vectors):
         return False
     (x,) = slots
-    if varying(x) != {dim % ndim - ndim} or bool((vector_of(x, dim % ndim) == NEUTRAL).any()):
+    if dim % ndim - ndim not in varying(x) or bool((compressed(x) == NEUTRAL).any()):
         return False
     for vector_C in vectors:
         tie_along(call, x, vector_C, dim % ndim)

@@ -60,6 +60,8 @@ class Quiet(TorchFunctionMode):
         momentum: float = 0.1,
         eps: float = 1e-5,
     ) -> torch.Tensor:
+        if input.numel() == 0:  # torch scales it by the first channel's weight, as if that were all of them
+            return input
         known = running_mean is not None and running_var is not None
         training = training and not known
         return F.batch_norm(input, running_mean, running_var, weight, bias, training, momentum, eps)

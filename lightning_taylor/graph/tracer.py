@@ -19,7 +19,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from lightning_taylor.graph.attributes import rule_of
 from lightning_taylor.graph.averages import Averages
 from lightning_taylor.graph.channels import Axis, Operation
-from lightning_taylor.graph.labels import Labels
+from lightning_taylor.graph.labels import Labels, compressed, varying
 from lightning_taylor.graph.ledger import NEUTRAL, Ledger
 from lightning_taylor.graph.lines import running_line
 
@@ -257,6 +257,8 @@ class Tracer(TorchDispatchMode):
         old = self.labels_of(tensor)
         if labels is None or labels is old:
             return
+        if old is not None and _is_pointwise(call) and _tells_all(old, labels):
+            return
         if old is not None and len(old.slots) == 1 and len(labels.slots) == 1:
             here, new = old.slots[0], labels.slots[0]
             if torch.equal(here, new):
@@ -285,6 +287,16 @@ class Tracer(TorchDispatchMode):
 def _arranged(labels: Labels | None) -> bool:
     """Whether an activation carries channels along several of its dimensions."""
     return labels is not None and not labels.weight and len(labels.slots) > 1
+
+
+def _is_pointwise(call: Call) -> bool:
+    return torch.Tag.pointwise in call.func.tags or call.name == "copy"
+
+
+def _tells_all(old: Labels, new: Labels) -> bool:
+    """Whether what was written runs along dimensions along which the tensor has labels: those are tied to it."""
+    along = {varying(slot) for slot in old.slots if not bool((compressed(slot) == NEUTRAL).any())}
+    return len(old.slots) > 1 and {varying(slot) for slot in new.slots} <= along
 
 
 def _unknown(call: Call) -> None:

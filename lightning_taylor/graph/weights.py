@@ -87,13 +87,16 @@ def freeze_layer(call: Call, reason: str) -> None:
 
 
 def read_channels(call: Call, x: Labels | None) -> tuple[Labels | None, list[Tensor]]:
-    """What a layer's input carries along its channels; and along its batch, which passes (heads, windows)."""
+    """What a layer's input carries along its channels; and what passes: along its batch (heads, windows), or all of it.
+
+    A tensor that was picked from a grid (queries, of queries, keys and values) carries as a whole which one it is.
+    """
     if x is None or len(x.slots) == 1:
         return x, []
     ndim = call.get("input").ndim
     batch = frozenset({-ndim})
-    slot = slot_along(call, x.slots, 1, ndim, batch)
-    return None if slot is None else Labels((slot,)), [s for s in x.slots if varying(s) == batch]
+    slot = slot_along(call, [s for s in x.slots if varying(s)], 1, ndim, batch)
+    return None if slot is None else Labels((slot,)), [s for s in x.slots if not varying(s) or varying(s) == batch]
 
 
 def with_batch(call: Call, result: Labels | None, batch: list[Tensor]) -> Labels | None:

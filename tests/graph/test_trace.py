@@ -44,6 +44,7 @@ EXPECTED = {
         "second.cpb_mlp.2": 3,
         "second.proj": 6,
     },
+    "heads_pooled": {"patch": 8, "qkv": 4},
     "group_normed": {"stem": 4, "inner": 8},
 }
 
@@ -323,3 +324,21 @@ def test_regions_of_the_input_are_nothing_to_follow() -> None:
             return self.head(torch.relu(self.body(roi_align(x, boxes, 4))).mean((2, 3)))
 
     assert set(trace_channels(Crops(), torch.randn(1, 3, 8, 8)).groups) == {"body"}
+
+
+def test_a_head_that_has_nothing_to_work_on_in_one_path_says_nothing_there() -> None:
+    class Idle(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.stem, self.body, self.norm = zoo.conv(3, 8), zoo.conv(8, 2), nn.BatchNorm2d(8)
+            self.head, self.last = zoo.conv(8, 6), nn.Linear(6, 2)
+
+        def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+            x = self.stem(x).relu()
+            found = x.new_zeros(len(x) if self.training else 0, *x.shape[1:])
+            found[:] = x[: len(found)]
+            return self.body(x), self.last(self.head(self.norm(found)).relu().mean((2, 3)))
+
+    model, x = zoo.randomize(Idle().double()), torch.randn(1, 3, 8, 8, dtype=torch.float64)
+    graph = trace_channels(model, x)
+    assert {group.name: group.size for group in graph.groups.values()} == {"stem": 8, "head": 6}
