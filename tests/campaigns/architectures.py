@@ -24,6 +24,10 @@ from torchvision.models.video import mvit
 from campaigns.measuring import Example
 from campaigns.table import Zoo, main
 
+REMARK = (
+    " Every model of its registry. The `quantized_` ones are in floating point, as their builders make them by "
+    "default; once quantized, they are refused, with the advice to prune first."
+)
 _SEGMENTERS = ("fcn", "deeplab", "lraspp")
 _DETECTORS = ("rcnn", "retinanet", "ssd", "fcos")
 _SIDES = {"inception_v3": 299, "maxvit_t": 224, "ssd300_vgg16": 300, "ssdlite320_mobilenet_v3_large": 320}
@@ -118,4 +122,4 @@ def parameters(name: str) -> int:
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    main(__doc__, zoo(), "torchvision", "architectures.jsonl", ("torch", "torchvision"))
+    main(__doc__, zoo(), "torchvision", "architectures.jsonl", ("torch", "torchvision"), REMARK)

@@ -23,6 +23,23 @@ from campaigns.children import start
 from campaigns.measuring import Example, Row, limit_memory, measure
 
 Zoo = Mapping[str, Callable[[], Example]]
+HEAD = """# Which network loses what
+
+Every section below is written by the command that it names, from rows that it measured: one network per process, with
+random weights and the smallest input that goes through, neither of which changes what belongs together.
+
+- **status**: *right* if some channels can be removed and every removal that was tried is exact; *frozen-only* if none
+  can; *refused* by an error that says why; *wrong*, *error* or *timeout* would be a defect.
+- **removable**: the share of the output channels of all convolution and linear layers that ran which can be removed.
+  Channels that reach the network's output (classes, boxes, flow) are left out of both numbers.
+- **inexact**: the same with `allow_inexact_norms`, where that is more; each group is proven by the trace itself.
+- **difference**: the largest relative one between the sliced network and the whole one whose consumers ignore the
+  removed channels, in double precision where the model allows it, over three removals (25 %, 75 %, another share of
+  each group), in evaluation and in training mode.
+- **own noise**: what a change of all weights in their last digit makes of the outputs. Of a mode that it turns over
+  (detections, ranked by scores that tie) only the other mode is compared.
+- **trace s**: seconds of one processor core, the proof included. **MiB**: peak memory of the process.
+"""
 ORDER = ("wrong", "error", "timeout", "frozen-only", "refused", "right")
 
 
@@ -148,9 +165,9 @@ def write_section(path: Path, name: str, text: str) -> None:
     """Put a section into a Markdown file: in the place of its older self, or at the end."""
     start, end = f"<!-- {name} -->", f"<!-- end of {name} -->"
     section = f"{start}\n\n{text.strip()}\n\n{end}\n"
-    whole = path.read_text() if path.exists() else ""
+    whole = path.read_text() if path.exists() else HEAD
     if start not in whole:
-        path.write_text(f"{whole}\n{section}" if whole else section)
+        path.write_text(f"{whole}\n{section}")
         return
     before, _, rest = whole.partition(start)
     path.write_text(before + section + rest.partition(end)[2].removeprefix("\n"))
@@ -161,7 +178,7 @@ def versions(*packages: str) -> str:
     return ", ".join([f"Python {platform.python_version()}", *(f"{name} {version(name)}" for name in packages)])
 
 
-def main(description: str | None, zoo: Zoo, title: str, out: str, packages: tuple[str, ...]) -> None:
+def main(description: str | None, zoo: Zoo, title: str, out: str, packages: tuple[str, ...], remark: str = "") -> None:
     """Run a campaign, or print its table."""
     given, chosen = arguments(description, zoo, out)
     store = Store(given.out)
@@ -169,7 +186,7 @@ def main(description: str | None, zoo: Zoo, title: str, out: str, packages: tupl
         campaign(zoo, chosen, store, timeout=given.timeout, memory=given.memory)
         return
     script = Path(sys.argv[0]).name
-    made = f"Measured and written by `tests/campaigns/{script}`, with {versions(*packages)}."
+    made = f"Measured and written by `tests/campaigns/{script}`, with {versions(*packages)}.{remark}"
     table = markdown([store.rows[name] for name in chosen if name in store.rows], title, made)
     if given.write:
         write_section(given.write, script.removesuffix(".py"), table)

@@ -62,6 +62,13 @@ def swin() -> nn.Module:
     )
 
 
+def faster_rcnn() -> nn.Module:
+    few = {f"rpn_post_nms_top_n_{mode}": 16 for mode in ("train", "test")}
+    return torchvision.models.detection.fasterrcnn_mobilenet_v3_large_320_fpn(
+        weights=None, weights_backbone=None, num_classes=3, min_size=64, max_size=64, **few
+    )
+
+
 NETS: dict[str, Callable[[], nn.Module]] = {
     "resnext": resnext,
     "shufflenet": lambda: torchvision.models.shufflenet_v2_x0_5(num_classes=4),
@@ -69,6 +76,7 @@ NETS: dict[str, Callable[[], nn.Module]] = {
     "swin": swin,
     "unet": UNet,
     "recurrent": Recurrent,
+    "faster_rcnn": faster_rcnn,
 }
 
 
@@ -108,6 +116,23 @@ class Net(L.LightningModule):
         return torch.optim.AdamW(self.parameters(), 1e-3)
 
 
+class Detector(Net):
+    """Faster R-CNN, whose losses are its own."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        found = self.net(list(F.interpolate(x, 64)))
+        return torch.cat([image["boxes"].flatten() for image in found])
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        boxes = torch.tensor([[8.0, 8.0, 40.0, 40.0], [20.0, 24.0, 60.0, 60.0]])
+        targets = [{"boxes": boxes, "labels": torch.tensor([1, 1 + int(label) % 2])} for label in batch[1]]
+        return sum(self.net(list(F.interpolate(batch[0], 64)), targets).values(), torch.zeros(()))
+
+
+def kind(name: str) -> type[Net]:
+    return Detector if name == "faster_rcnn" else Net
+
+
 def fit(name: str, folder: Path, ckpt: Path | None = None) -> tuple[Net, TaylorPruning]:
     # Heads are few and dear: without normalisation they go as soon as they are worth least.
     pruning = TaylorPruning(0.6, Gradual(2, 2, 10), normalization="none", measure_latency=False)
@@ -121,7 +146,7 @@ def fit(name: str, folder: Path, ckpt: Path | None = None) -> tuple[Net, TaylorP
         enable_progress_bar=False,
         enable_model_summary=False,
     )
-    model = Net(name)
+    model = kind(name)(name)
     trainer.fit(model, Loader(), ckpt_path=ckpt)
     return model, pruning
 
@@ -129,17 +154,19 @@ def fit(name: str, folder: Path, ckpt: Path | None = None) -> tuple[Net, TaylorP
 @pytest.mark.filterwarnings("ignore:The '.*dataloader' does not have many workers")
 @pytest.mark.filterwarnings("ignore:.*Checkpoint directory .* exists and is not empty")
 @pytest.mark.filterwarnings("ignore:The dirpath has changed from")
-@pytest.mark.parametrize("name", NETS)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[pytest.mark.slow] if name == "faster_rcnn" else []) for name in NETS]
+)
 def test_a_fit_lands_and_resumes_bit_for_bit(name: str, tmp_path: Path) -> None:
     straight, pruning = fit(name, tmp_path / "straight")
     assert pruning.remaining["flops"] <= 0.6
     resumed, _ = fit(name, tmp_path / "resumed", tmp_path / "straight" / f"step={KEPT}.ckpt")
     assert {n: tuple(t.shape) for n, t in straight.state_dict().items()} != {
-        n: tuple(t.shape) for n, t in Net(name).state_dict().items()
+        n: tuple(t.shape) for n, t in kind(name)(name).state_dict().items()
     }
     for (key, one), other in zip(straight.state_dict().items(), resumed.state_dict().values(), strict=True):
         assert torch.equal(one, other), key
     x = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(2))
-    loaded = load_pruned(Net, tmp_path / "straight" / f"step={KEPT}.ckpt")
+    loaded = load_pruned(kind(name), tmp_path / "straight" / f"step={KEPT}.ckpt")
     assert [type(m) for m in loaded.modules()][1:]
     assert torch.isfinite(loaded.eval()(x)).all()
