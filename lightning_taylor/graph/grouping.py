@@ -134,7 +134,7 @@ def _layer_of(ledger: Ledger, axis: Axis) -> str:
 def _frozen_layers(ledger: Ledger, component: np.ndarray, frozen_by: np.ndarray, grouped: np.ndarray) -> dict[str, str]:
     """Layer -> why some or all of its output channels must stay."""
     frozen = {}
-    read = _read(ledger, component)
+    read, held = _read(ledger, component), _held(ledger, component)
     for layer, axis in ledger.layers.items():
         entries = ledger.entries(axis)
         stay = entries[~grouped[entries]]
@@ -144,7 +144,8 @@ def _frozen_layers(ledger: Ledger, component: np.ndarray, frozen_by: np.ndarray,
             counts: dict[str, int] = defaultdict(int)
             tied = len(np.unique(component[entries]))
             for number, member in zip(frozen_by[component[stay]], component[stay], strict=True):
-                counts[ledger.reasons[number] if number >= 0 else _why_ungrouped(tied, bool(read[member]))] += 1
+                why = ledger.reasons[number] if number >= 0 else _why_ungrouped(tied, bool(read[member]))
+                counts[held.get(int(member), why) if number < 0 else why] += 1
             parts = [f"{n} of {len(entries)} channels: {why}" for why, n in counts.items()]
             whole = len(counts) == 1 and len(stay) == len(entries)
             frozen[layer] = next(iter(counts)) if whole else "; ".join(parts)
@@ -158,6 +159,16 @@ def _read(ledger: Ledger, component: np.ndarray) -> np.ndarray:
         if Role.CONSUMER in roles:
             read[component[ledger.entries(axis)]] = True
     return read
+
+
+def _held(ledger: Ledger, component: np.ndarray) -> dict[int, str]:
+    """Component -> why a grid that it is tied to has no unit: that of the values whose heads the queries share."""
+    held: dict[int, str] = {}
+    for grid in ledger.grids:
+        reason = ledger.reason_of(grid.labels.ravel()) if grid.unit is None else None
+        for axis in grid.axes if reason else ():
+            held.update(dict.fromkeys(component[axis].tolist() if axis is not None else (), reason or ""))
+    return held
 
 
 def _why_ungrouped(tied: int, read: bool) -> str:

@@ -342,3 +342,22 @@ def test_a_head_that_has_nothing_to_work_on_in_one_path_says_nothing_there() -> 
     model, x = zoo.randomize(Idle().double()), torch.randn(1, 3, 8, 8, dtype=torch.float64)
     graph = trace_channels(model, x)
     assert {group.name: group.size for group in graph.groups.values()} == {"stem": 8, "head": 6}
+
+
+def test_queries_stay_for_the_reason_for_which_their_values_do() -> None:
+    class Fixed(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.patch, self.both, self.value = nn.Conv2d(3, 8, 4, 4), nn.Linear(8, 24), nn.Linear(8, 12)
+            self.out = nn.Linear(12, 3)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            x = self.patch(x).relu().flatten(2).transpose(1, 2)
+            q, k = self.both(x).view(len(x), -1, 2, self.both.out_features // 6, 3).permute(2, 0, 3, 1, 4)
+            v = self.value(x).view(len(x), -1, 4, 3).transpose(1, 2)
+            return self.out((torch.softmax(q @ k.transpose(2, 3), -1) @ v).transpose(1, 2).flatten(2).mean(1))
+
+    graph = trace_channels(Fixed(), torch.randn(2, 3, 12, 12))
+    assert set(graph.groups) == {"patch"}
+    assert graph.frozen["both"] == graph.frozen["value"]
+    assert "assumes its width" in graph.frozen["both"]
