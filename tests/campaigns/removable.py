@@ -33,6 +33,7 @@ from lightning_taylor.graph.channels import ChannelGraph
 from lightning_taylor.graph.tracer import tensors_in
 
 SHARE = 0.25
+GIVEN_UP = "longer than"
 
 
 @dataclass
@@ -121,7 +122,7 @@ def measured(name: str, build: Callable[[], Example], timeout: float) -> dict[st
         ended = child.join(timeout)
     if ended == "returned" and "traceback" not in child.result:
         return child.result
-    note = f"longer than {timeout:g} s" if ended == "stuck" else ended
+    note = f"{GIVEN_UP} {timeout:g} s" if ended == "stuck" else ended
     if ended == "returned":
         note = child.result["traceback"].splitlines()[-1]
     return asdict(Theirs(name, note=note))
@@ -129,15 +130,17 @@ def measured(name: str, build: Callable[[], Example], timeout: float) -> dict[st
 
 def markdown(ours: dict[str, Row], theirs: dict[str, Theirs], made: str) -> str:
     """Ours beside theirs, those first where ours is less, with the costliest reason."""
-    both = [(ours[name], theirs[name]) for name in theirs if name in ours and ours[name].channels]
+    given_up = [name for name, their in theirs.items() if their.note.startswith(GIVEN_UP)]
+    both = [(ours[name], theirs[name]) for name in theirs if name in ours and name not in given_up]
     counted = [(our, their) for our, their in both if their.removable is not None]
     less = [(our, their) for our, their in counted if our.removable < (their.removable or 0)]
-    lines = ["## Beside Torch-Pruning", "", made, ""]
+    still = [our for our, their in less if max(our.inexact, our.removable) < (their.removable or 0)]
     runs = sum(their.runs for _, their in both)
+    lines = ["## Beside Torch-Pruning", "", made, ""]
     lines += [
         f"It builds a dependency graph for {len(counted)} of {len(both)} models, and {runs} still run when it has "
-        f"removed a quarter of each group. Ours has fewer channels in {len(less)}, "
-        f"{sum(our.inexact < (their.removable or 0) for our, their in less)} with `allow_inexact_norms`.",
+        f"removed a quarter of each group. Ours has fewer channels in {len(less)}, {len(still)} with "
+        f"`allow_inexact_norms`. {len(given_up)} more that were given up on a busy processor are left out.",
         "",
         "| model | channels | ours | with inexact norms | theirs | theirs runs | where ours is less |",
         "|---|---|---|---|---|---|---|",
@@ -150,7 +153,8 @@ def markdown(ours: dict[str, Row], theirs: dict[str, Theirs], made: str) -> str:
 def _line(our: Row, their: Theirs) -> str:
     lower = their.removable is not None and our.removable < their.removable
     why = "; ".join(list(our.reasons)[:2]) if lower else ""
-    cells = (our.model, our.channels, our.removable, our.inexact, "-" if their.removable is None else their.removable)
+    inexact = max(our.inexact, our.removable)
+    cells = (our.model, our.channels, our.removable, inexact, "-" if their.removable is None else their.removable)
     return "| " + " | ".join(map(str, (*cells, "yes" if their.runs else "no", why.replace("|", "\\|")))) + " |"
 
 
