@@ -59,7 +59,7 @@ def build(name: str, *, quantize: bool = False) -> Example:
         model.avgpool = nn.AvgPool3d((2, 1, 1), stride=1)
     if any(name.startswith(part) for part in _CLIPS):
         return model, (clip(name, 32),)
-    side = _VIT_SIDES.get(name, _SIDES.get(name, 64))
+    side = _VIT_SIDES.get(name, _SIDES.get(name.removeprefix("quantized_"), 64))
     return model, (torch.randn(1, 3, side, side),)
 
 

@@ -187,7 +187,9 @@ def main(description: str | None, zoo: Zoo, title: str, out: str, packages: tupl
         return
     script = Path(sys.argv[0]).name
     made = f"Measured and written by `tests/campaigns/{script}`, with {versions(*packages)}.{remark}"
-    table = markdown([store.rows[name] for name in chosen if name in store.rows], title, made)
+    rows = [store.rows[name] for name in chosen if name in store.rows]
+    made += f" {len(rows)} of the {len(zoo)} networks that it can build." if len(rows) < len(zoo) else ""
+    table = markdown(rows, title, made)
     if given.write:
         write_section(given.write, script.removesuffix(".py"), table)
     else:

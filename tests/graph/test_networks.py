@@ -64,12 +64,12 @@ def test_the_file_names_its_commands_and_no_place_of_a_machine() -> None:
 
 def test_a_section_takes_the_place_of_its_older_self(tmp_path: Path) -> None:
     path = tmp_path / "table.md"
-    write_section(path, "one", "first")
-    write_section(path, "two", "second")
-    write_section(path, "one", "third")
+    write_section(path, "one", "eins")
+    write_section(path, "two", "zwei")
+    write_section(path, "one", "drei")
     text = path.read_text()
     assert text.startswith(HEAD)
-    assert "first" not in text
-    assert text.index("third") < text.index("<!-- end of one -->") < text.index("second")
-    write_section(path, "one", "third")
+    assert "eins" not in text
+    assert text.index("drei") < text.index("<!-- end of one -->") < text.index("zwei")
+    write_section(path, "one", "drei")
     assert path.read_text() == text
