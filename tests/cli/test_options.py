@@ -95,7 +95,7 @@ CASES = [
     Case("guard", None, "null", ("guard=null",)),
     Case("allow_untested_strategy", True, "true", ("allow_untested_strategy=true",)),
     Case("oracle_sample", 64, "64", ("oracle_sample=64",)),
-    Case("flops_power", 0.5, "0.5", ("flops_power=0.5",)),
+    Case("flops_power", 0.7, "0.7", ("flops_power=0.7",)),
     Case("flops_power", None, "null", ("flops_power=null",)),
     Case("allow_inexact_norms", True, "true", ("allow_inexact_norms=true",)),
 ]  # fmt: skip
