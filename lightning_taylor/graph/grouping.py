@@ -49,8 +49,7 @@ def _groups(ledger: Ledger, component: np.ndarray, frozen_by: np.ndarray) -> tup
     for members in kinds:
         slices = _slices(ledger, component[labels[members]], number[members], index[members])
         if slices and slices[0].index.shape[0] > 1:
-            first = min(ledger.order[s.axis] for s in slices if s.role is Role.PRODUCER)
-            axis = next(axis for axis, place in ledger.order.items() if place == first)
+            first, axis = min((ledger.order[s.axis], s.axis) for s in slices if s.role is Role.PRODUCER)
             found.append((first, ChannelGroup(_layer_of(ledger, axis), tuple(slices)), labels[members]))
     groups: dict[str, ChannelGroup] = {}
     for _, group, own in sorted(found, key=lambda entry: entry[0]):
@@ -82,14 +81,16 @@ def _kinds(ledger: Ledger, component: np.ndarray, number: np.ndarray) -> list[np
 
 def _slices(ledger: Ledger, component: np.ndarray, number: np.ndarray, index: np.ndarray) -> list[Slice]:
     """One slice per axis and role; empty if nothing produces or nothing consumes these channels."""
-    axes = sorted((ledger.axes[i] for i in np.unique(number)), key=lambda a: ledger.order.get(a, len(ledger.order)))
-    roles = {role for axis in axes for role in ledger.roles.get(axis, {})}
+    late = len(ledger.order)
+    axes = {i: ledger.axes[i] for i in np.unique(number).tolist()}
+    axes = dict(sorted(axes.items(), key=lambda entry: ledger.order.get(entry[1], late)))
+    roles = {role for axis in axes.values() for role in ledger.roles.get(axis, {})}
     if not {Role.PRODUCER, Role.CONSUMER} <= roles:
         return []
     rank = _channel_order(ledger, axes, component, number, index)
     slices = []
-    for axis in axes:
-        here = np.flatnonzero(number == ledger.axes.index(axis))
+    for i, axis in axes.items():
+        here = np.flatnonzero(number == i)
         order = here[np.lexsort((index[here], rank[component[here]]))]
         channels = len(np.unique(component[here]))
         index_CM = torch.from_numpy(index[order].reshape(channels, -1).copy())
@@ -99,11 +100,11 @@ def _slices(ledger: Ledger, component: np.ndarray, number: np.ndarray, index: np
 
 
 def _channel_order(
-    ledger: Ledger, axes: list[Axis], component: np.ndarray, number: np.ndarray, index: np.ndarray
+    ledger: Ledger, axes: dict[int, Axis], component: np.ndarray, number: np.ndarray, index: np.ndarray
 ) -> np.ndarray:
     """Component -> place among the group's channels: by the first index in the first producer."""
-    first = next(axis for axis in axes if Role.PRODUCER in ledger.roles.get(axis, {}))
-    here = np.flatnonzero(number == ledger.axes.index(first))
+    first = next(i for i, axis in axes.items() if Role.PRODUCER in ledger.roles.get(axis, {}))
+    here = np.flatnonzero(number == first)
     order = here[np.argsort(index[here], kind="stable")]
     members, place = np.unique(component[order], return_index=True)
     rank = np.zeros(ledger.total, dtype=np.int64)

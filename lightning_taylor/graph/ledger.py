@@ -10,6 +10,7 @@ dimension of the grid gets labels of its own; see ``graph.grids``.
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Iterable, Mapping
 
 import numpy as np
@@ -42,6 +43,7 @@ class Ledger:
         self.followers: dict[tuple[str, str], tuple[Axis, int]] = {}
         self.axes: list[Axis] = []
         self.bases: list[int] = []
+        self._bases_array = np.zeros(0, dtype=np.int64)
         self._base_of: dict[Axis, int] = {}
         total = 0
         for tensor, shape in shapes.items():
@@ -85,9 +87,15 @@ class Ledger:
         self._frozen_by = np.concatenate([self._frozen_by, np.full(size, -1, dtype=np.int64)])
         return torch.arange(base, base + size)
 
+    def _starts(self) -> np.ndarray:
+        """The bases as an array: to make one from a list at every look-up takes time that grows with the depth."""
+        if len(self._bases_array) != len(self.bases):
+            self._bases_array = np.array(self.bases, dtype=np.int64)
+        return self._bases_array
+
     def base_of(self, label: int) -> int:
         """The first label of the axis that a label belongs to."""
-        return self.bases[int(np.searchsorted(self.bases, label, side="right")) - 1]
+        return self.bases[bisect_right(self.bases, label) - 1]
 
     def real_axes(self, labels: Tensor) -> list[Axis]:
         """The axes that labels belong to, with those behind a grid's in place of the grid's own."""
@@ -148,12 +156,12 @@ class Ledger:
 
     def axes_of(self, labels: Tensor) -> list[Axis]:
         """The axes that labels belong to, without repetition."""
-        numbers = np.unique(np.searchsorted(self.bases, _distinct(labels), side="right") - 1)
+        numbers = np.unique(np.searchsorted(self._starts(), _distinct(labels), side="right") - 1)
         return [self.axes[i] for i in numbers]
 
     def decode(self, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Labels -> (number of the axis, index along it)."""
-        number = np.searchsorted(self.bases, labels, side="right") - 1
+        number = np.searchsorted(self._starts(), labels, side="right") - 1
         return number, labels - np.asarray(self.bases)[number]
 
     def are_real(self, labels: Tensor) -> bool:
