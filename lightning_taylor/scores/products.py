@@ -10,6 +10,7 @@ dimension that reads them), O = its outputs, P = positions, K = kernel elements.
 from __future__ import annotations
 
 from functools import cache
+from math import prod
 from types import ModuleType
 
 import torch
@@ -17,9 +18,9 @@ from torch import Tensor
 
 __all__ = ["dot_over_positions", "dot_over_weights"]
 
-# Entries of one product, per step of a reduction. On a CPU one that stays in the cache and in one thread (32,768 is
-# torch's own grain size); on an accelerator one that is large enough to fill it.
-_CHUNK_CPU = 2**15
+# Entries of one product, per step of a reduction: on a CPU half a megabyte, which stays in the cache; on an accelerator
+# enough to fill it.
+_CHUNK_CPU = 2**17
 _CHUNK_ACCELERATOR = 2**24
 
 _CHANNELS_LAST = {4: torch.channels_last, 5: torch.channels_last_3d}
@@ -72,16 +73,14 @@ def dot_over_weights(weight: Tensor, grad: Tensor, dim: int) -> Tensor:
     dtype = torch.promote_types(weight.dtype, torch.float32)
     if dim == 0:
         return _rows(weight, grad, dtype)
-    total = torch.zeros(weight.shape[1:], dtype=dtype, device=weight.device)
-    # The whole product of a large linear layer (25088 x 4096) is 411 MB of fresh memory; slabs of it are not.
-    slab = max(1, (_CHUNK_CPU if weight.device.type == "cpu" else _CHUNK_ACCELERATOR) // max(1, total.numel()))
+    # The whole product of a large linear layer (25088 x 4096) is 411 MB of fresh memory. Slabs are multiplied and added
+    # into one of them, and no product is ever written.
+    chunk = _CHUNK_CPU if weight.device.type == "cpu" else _CHUNK_ACCELERATOR
+    slab = max(1, chunk // max(1, prod(weight.shape[1:])))
+    total = torch.zeros_like(weight[:slab], dtype=dtype)
     for w, g in zip(weight.split(slab), grad.split(slab), strict=True):
-        if len(w) == 1:
-            total.addcmul_(w[0].to(dtype), g[0].to(dtype))
-        else:
-            total += (w.to(dtype) * g).sum(0)
-    others = [d for d in range(total.ndim) if d != dim - 1]
-    return total.sum(others) if others else total
+        total[: len(w)].addcmul_(w.to(dtype), g.to(dtype))
+    return total.sum([d for d in range(total.ndim) if d != dim])
 
 
 def _rows(weight: Tensor, grad: Tensor, dtype: torch.dtype) -> Tensor:

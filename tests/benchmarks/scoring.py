@@ -2,9 +2,9 @@
 
 python tests/benchmarks/scoring.py [--device cuda] [--nets resnet50:128:224 ...] [--half] [--last] [--compiled]
 
-The limit is physical: every input of a layer that reads channels, and its gradient, read once more at the bandwidth
-that a copy of a large tensor reaches on this machine. "torch's operators" is the same criterion without kernels of our
-own, and without sharing the copy that autocast makes of an input.
+The limit is physical: every input of a layer that reads channels (for TaylorBatch: its weight), and its gradient, read
+once more at the bandwidth that a copy of a large tensor reaches on this machine. "torch's operators" is the same
+criterion without kernels of our own, and without sharing the copy that autocast makes of an input.
 """
 
 from __future__ import annotations
@@ -100,8 +100,10 @@ def measured(setting: Setting, turns: int, times: int, limit: float) -> dict[str
     step = sorted(found["none"])[turns // 2]
     row: dict[str, Any] = {"net": str(setting), "step": f"{step * 1e3:.1f} ms"}
     row |= {name: shown(ratios(found, name, "none")) for name in runs if name != "none"}
+    weights = sum(2 * w.numel() * w.element_size() for w in trainings["TaylorBatch"].scorer._weights.values())  # type: ignore[union-attr]
     read = bytes_read(trainings["Taylor"])
-    row["limit of Taylor"] = f"{1 + read / limit / step:.3f} ({read / 1e9:.2f} GB)"
+    for name, count in (("Taylor", read), ("TaylorBatch", weights)):
+        row[f"limit of {name}"] = f"{1 + count / limit / step:.3f} ({count / 1e9:.2f} GB)"
     if setting.device == "cuda":
         peak = transient(trainings["none"])
         for name in ("Taylor", "TaylorBatch"):
