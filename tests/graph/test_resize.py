@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from itertools import permutations
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from lightning_taylor.errors import UncoupledChannelsError
+from lightning_taylor.graph import resize
 from lightning_taylor.graph.resize import resized, shrink_modules
 
 
@@ -99,3 +101,15 @@ def test_two_names_of_one_tensor_have_to_agree() -> None:
 def test_an_unknown_name_is_an_error() -> None:
     with pytest.raises(UncoupledChannelsError, match=r"'bias'.*trace it again"):
         shrink_modules(nn.Linear(2, 2, bias=False), {("bias", 0): torch.tensor([0])})
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_a_large_tensor_is_cut_slab_by_slab_to_the_same(layout: torch.memory_format) -> None:
+    tensor = torch.randn(7, 5, 3, 2).to(memory_format=layout)
+    keep = {0: torch.tensor([0, 2, 3, 6]), 1: torch.tensor([1, 4]), 2: torch.tensor([0, 2])}
+    whole = resized(tensor, keep)
+    with mock.patch.multiple(resize, _LARGE=0, _SLAB=13):
+        found = resized(tensor, keep)
+    assert torch.equal(found, whole)
+    assert torch.equal(found, tensor[keep[0]][:, keep[1]][:, :, keep[2]])
+    assert found.stride() == whole.stride()
