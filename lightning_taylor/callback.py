@@ -59,7 +59,7 @@ class TaylorPruning(Callback):
             every layer of that name.
         min_channels: fewest channels that a group may keep.
         round_to: groups keep a multiple of this many channels. None for 8 on a GPU with tensor cores, on which other
-            widths can be slower than no pruning, and 1 elsewhere.
+            widths can be slower than no pruning (less where the target or the schedule asks for less), 1 elsewhere.
         example_inputs: what the model's ``forward`` takes, for the trace: a tensor, a tuple of arguments, a dict of
             keyword arguments, or a shape such as ``[1, 3, 224, 224]``, examples first, for random numbers. By default
             taken from ``example_input_array`` or the first training batch.
@@ -292,4 +292,6 @@ class TaylorPruning(Callback):
     def _hyperparameters(self) -> dict[str, Any]:
         names = ("schedule", "guard", "ignore", "measure_latency", "allow_inexact_norms")
         own = {name: getattr(self, name) for name in names}
-        return {**vars(self._session.options), **own, "target": self.options.target.asked}
+        options = self._session.options
+        chosen = {"target": options.target.asked, "round_to": options.multiple}
+        return {**{k: v for k, v in vars(options).items() if k != "own_round_to"}, **own, **chosen}

@@ -39,6 +39,8 @@ class Options:
     min_channels: int = 1
     round_to: int | None = 1
     flops_power: float = 0.0
+    own_round_to: int = 1
+    """Of the device; holds where the user left ``round_to`` open."""
 
     @classmethod
     def of(
@@ -51,7 +53,7 @@ class Options:
         round_to: int | None,
         flops_power: float | None = 0.0,
     ) -> Options:
-        """With the user's choice; what is None becomes the criterion's own, and ``round_to`` the device's own later.
+        """With the user's choice; what is None becomes the criterion's own, ``round_to`` the device's: see ``on``.
 
         Where a penalty is weighed the normalization is "l2". The power is the criterion's own only for a target of
         FLOPs, for scores that are compared as the criterion wants it, and without a penalty.
@@ -71,8 +73,17 @@ class Options:
         return cls(target, criterion, scale, flops_penalty, min_channels, round_to, flops_power)
 
     def on(self, device: torch.device) -> Options:
-        """With the device's own ``round_to``, if the user chose none."""
-        return self if self.round_to is not None else replace(self, round_to=own_round_to(device))
+        """With the device's own multiple."""
+        return replace(self, own_round_to=own_round_to(device))
+
+    @property
+    def multiple(self) -> int:
+        """What the widths are kept at multiples of."""
+        return self.round_to or self.own_round_to
+
+    def finer(self) -> Options | None:
+        """With half the multiple, where it was not the user who chose it and it can be halved."""
+        return replace(self, own_round_to=self.own_round_to // 2) if not self.round_to and self.multiple > 1 else None
 
 
 def check_arguments(arguments: Mapping[str, Any]) -> None:

@@ -174,15 +174,17 @@ class Pruner:
             return "no channel has a score: no finite gradient reached a consumer of any group since the last event"
         options = self.options
         self.scores = normalize(scores, options.normalization)
+        demand = schedule.demand(step, options.target)
+        few = options.round_to is None and demand.channels is not None and demand.channels < options.multiple
         try:
             return select_measured(
                 self.scores,
                 self.graph,
-                schedule.demand(step, options.target),
+                demand,
                 self._meter,
                 now=self.measured,
                 min_channels=options.min_channels,
-                round_to=options.round_to or 1,
+                round_to=1 if few else options.multiple,
                 flops_penalty=options.flops_penalty,
                 flops_power=options.flops_power,
             )
@@ -253,12 +255,15 @@ class Pruner:
     def _check_reachable(self) -> None:
         scored = [name for name in self.graph.groups if name not in self.blind]
         options = self.options
-        limits = {"min_channels": options.min_channels, "round_to": options.round_to or 1}
+        limits = {"min_channels": options.min_channels, "round_to": options.multiple}
         try:
             target = options.target if self._meter else options.target.exact
             if target:
                 check_reachable(target, self.graph, scored, meter=self._meter, **limits)
         except TargetUnreachableError as error:
+            if finer := options.finer():
+                self.options = finer
+                return self._check_reachable()
             if not self.blind:
                 raise
             unscored = "; ".join(f"{name}: {why}" for name, why in self.blind.items())

@@ -11,8 +11,19 @@ import zoo
 from fit.boring import Boring
 from fit.harness import fit, pruning
 
-from lightning_taylor import OneShot, Random, Target, Taylor, TaylorPruning, WeightMagnitude, options
+from lightning_taylor import (
+    Iterative,
+    OneShot,
+    Random,
+    Target,
+    Taylor,
+    TaylorPruning,
+    WeightMagnitude,
+    options,
+)
+from lightning_taylor.errors import TargetUnreachableError
 from lightning_taylor.options import Options
+from lightning_taylor.plan import Schedule
 from lightning_taylor.plan.reach import own_round_to
 
 
@@ -23,19 +34,37 @@ def test_tensor_cores_want_multiples_of_eight(capability: tuple[int, int], multi
     assert own_round_to(torch.device("cpu")) == 1
 
 
+def widths(asked: int | None, folder: Path, target: float = 0.5, schedule: Schedule | None = None) -> list[int]:
+    """Of the groups that lost channels in a fit on a device that wants multiples of 4."""
+    pruner = pruning(schedule=schedule or OneShot(4), criterion=Random(), target=target, round_to=asked)
+    with mock.patch.object(options, "own_round_to", return_value=4):
+        fit(Boring(zoo.Residual()), pruner, folder)
+    assert pruner.reached
+    assert pruner.graph is not None
+    dense = pruner.graph.dense_sizes
+    return [group.size for name, group in pruner.graph.groups.items() if group.size < dense[name]]
+
+
 @pytest.mark.parametrize(("asked", "multiple"), [(None, 4), (1, 1), (2, 2)])
 def test_a_fit_keeps_the_multiple_of_its_device_unless_it_is_told_another(
     asked: int | None, multiple: int, tmp_path: Path
 ) -> None:
-    pruner = pruning(schedule=OneShot(4), criterion=Random(), round_to=asked)
-    with mock.patch.object(options, "own_round_to", return_value=4):
-        fit(Boring(zoo.Residual()), pruner, tmp_path)
-    assert pruner.graph is not None
-    dense = pruner.graph.dense_sizes
-    widths = [group.size for name, group in pruner.graph.groups.items() if group.size < dense[name]]
-    assert widths
-    assert all(width % multiple == 0 for width in widths)
-    assert multiple != 1 or any(width % 2 for width in widths)
+    found = widths(asked, tmp_path)
+    assert found
+    assert all(width % multiple == 0 for width in found)
+    assert multiple != 1 or any(width % 2 for width in found)
+
+
+def test_a_target_that_the_devices_multiple_does_not_allow_is_met_with_a_finer_one(tmp_path: Path) -> None:
+    found = widths(None, tmp_path, target=0.12)
+    assert any(width % 4 for width in found)
+    with pytest.raises(TargetUnreachableError, match="round_to"):
+        widths(4, tmp_path, target=0.12)
+
+
+def test_a_schedule_of_single_channels_gets_single_channels(tmp_path: Path) -> None:
+    one_by_one = Iterative(every_n_steps=1, channels_per_event=1)
+    assert any(width % 4 for width in widths(None, tmp_path, target=0.8, schedule=one_by_one))
 
 
 @pytest.mark.parametrize(

@@ -79,7 +79,7 @@ def of_config(args: list[str], request: Request) -> Inspection:
         pruner.schedule or default_schedule(float("inf") if steps is None else steps),
         steps,
         min_channels=request.min_channels or options.min_channels,
-        round_to=request.round_to or options.on(device).round_to or 1,
+        round_to=request.round_to or options.on(device).multiple,
     )
 
 
