@@ -105,7 +105,7 @@ class TaylorPruning(Callback):
         super().__init__()
         numbers = (flops_penalty, min_channels, round_to, flops_power)
         self.options = Options.of(target, criterion or Taylor(), normalization, *numbers)
-        self.normalization = normalization
+        self.normalization, self.flops_power = normalization, flops_power
         self.schedule = schedule
         self.ignore = tuple(ignore)
         self.example_inputs = as_inputs(example_inputs)

@@ -54,11 +54,7 @@ class Session:
         self.begin_fit()
 
     def begin_fit(self, device: torch.device | None = None) -> None:
-        """A fit begins, perhaps the second: steps are counted from here, and the schedule laid anew.
-
-        Args:
-            device: that the model is trained on; None before anybody knows.
-        """
+        """A fit begins on a device, perhaps the second one: steps are counted from here, and the schedule laid anew."""
         if device is not None:
             self.options = self.options.on(device)
             if self._pruner:

@@ -119,12 +119,12 @@ class Pooled(nn.Module):
         return self.norm(torch.cat([token, maps], 2))
 
     def forward(self, x: Tensor) -> Tensor:
-        x = torch.cat([self.token.expand(len(x), -1, -1), F.relu(self.patch(x)).flatten(2).transpose(1, 2)], 1)
+        x = torch.cat([self.token.expand(x.shape[0], -1, -1), F.relu(self.patch(x)).flatten(2).transpose(1, 2)], 1)
         heads = self.qkv(x).reshape(*x.shape[:2], 3, self.heads, self.width).transpose(1, 3).unbind(2)
         q, k, v = (self.pool(part, filter) for part, filter in zip(heads, self.filters, strict=True))
         x = F.softmax(q @ k.transpose(2, 3), -1) @ v
         x[:, :, 1:] += q[:, :, 1:]
-        return self.out(x.transpose(1, 2).reshape(len(x), -1, self.inner).mean(1))
+        return self.out(x.transpose(1, 2).reshape(x.shape[0], -1, self.inner).mean(1))
 
 
 class Multihead(nn.Module):

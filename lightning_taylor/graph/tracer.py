@@ -98,7 +98,7 @@ def tensors_in(values: Any) -> Iterator[Tensor]:
     elif isinstance(values, dict):
         for value in values.values():
             yield from tensors_in(value)
-    elif isinstance(values, Iterable) and isinstance(values, tuple | list | set | frozenset):
+    elif isinstance(values, tuple | list | set | frozenset):
         for value in values:
             yield from tensors_in(value)
     elif hasattr(values, "__dict__") and not isinstance(values, nn.Module | type):
@@ -113,7 +113,6 @@ class Tracer(TorchDispatchMode):
 
     Args:
         ledger: where ties, freezes, roles and costs are written.
-        model: the copy that will be run.
         names: id of each parameter and buffer -> its first qualified name.
         averages: where averages over channels are written.
         rules: operator name -> rule; a pointwise operator needs none.
@@ -275,12 +274,8 @@ class Tracer(TorchDispatchMode):
 
     def _remember_factory(self, func: Any, out: Any) -> None:
         """A fresh tensor may be written into piece by piece: give it labels that can be written likewise."""
-        if (
-            isinstance(out, Tensor)
-            and operator_name(func) in _FACTORIES
-            and 1 < out.numel() <= _LARGEST_WRITABLE
-            and out.is_floating_point()
-        ):
+        fresh = isinstance(out, Tensor) and operator_name(func) in _FACTORIES and out.is_floating_point()
+        if fresh and 1 < out.numel() <= _LARGEST_WRITABLE:
             self.carry(out, Labels((torch.full(out.shape, NEUTRAL, dtype=torch.int64),)))
 
 
