@@ -107,6 +107,10 @@ class _CombinedScorer(Scorer):
             scorer.see_batch(batch)
 
     @override
+    def compiles(self, examples: int) -> bool:
+        return all(scorer.compiles(examples) for scorer in self._each())
+
+    @override
     def see_loss(self, loss: Tensor) -> None:
         for scorer in self._each():
             scorer.see_loss(loss)

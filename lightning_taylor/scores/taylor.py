@@ -140,7 +140,8 @@ class _TaylorScorer(Scorer):
         gathered = {name: calls for name, tap in self._taps.items() if (calls := tap.take())}
         if not gathered:
             return
-        if self._examples is None:
+        # A fit may go on at the smaller last batch of an epoch: the larger ones after it are those to be compiled for.
+        if self._examples is None or examples > self._examples:
             self._make_gates({name: len(calls[0]) for name, calls in gathered.items()}, examples)
         with torch.no_grad():
             entries = {name: _sum_calls(calls, examples) for name, calls in gathered.items()}

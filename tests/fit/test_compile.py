@@ -16,10 +16,11 @@ import torch
 import torch.nn.functional as F
 import zoo
 from torch import Tensor
+from torch.utils.data import DataLoader
 
 from fit.boring import Boring, loader, trainer
 from fit.harness import Survivors, assert_close, fit, hooks_on, pruning, scores_of
-from lightning_taylor import Gradual, Iterative, Taylor, TaylorBatch
+from lightning_taylor import Gradual, Iterative, OneShot, Taylor, TaylorBatch
 
 pytestmark = [
     # The compiler's own code against this Python and this torch.
@@ -129,6 +130,15 @@ def whole(rate: float = 0.0) -> Compiled:
     module = Compiled(rate=rate)
     module.net.compile(backend="aot_eager", fullgraph=True)
     return module
+
+
+def test_a_fit_that_begins_with_a_smaller_batch_is_compiled_for_the_others(tmp_path: Path) -> None:
+    """As one that is resumed at the last batch of an epoch; what is seen first must not decide for good."""
+    small, large = (next(iter(loader(n=n, batch=n))) for n in (4, 8))
+    batches: Any = DataLoader([small, small, *[large] * 10], batch_size=None)
+    fit(whole(), pruning(schedule=OneShot(10)), tmp_path, batches, max_epochs=1)
+    # Scored as one graph, and once more when nothing is scored any more.
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 2
 
 
 @pytest.mark.parametrize("batches", [loader(), loader(n=60)], ids=["even", "with a smaller last batch"])
