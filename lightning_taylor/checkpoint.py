@@ -64,8 +64,12 @@ def widths_of(graph: ChannelGraph | None) -> dict[str, Any]:
     dims: dict[str, list[int]] = {}
     for name, dim in graph.slices_by_axis():
         dims.setdefault(name, []).append(dim)
-    followers = [follower_to_plain(f) for f in graph.followers]
-    return {"dense": {name: list(graph.dense[name]) for name in dims}, "dims": dims, "followers": followers}
+    followed = (name for f in graph.followers for name, _ in f.axes)
+    return {
+        "dense": {name: list(graph.dense[name]) for name in dict.fromkeys([*dims, *followed])},
+        "dims": dims,
+        "followers": [follower_to_plain(f) for f in graph.followers],
+    }
 
 
 def fit_shapes(module: nn.Module, state_dict: Mapping[str, Any], widths: Widths, prefix: str = "") -> None:

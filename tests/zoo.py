@@ -13,6 +13,7 @@ import torch.nn.functional as F
 import torchvision
 from torch import Tensor, nn
 from zoo_grids import GRIDS
+from zoo_sizes import SIZES
 
 Case = tuple[Callable[[], nn.Module], Callable[[], Tensor]]
 
@@ -238,7 +239,7 @@ NETS: dict[str, Case] = {
     "decoder": (Decoder, image()),
     "spread": (Spread, image()),
     "hard_coded": (HardCoded, image()),
-    **{name: (make, image()) for name, make in GRIDS.items()},
+    **{name: (make, image()) for name, make in {**GRIDS, **SIZES}.items()},
 }
 
 _SIZES = {"inception_v3": 299}

@@ -99,10 +99,10 @@ def _called_with(checkpoint: Mapping[str, Any]) -> list[dict[str, Any]]:
 def _inside(part: str, followers: Iterable[Follower]) -> Iterator[Follower]:
     """The followers in a part of the module, by their names there."""
     for f in followers:
-        tensor, dim = f.axis
-        if f"{f.module}.".startswith(f"{part}.") and tensor.startswith(f"{part}."):
+        if f"{f.module}.".startswith(f"{part}.") and all(tensor.startswith(f"{part}.") for tensor, _ in f.axes):
+            axis, *minus = ((tensor.removeprefix(f"{part}."), dim) for tensor, dim in f.axes)
             inside = f.module.removeprefix(part).removeprefix(".")
-            yield replace(f, module=inside, axis=(tensor.removeprefix(f"{part}."), dim))
+            yield replace(f, module=inside, axis=axis, minus=tuple(minus))
 
 
 def _load(class_path: str, path: str, saved: dict[str, Any], config: FitConfig | None, *, trust: bool) -> nn.Module:

@@ -5,7 +5,7 @@ One table, keyed by module class; a class without a row of its own inherits that
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Container, Iterable, Mapping
 from itertools import chain
 
 import torch
@@ -18,7 +18,16 @@ from lightning_taylor.errors import UncoupledChannelsError
 from lightning_taylor.graph.channels import Axis, Follower
 from lightning_taylor.graph.heads import heads_left
 
-__all__ = ["AttributeRule", "Known", "attribute_changes", "follow_shapes", "known", "register_attributes", "rule_of"]
+__all__ = [
+    "AttributeRule",
+    "Known",
+    "attribute_changes",
+    "concerned",
+    "follow_shapes",
+    "known",
+    "register_attributes",
+    "rule_of",
+]
 
 AttributeRule = Callable[[nn.Module, Mapping[Axis, Tensor]], Mapping[str, object]]
 """``rule(module, keep)`` -> attribute name -> its value for the tensors that the module holds now.
@@ -44,10 +53,15 @@ def known(followers: Iterable[Follower], widths: Mapping[str, tuple[int, ...]]) 
     """
     values: dict[str, dict[str, int]] = {}
     for f in followers:
-        tensor, dim = f.axis
-        if tensor in widths:
-            values.setdefault(f.module, {})[f.attribute] = f.at(widths[tensor][dim])
+        if all(tensor in widths for tensor, _ in f.axes):
+            width, *others = (widths[tensor][dim] for tensor, dim in f.axes)
+            values.setdefault(f.module, {})[f.attribute] = f.at(width - sum(others))
     return values
+
+
+def concerned(followers: Iterable[Follower], tensors: Container[str]) -> list[Follower]:
+    """The followers that depend on one of these tensors."""
+    return [f for f in followers if any(tensor in tensors for tensor, _ in f.axes)]
 
 
 def register_attributes(cls: type[nn.Module], rule: AttributeRule) -> None:
@@ -119,7 +133,21 @@ def attribute_changes(
         wanted = {"num_channels": per_group * values["num_groups"], **values}
     else:
         wanted = {**(rule(module, keep) if rule and holds_any else {}), **values}
+    wanted = _listed(module, wanted)
     return {name: (getattr(module, name), new) for name, new in wanted.items() if getattr(module, name) != new}
+
+
+def _listed(module: nn.Module, wanted: Mapping[str, object]) -> dict[str, object]:
+    """The same with ``sizes[0]``, ``sizes[1]`` ... as one new list or tuple ``sizes``."""
+    whole: dict[str, object] = {}
+    entries: dict[str, list[object]] = {}
+    for attribute, value in wanted.items():
+        name, _, place = attribute.partition("[")
+        if place:
+            entries.setdefault(name, list(getattr(module, name)))[int(place[:-1])] = value
+        else:
+            whole[name] = value
+    return whole | {name: type(getattr(module, name))(values) for name, values in entries.items()}
 
 
 def rule_of(module: nn.Module) -> AttributeRule | None:

@@ -107,7 +107,10 @@ class Follower:
         attribute: of the module.
         axis: the tensor dimension whose width it is proportional to.
         dense: its value when the model was traced.
-        width: the width of the axis then.
+        width: the width of the axis then, without those of ``minus``.
+        minus: the dimensions whose widths are not counted: a part that no tensor is as wide as is the rest of others.
+
+    An attribute ``sizes[1]`` is the second entry of a list or tuple.
     """
 
     module: str
@@ -115,9 +118,15 @@ class Follower:
     axis: Axis
     dense: int
     width: int
+    minus: tuple[Axis, ...] = ()
+
+    @property
+    def axes(self) -> tuple[Axis, ...]:
+        """All dimensions that it depends on."""
+        return self.axis, *self.minus
 
     def at(self, width: int) -> int:
-        """Its value at another width of the axis.
+        """Its value at another width of the axis, without those of ``minus``.
 
         Raises:
             ValueError: if that is no whole number.

@@ -14,7 +14,7 @@ Shape legend: F = the grid's entries, of shape (n1, ..., nk); n = entries of one
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -25,7 +25,10 @@ from torch import Tensor
 if TYPE_CHECKING:
     from lightning_taylor.graph.ledger import Ledger
 
-__all__ = ["Grid", "Grids"]
+__all__ = ["MERGED", "Grid", "Grids"]
+
+MERGED = -1
+"""In place of a dimension."""
 
 
 @dataclass(eq=False)
@@ -40,8 +43,8 @@ class Grid:
         order: the dimensions in the order in which they are tried as units.
         unit: the dimension whose entries are the units of removal; None if there is none (left).
         spare: nothing has to be tied, as long as what is tied anyway leaves the rows of the first dimension alike.
-        holders: (module, attribute, dimension) -> value, of whole numbers that count the grid's entries along a
-            dimension; -1 for those that count what several of them are merged into.
+        holders: (module, attribute, dimensions) -> value, of whole numbers that count the grid's entries along one of
+            these dimensions, the likeliest first; ``MERGED`` for those that count what several are merged into.
     """
 
     labels: np.ndarray
@@ -51,7 +54,14 @@ class Grid:
     order: tuple[int, ...]
     unit: int | None = None
     spare: bool = False
-    holders: dict[tuple[str, str, int], int] = field(default_factory=dict)
+    holders: dict[tuple[str, str, tuple[int, ...]], int] = field(default_factory=dict)
+
+    def counted(self, dims: tuple[int, ...], frozen: Callable[[np.ndarray], bool]) -> int | None:
+        """The first of these dimensions that can shrink at all: three heads are as many as queries, keys and values."""
+        for dim in dims:
+            if dim == MERGED or ((axis := self.axes[dim]) is not None and not frozen(axis)):
+                return dim
+        return None
 
     def ties(self) -> np.ndarray:
         """Pairs of labels, shape ``(2, F)``: every entry with that of the unit it belongs to."""

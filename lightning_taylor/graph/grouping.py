@@ -15,6 +15,7 @@ import numpy as np
 import torch
 
 from lightning_taylor.graph.channels import Axis, ChannelGraph, ChannelGroup, Follower, Role, Slice
+from lightning_taylor.graph.grids import MERGED
 from lightning_taylor.graph.ledger import VIRTUAL, Ledger
 
 __all__ = ["build_graph"]
@@ -113,7 +114,7 @@ def _channel_order(
 
 
 def _followers(ledger: Ledger) -> Iterator[Follower]:
-    """The attributes that count the units of a grid, or all of its entries."""
+    """The attributes that count the units of a grid, or all of its entries, or a part that code takes."""
     seen = set(ledger.followers)
     for (module, attribute), (axis, value) in ledger.followers.items():
         yield Follower(module, attribute, axis, value, ledger.shapes[axis[0]][axis[1]])
@@ -122,10 +123,14 @@ def _followers(ledger: Ledger) -> Iterator[Follower]:
         if len(axes) != 1:
             continue
         tensor, dim = axes[0]
-        for (module, attribute, counted), value in grid.holders.items():
-            if counted in (grid.unit, -1) and (module, attribute) not in seen:
+        for (module, attribute, dims), value in grid.holders.items():
+            if grid.counted(dims, ledger.is_frozen) in (grid.unit, MERGED) and (module, attribute) not in seen:
                 seen.add((module, attribute))
                 yield Follower(module, attribute, axes[0], value, ledger.shapes[tensor][dim])
+    for follower in ledger.places.followers():
+        if (follower.module, follower.attribute) not in seen:
+            seen.add((follower.module, follower.attribute))
+            yield follower
 
 
 def _layer_of(ledger: Ledger, axis: Axis) -> str:

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from lightning_taylor.graph.ledger import NEUTRAL, Ledger
 
-__all__ = ["Labels", "collapse", "compressed", "is_constant", "pairs", "united", "varies", "varying"]
+__all__ = ["Labels", "collapse", "compressed", "is_constant", "pairs", "tells_all", "united", "varies", "varying"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -92,3 +92,9 @@ def united(ledger: Ledger, labels: Tensor, dim: int) -> Tensor | None:
     first = collapse(labels, tuple(d for d in range(labels.ndim) if d != dim % labels.ndim), keepdim=True)
     ledger.tie(*pairs(labels, first.expand(labels.shape)))
     return first.flatten()
+
+
+def tells_all(old: Labels, new: Labels) -> bool:
+    """Whether what was written runs along dimensions along which the tensor has labels: those are tied to it."""
+    along = {varying(slot) for slot in old.slots if not bool((compressed(slot) == NEUTRAL).any())}
+    return len(old.slots) > 1 and {varying(slot) for slot in new.slots} <= along

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections.abc import Iterable, Mapping
+from typing import Any
 
 import numpy as np
 import torch
@@ -19,6 +20,7 @@ from torch import Tensor
 
 from lightning_taylor.graph.channels import Axis, ChannelGroup, Operation, Role
 from lightning_taylor.graph.grids import Grids
+from lightning_taylor.graph.sizes import Place, Places
 
 __all__ = ["NEUTRAL", "VIRTUAL", "Ledger"]
 
@@ -62,9 +64,11 @@ class Ledger:
         self._reason_index: dict[str, int] = {}
         self._frozen_by = np.full(total, -1, dtype=np.int64)
         self._ties: list[np.ndarray] = []
-        self._cuts: list[tuple[np.ndarray, np.ndarray, str]] = []
+        self._cuts: list[tuple[np.ndarray, np.ndarray, str, Place | None]] = []
+        self._components: tuple[Any, np.ndarray] = None, np.zeros(0, dtype=np.int64)
         self.order: dict[Axis, int] = {}
         self.grids = Grids(self)
+        self.places = Places(self)
 
     def labels(self, tensor: str) -> tuple[Tensor, ...]:
         """One label tensor per dimension of a parameter, each of the parameter's shape, without its memory."""
@@ -120,27 +124,41 @@ class Ledger:
         at = at[self._frozen_by[at] < 0]
         self._frozen_by[at] = self._reason(reason)
 
-    def cut(self, part: Tensor, whole: Tensor, reason: str) -> None:
-        """Note a part that is taken out of a tensor at positions that the model's code counts; see ``settle_cuts``."""
+    def cut(self, part: Tensor, whole: Tensor, reason: str, place: Place | None = None) -> None:
+        """Note a part that is taken out of a tensor at positions that the model's code counts; see ``settle_cuts``.
+
+        Args:
+            part: labels of any shape.
+            whole: those of the tensor.
+            reason: why what is cut unevenly has to stay.
+            place: says which attributes may follow instead.
+        """
         inside, outside = _squeezed(part).numpy().ravel(), _squeezed(whole).numpy().ravel()
         if len(inside) != len(outside):
-            self._cuts.append((inside, outside, reason))
+            self._cuts.append((inside, outside, reason, place))
+
+    def settle(self) -> None:
+        """Choose the units of the grids, then freeze what is cut unevenly; call it when all ties are known."""
+        self.grids.settle()
+        self.settle_cuts()
 
     def settle_cuts(self) -> None:
-        """Freeze what is cut unevenly; call it when all ties are known.
+        """Freeze what is cut unevenly by numbers that follow nothing.
 
         Code that takes the first half of the channels takes the first half of what is left, too. That is the same
         half only if whatever goes takes as large a share of the part as of the whole.
         """
-        self.grids.settle()
         component = self.components()
-        for part, whole, reason in self._cuts:
+        for part, whole, reason, place in self._cuts:
+            if place is not None and self.places.follows(place):
+                continue
             there = whole[whole >= 0]
             names, at, in_whole = np.unique(component[there], return_inverse=True, return_counts=True)
             mine = component[part[part >= 0]]
             in_part = np.bincount(np.searchsorted(names, mine), minlength=len(names))
             uneven = in_part * len(whole) != in_whole * len(part)
-            self.freeze(torch.from_numpy(there[uneven[at]]), reason)
+            if bool(uneven.any()) and not (place is not None and self.places.follow_instead(place)):
+                self.freeze(torch.from_numpy(there[uneven[at]]), reason)
 
     def assign(self, labels: Tensor, role: Role) -> None:
         """Note what the axes that these labels belong to do with their channels."""
@@ -177,6 +195,10 @@ class Ledger:
             stay[entries[kept.numpy()]] = True
         return torch.from_numpy(stay)[labels]
 
+    def axes_of_size(self, size: int) -> list[Axis]:
+        """The dimensions of tensors that have so many entries."""
+        return [(tensor, dim) for tensor, dim in self._base_of if self.shapes[tensor][dim] == size]
+
     def entries(self, axis: Axis) -> np.ndarray:
         """All labels of an axis; empty for an axis of size one."""
         if axis not in self._base_of:
@@ -187,6 +209,12 @@ class Ledger:
 
     def components(self) -> np.ndarray:
         """Label -> the smallest label it is tied to, by hooking and pointer jumping over all ties at once."""
+        state = (self.total, len(self._ties), tuple(grid.unit for grid in self.grids))
+        if self._components[0] != state:
+            self._components = state, self._joined()
+        return self._components[1]
+
+    def _joined(self) -> np.ndarray:
         parent = np.arange(self.total)
         ties = [*self._ties, *self.grids.ties()]
         if not ties:

@@ -16,8 +16,10 @@ from lightning_taylor.graph.channels import Role
 from lightning_taylor.graph.labels import Labels, varies, varying
 from lightning_taylor.graph.ledger import NEUTRAL
 from lightning_taylor.graph.pointwise import freeze_all
+from lightning_taylor.graph.sizes import Place, place_of
 from lightning_taylor.graph.slots import arranged, joined, squeezed
 from lightning_taylor.graph.tracer import Call
+from lightning_taylor.graph.weights import vector_of
 
 __all__ = ["move"]
 
@@ -68,7 +70,13 @@ def _by_dimensions(x: Labels) -> list[Tensor]:
 
 
 def _arranged(call: Call, before: Tensor | None, after: Tensor) -> list[Tensor]:
-    return arranged(call, before, after) if before is not None and call.name in _VIEWS else [after]
+    if before is None or call.name not in _VIEWS:
+        return [after]
+    if after.numel() and len(runs := varying(after)) == 1:
+        channels = vector_of(after, after.ndim + next(iter(runs)))
+        if call.tracer.ledger.are_real(channels):  # else a grid knows what counts them
+            _noted(call, channels, [channels])
+    return arranged(call, before, after)
 
 
 def _moved(call: Call, slots: Sequence[Tensor | None]) -> list[Tensor]:
@@ -76,12 +84,37 @@ def _moved(call: Call, slots: Sequence[Tensor | None]) -> list[Tensor]:
     ledger, results = call.tracer.ledger, _apply(call, slots)
     first = slots[0]
     if first is not None and call.name in _CUTS:
-        _note_equal_parts(call, first, results)
+        place = _place(call, first, results)
+        if place is None or not place.sure:
+            _note_equal_parts(call, first, results)
         for part in results:
-            ledger.cut(part, first, f"taken apart at fixed positions by {call.where}")
+            ledger.cut(part, first, f"taken apart at fixed positions by {call.where}", place)
     if first is not None and any(varies(first, d) for d in _reordered(call)):
         ledger.freeze(first, f"picked or reordered at fixed positions by {call.where}")
     return results
+
+
+def _place(call: Call, whole: Tensor, parts: Sequence[Tensor]) -> Place | None:
+    """The place where channels are taken apart, if an attribute of the running module may say how."""
+    runs = varying(whole)
+    if len(runs) != 1 or any(part.ndim != whole.ndim or not part.numel() for part in parts):
+        return None
+    dim = whole.ndim + next(iter(runs))
+    whole_C, parts_P = vector_of(whole, dim), [vector_of(part, dim) for part in parts]
+    if call.name == "slice":
+        before, size = int(call.get("start") or 0) % (len(whole_C) + 1), len(parts_P[0])
+        if int(call.get("step")) != 1 or size == len(whole_C):
+            return None
+        parts_P = [part for part in whole_C.split([before, size, len(whole_C) - before - size]) if len(part)]
+    if sum(map(len, parts_P)) != len(whole_C):
+        return None
+    return _noted(call, whole_C, parts_P)
+
+
+def _noted(call: Call, whole_C: Tensor, parts_P: Sequence[Tensor]) -> Place | None:
+    tracer = call.tracer
+    found = place_of(tracer.module, (tracer.kind, call.name), whole_C, parts_P, tracer.held())
+    return tracer.ledger.places.note(found) if found else None
 
 
 def _note_equal_parts(call: Call, whole: Tensor, parts: Sequence[Tensor]) -> None:

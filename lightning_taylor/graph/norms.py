@@ -44,7 +44,7 @@ def group_norm(call: Call) -> list[Labels | None]:
     units = [0, 1] if call.tracer.ledger.inexact_norms else [0]
     grid = call.tracer.ledger.grids.split(x_C.view(groups, -1), call.where, call.place, units)
     if call.tracer.holds("num_groups", groups):
-        grid.holders[call.tracer.module, "num_groups", 0] = groups
+        grid.holders[call.tracer.module, "num_groups", (0,)] = groups
     for vector_C in vectors:
         tie_along(call, x_C, vector_C, dim=0)
         call.tracer.ledger.assign(vector_C, Role.PASS_THROUGH)

@@ -72,13 +72,14 @@ def graph_from_plain(plain: Mapping[str, Any]) -> ChannelGraph:
 
 def follower_to_plain(follower: Follower) -> list[Any]:
     """A follower as a list."""
-    return [follower.module, follower.attribute, list(follower.axis), follower.dense, follower.width]
+    minus = [list(axis) for axis in follower.minus]
+    return [follower.module, follower.attribute, list(follower.axis), follower.dense, follower.width, minus]
 
 
 def follower_from_plain(plain: list[Any]) -> Follower:
     """The follower that ``follower_to_plain`` was called on."""
-    module, attribute, axis, dense, width = plain
-    return Follower(module, attribute, _axis(axis), dense, width)
+    module, attribute, axis, dense, width, *more = plain  # version 0.1 wrote no more than these
+    return Follower(module, attribute, _axis(axis), dense, width, tuple(_axis(minus) for minus in (more or [[]])[0]))
 
 
 def call_to_plain(call: ForwardCall) -> dict[str, Any] | None:

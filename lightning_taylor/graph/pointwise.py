@@ -79,7 +79,7 @@ def _repeated(x: Labels, shape: torch.Size) -> bool:
 
 def _matching_slot(call: Call, x: Labels, result: Tensor | None, shape: torch.Size) -> Tensor | None:
     """Of a bare parameter's dimensions, the one that runs along the activation's channels."""
-    along = varying(result.expand(shape)) if result is not None else frozenset()
+    along = _running(result.expand(shape)) if result is not None else frozenset()
     found = None
     for slot in x.slots:
         if found is None and varying(slot) & along:
@@ -88,6 +88,18 @@ def _matching_slot(call: Call, x: Labels, result: Tensor | None, shape: torch.Si
         else:
             call.tracer.ledger.freeze(slot, f"a bare parameter's positions ({call.where})")
     return found
+
+
+def _running(labels: Tensor) -> frozenset[int]:
+    """The dimensions along which an activation's channels run.
+
+    Of several, the one with most: tokens of two layers, put beside each other (a class token, those of an image), have
+    two labels along the tokens at every channel.
+    """
+    runs = varying(labels)
+    lines = {d: [slice(None) if d == i - labels.ndim else 0 for i in range(labels.ndim)] for d in runs}
+    counts = {d: len(torch.unique(labels[tuple(line)])) for d, line in lines.items()}
+    return frozenset(d for d in runs if counts[d] == max(counts.values()))
 
 
 def _without_fixed_slots(call: Call, operands: list[Labels], neutral: list[Tensor]) -> list[Labels]:

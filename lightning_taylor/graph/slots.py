@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from lightning_taylor.graph.grids import Grid
+from lightning_taylor.graph.grids import MERGED, Grid
 from lightning_taylor.graph.labels import compressed, varying
 from lightning_taylor.graph.ledger import NEUTRAL
 from lightning_taylor.graph.tracer import Call
@@ -54,7 +54,7 @@ def joined(call: Call, slots: Sequence[Tensor]) -> list[Tensor]:
         left.append(_entries(grid, found))
         merged = math.prod(len(torch.unique(slot)) for slot in found)
         for holder in call.tracer.counting(merged):
-            grid.holders[(*holder, -1)] = merged
+            grid.holders[*holder, (MERGED,)] = merged
     return left
 
 
@@ -77,12 +77,12 @@ def _order(call: Call, grid_F: Tensor) -> list[int]:
 
 
 def _note_holders(call: Call, grid: Grid) -> None:
-    for dim, n in enumerate(grid.labels.shape):
-        alike = [d for d, m in enumerate(grid.labels.shape) if m == n]
+    shape = grid.labels.shape
+    for n in dict.fromkeys(shape):
+        alike = [d for d, m in enumerate(shape) if m == n]
         for module, attribute in call.tracer.counting(n):
             of_width = any(word in attribute for word in ("dim", "size", "width", "channel"))
-            if dim == (alike[-1] if of_width else alike[0]):
-                grid.holders[module, attribute, dim] = n
+            grid.holders[module, attribute, tuple(reversed(alike) if of_width else alike)] = n
 
 
 def squeezed(labels: Tensor, dims: Sequence[int]) -> Tensor:

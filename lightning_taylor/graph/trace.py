@@ -121,7 +121,7 @@ def trace_calls(
             "of them"
         )
     tie_recurrent(ledger, net)
-    ledger.settle_cuts()
+    ledger.settle()
     _ignore(ledger, ignore, net)
     unseen = _unseen(ledger, net)
     if verify:

@@ -19,7 +19,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from lightning_taylor.graph.attributes import rule_of
 from lightning_taylor.graph.averages import Averages
 from lightning_taylor.graph.channels import Axis, Operation
-from lightning_taylor.graph.labels import Labels, compressed, varying
+from lightning_taylor.graph.labels import Labels, tells_all
 from lightning_taylor.graph.ledger import NEUTRAL, Ledger
 from lightning_taylor.graph.lines import running_line
 
@@ -211,8 +211,12 @@ class Tracer(TorchDispatchMode):
     @property
     def kind(self) -> str:
         """The class of the running module: what the same code does goes by one decision."""
-        module = self._modules.get(self.module)
-        return f"{type(module).__module__}.{type(module).__qualname__}" if module is not None else ""
+        return f"{type(self.running).__module__}.{type(self.running).__qualname__}" if self.running is not None else ""
+
+    @property
+    def running(self) -> nn.Module | None:
+        """The innermost module that runs."""
+        return self._modules.get(self.module)
 
     def holds(self, attribute: str, value: int) -> bool:
         """Whether the running module keeps this number under this name."""
@@ -220,10 +224,11 @@ class Tracer(TorchDispatchMode):
 
     def counting(self, number: int) -> list[tuple[str, str]]:
         """The running module and those of its attributes that are this whole number."""
-        module = self._modules.get(self.module)
-        if module is None or rule_of(module) is not None:
-            return []
-        return [(self.module, name) for name, value in vars(module).items() if type(value) is int and value == number]
+        return [(self.module, name) for name, value in self.held().items() if type(value) is int and value == number]
+
+    def held(self) -> Mapping[str, Any]:
+        """The attributes of the running module; none if the rule of its class says what follows."""
+        return {} if self.running is None or rule_of(self.running) is not None else vars(self.running)
 
     def record(self, call: Call, axes: Iterable[Axis]) -> None:
         """Write down an operation's cost, on the pass that counts it."""
@@ -256,7 +261,11 @@ class Tracer(TorchDispatchMode):
         old = self.labels_of(tensor)
         if labels is None or labels is old:
             return
-        if old is not None and _is_pointwise(call) and _tells_all(old, labels):
+        if (
+            old is not None
+            and (torch.Tag.pointwise in call.func.tags or call.name == "copy")
+            and tells_all(old, labels)
+        ):
             return
         if old is not None and len(old.slots) == 1 and len(labels.slots) == 1:
             here, new = old.slots[0], labels.slots[0]
@@ -282,16 +291,6 @@ class Tracer(TorchDispatchMode):
 def _arranged(labels: Labels | None) -> bool:
     """Whether an activation carries channels along several of its dimensions."""
     return labels is not None and not labels.weight and len(labels.slots) > 1
-
-
-def _is_pointwise(call: Call) -> bool:
-    return torch.Tag.pointwise in call.func.tags or call.name == "copy"
-
-
-def _tells_all(old: Labels, new: Labels) -> bool:
-    """Whether what was written runs along dimensions along which the tensor has labels: those are tied to it."""
-    along = {varying(slot) for slot in old.slots if not bool((compressed(slot) == NEUTRAL).any())}
-    return len(old.slots) > 1 and {varying(slot) for slot in new.slots} <= along
 
 
 def _unknown(call: Call) -> None:

@@ -56,7 +56,10 @@ def prove(
         if not failed:
             return
         for name, reason in failed.items():
-            if not ledger.grids.retreat(ledger.labels_of(graph.groups[name]), reason):
+            labels = ledger.labels_of(graph.groups[name])
+            if ledger.places.retreat(labels):
+                ledger.settle_cuts()
+            elif not ledger.grids.retreat(labels, reason):
                 ledger.freeze_labels_of(graph.groups[name], reason)
 
 
@@ -89,11 +92,15 @@ class _Trial:
             return {names[0]: reason}
         half = len(names) // 2
         found = self.failures(graph, names[:half])
-        # What is learnt of a grid that fails may well settle the others.
-        if not any(self._ledger.grids.touched_by(self._ledger.labels_of(graph.groups[name])) for name in found):
+        # What is learnt of a grid that fails, or of a number that follows, may well settle the others.
+        if not any(self._open(graph, name) for name in found):
             found = {**found, **self.failures(graph, names[half:])}
         # Each half is right alone and both together are not: the later ones yield.
         return found or dict.fromkeys(names[half:], reason)
+
+    def _open(self, graph: ChannelGraph, name: str) -> bool:
+        labels = self._ledger.labels_of(graph.groups[name])
+        return self._ledger.grids.touched_by(labels) or self._ledger.places.touched_by(labels)
 
     def _fails(self, graph: ChannelGraph, names: Sequence[str]) -> str | None:
         for draw in range(_DRAWS):

@@ -9,7 +9,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from lightning_taylor.errors import UncoupledChannelsError
-from lightning_taylor.graph.attributes import known
+from lightning_taylor.graph.attributes import concerned, known
 from lightning_taylor.graph.channels import ChannelGraph, Remove
 from lightning_taylor.graph.resize import Touched, followed, owners, resized, touched_tensors
 from lightning_taylor.surgery.copies import Copy
@@ -88,7 +88,7 @@ def prune_channels(
         states = list(unwrapped(optimizers))
         changes = [c for o in states for c in prepare_state(o, touched, drop_unknown=drop_unknown_state)]
         tensors = [(t.tensor, resized(t.tensor, t.keep)) for t in touched]
-        values = known(graph.followers, {t.name: smaller.shapes[t.name] for t in touched})
+        values = known(concerned(graph.followers, {t.name for t in touched}), smaller.shapes)
         following = list(followed(model, owners(model, touched), values))
         with signals_deferred(), Transaction() as transaction:
             for change in changes:

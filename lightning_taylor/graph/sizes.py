@@ -1,0 +1,179 @@
+"""Numbers that modules keep and by which their code takes channels apart: ``split(x, self.sizes)``, ``x[:, : self.n]``.
+
+Code that counts channels by numbers of its own must find the same share in every part; unless those numbers are
+attributes of the running module, which can follow what is left of each part. That an attribute has the right value may
+be chance, so the proof decides: where following it fails, the numbers stay and what they cut unevenly is frozen.
+
+Which attribute is meant is a guess with an order: a list or tuple of exactly these sizes is surely it; of whole numbers
+with the same value one at a time is tried, those first that are called after a width, for the first and for the last of
+the parts that are so large. Two that have the same value never follow together: one may be the number of classes.
+
+Shape legend: C = channels of the tensor that is taken apart, P = those of one part.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import islice, product
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from torch import Tensor
+
+from lightning_taylor.graph.channels import Axis, Follower
+
+if TYPE_CHECKING:
+    from lightning_taylor.graph.ledger import Ledger
+
+__all__ = ["WHOLE", "Choice", "Place", "Places", "choices", "place_of"]
+
+WHOLE = -1
+"""In place of a part's number: the attribute counts all channels."""
+_MOST = 8
+_WIDTHS = ("dim", "width", "channel", "chs", "hidden", "split", "size", "planes", "feature", "ch")
+
+Choice = Mapping[str, int]
+"""Attribute -> the part that it counts; none: the numbers stay."""
+
+
+@dataclass(eq=False)
+class Place:
+    """One place where code takes channels apart.
+
+    Attributes:
+        module: the one that was running.
+        whole: shape (C,), the labels of all channels.
+        parts: shape (P,) each, those of every part.
+        kind: places of one kind are run by the same code and go by one choice.
+        choices: what may follow, the likeliest first.
+        sure: whether the first choice is no guess.
+    """
+
+    module: str
+    whole: np.ndarray
+    parts: tuple[np.ndarray, ...]
+    kind: Any
+    choices: tuple[Choice, ...]
+    sure: bool
+
+
+def choices(sizes: Sequence[int], whole: int, held: Mapping[str, Any]) -> tuple[tuple[Choice, ...], bool]:
+    """What of a module's attributes may follow, and whether the first is sure.
+
+    Args:
+        sizes: how many channels are in each part.
+        whole: how many there are.
+        held: the module's attributes.
+    """
+    for name, value in held.items():
+        if isinstance(value, list | tuple) and len(sizes) > 1 and list(value) == list(sizes):
+            return ({f"{name}[{i}]": i for i in range(len(sizes))},), True
+    numbers = {name: value for name, value in held.items() if type(value) is int and value > 1}
+    likely = sorted(numbers, key=lambda name: not any(word in name for word in _WIDTHS))
+    named: list[list[tuple[str, int]]] = []
+    for part, size in enumerate(sizes):
+        alike = dict.fromkeys((part, len(sizes) - 1 - list(reversed(sizes)).index(size)))
+        if size not in sizes[:part] and (found := [(n, p) for n in likely if numbers[n] == size for p in alike]):
+            named.append(found)
+    if not named:
+        named = [[(name, WHOLE) for name in likely if numbers[name] == whole]]
+    return tuple(dict(choice) for choice in islice(product(*named), _MOST) if choice), False
+
+
+class Places:
+    """All places of a trace, and what was decided for each kind."""
+
+    def __init__(self, ledger: Ledger) -> None:
+        self._ledger = ledger
+        self._all: dict[Any, Place] = {}
+        self._turn: dict[Any, int] = {}
+
+    def note(self, place: Place) -> Place:
+        """Note a place, once however often it is run; the first choice counts at once only if it is sure."""
+        key = (place.module, place.kind, place.whole.tobytes(), *(part.tobytes() for part in place.parts))
+        self._turn.setdefault(place.kind, 0 if place.sure else -1)
+        return self._all.setdefault(key, place)
+
+    def follows(self, place: Place) -> bool:
+        """Whether its numbers follow, as far as that was decided."""
+        return 0 <= self._turn[place.kind] < len(place.choices) and bool(list(self._followers(place)))
+
+    def follow_instead(self, place: Place) -> bool:
+        """Let its numbers follow by the first choice that is left and can; whether there is one."""
+        self._turn[place.kind] = max(0, self._turn[place.kind])
+        while self._turn[place.kind] < len(place.choices) and not self.follows(place):
+            self._turn[place.kind] += 1
+        return self.follows(place)
+
+    def retreat(self, labels: np.ndarray) -> bool:
+        """Make the next choice where these channels are taken apart; whether there was one."""
+        for place in self._around(labels):
+            if self._turn[place.kind] < len(place.choices):
+                self._turn[place.kind] += 1
+                self.follow_instead(place)
+                return True
+        return False
+
+    def touched_by(self, labels: np.ndarray) -> bool:
+        """Whether another choice may help these channels."""
+        return any(self._turn[place.kind] < len(place.choices) for place in self._around(labels))
+
+    def followers(self) -> Iterator[Follower]:
+        """The attributes that follow, by the choices that were made."""
+        for place in self._all.values():
+            if 0 <= self._turn[place.kind] < len(place.choices):
+                yield from self._followers(place)
+
+    def _around(self, labels: np.ndarray) -> list[Place]:
+        if not self._all:
+            return []
+        component = self._ledger.components()
+        members = component[labels]
+        return [p for p in self._all.values() if bool(np.isin(component[p.whole], members).any())]
+
+    def _followers(self, place: Place) -> Iterator[Follower]:
+        """Each attribute with the axis that is as wide as its part; none if one that can shrink has no such axis."""
+        found: list[Follower] = []
+        component = self._ledger.components()
+        for attribute, part in place.choices[self._turn[place.kind]].items():
+            own = place.whole if part == WHOLE else place.parts[part]
+            axis, minus = self._axis(place.module, component, own), ()
+            if axis is None and (rest := self._rest(place, component, part)):
+                axis, *others = rest
+                minus = tuple(others)
+            if axis is None and self._stay(component, own):
+                continue
+            if axis is None:
+                return
+            found.append(Follower(place.module, attribute, axis, len(own), len(own), minus))
+        yield from found
+
+    def _stay(self, component: np.ndarray, labels: np.ndarray) -> bool:
+        """Whether none of these channels can be removed anyway."""
+        return bool((self._ledger.frozen_components(component)[component[labels]] >= 0).all())
+
+    def _rest(self, place: Place, component: np.ndarray, part: int) -> list[Axis]:
+        """The axis of the whole, and those of all parts but one; empty if they are not known or are not all."""
+        others = [p for number, p in enumerate(place.parts) if number != part]
+        if part == WHOLE or sum(map(len, place.parts)) != len(place.whole):
+            return []
+        axes = [self._axis(place.module, component, labels) for labels in (place.whole, *others)]
+        return [axis for axis in axes if axis is not None] if None not in axes else []
+
+    def _axis(self, module: str, component: np.ndarray, labels: np.ndarray) -> Axis | None:
+        """A dimension of a tensor, the nearest to the module, whose entries go one by one with these labels."""
+        tied = component[labels]
+        fitting = [axis for axis in self._ledger.axes_of_size(len(labels))
+                   if np.array_equal(component[self._ledger.entries(axis)], tied)]  # fmt: skip
+        return min(fitting, key=lambda axis: not axis[0].startswith(f"{module}."), default=None)
+
+
+def place_of(module: str, kind: Any, whole: Tensor, parts: Sequence[Tensor], held: Mapping[str, Any]) -> Place | None:
+    """The place where labels (C,) are taken apart into (P,) each, if an attribute may count them."""
+    if bool((whole < 0).any()) or any(len(part) < 2 for part in parts):
+        return None
+    possible, sure = choices([len(part) for part in parts], len(whole), held)
+    if not possible:
+        return None
+    return Place(module, whole.numpy().copy(), tuple(p.numpy().copy() for p in parts), kind, possible, sure)
