@@ -73,7 +73,7 @@ class Spelled(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         x = F.relu(self.stem(x))
-        return self.head(x.reshape(len(x), self.hidden, x.shape[2] * x.shape[3]).mean(2))
+        return self.head(x.reshape(x.shape[0], self.hidden, x.shape[2] * x.shape[3]).mean(2))
 
 
 SIZES: dict[str, Callable[[], nn.Module]] = {

@@ -60,8 +60,9 @@ def architecture_record(
         arguments: what it is called with.
 
     Returns:
-        ``layers`` maps the name of every module with parameters to its attributes that are whole numbers or truth
-        values, and its widths; ``tensors`` every name of the state dict to its shape.
+        ``layers`` maps the name of every module with parameters to its attributes that are whole numbers, lists of
+        them (tuples become lists) or truth values, and its widths; ``tensors`` every name of the state dict to its
+        shape.
 
     Example:
         >>> net = nn.Sequential(nn.Conv2d(3, 5, 1), nn.BatchNorm2d(5))
@@ -87,10 +88,16 @@ def _layers(model: nn.Module) -> Iterator[tuple[str, dict[str, Any]]]:
             plain = {k: v for k, v in vars(module).items() if type(v) in (int, bool) and k[0] != "_"}
             plain.pop("training")
             rule = rule_of(module)
-            followed = dict(rule(module, {})) if rule else {}
+            followed = dict(rule(module, {})) if rule else _listed(module)
             followed.pop("__class__", None)
             if attributes := {**plain, **followed}:
                 yield name, attributes
+
+
+def _listed(module: nn.Module) -> dict[str, list[int]]:
+    """The lists of whole numbers that the code of the user's own module may take its channels apart by."""
+    lists = {k: v for k, v in vars(module).items() if isinstance(v, list | tuple) and v and k[0] != "_"}
+    return {k: list(v) for k, v in lists.items() if all(type(n) is int for n in v)}
 
 
 def loader_text(record_name: str, builder: str | None) -> str:
