@@ -102,7 +102,8 @@ def _place(call: Call, whole: Tensor, parts: Sequence[Tensor]) -> Place | None:
     dim = whole.ndim + next(iter(runs))
     whole_C, parts_P = vector_of(whole, dim), [vector_of(part, dim) for part in parts]
     if call.name == "slice":
-        before, size = int(call.get("start") or 0) % (len(whole_C) + 1), len(parts_P[0])
+        start, size = int(call.get("start") or 0), len(parts_P[0])
+        before = max(0, start + len(whole_C)) if start < 0 else min(start, len(whole_C))
         if int(call.get("step")) != 1 or size == len(whole_C):
             return None
         parts_P = [part for part in whole_C.split([before, size, len(whole_C) - before - size]) if len(part)]

@@ -206,23 +206,30 @@ def rearrange(b: Builder) -> bool:
         (f"torch.einsum('nchw,oc->nohw', {n}, {b.parameter(o, c)})", o),
         (f"{n}.flatten(2).softmax(2).view_as({n})", c),
         (f"{n} - {n}.mean(1, keepdim=True)", c),
-    )[b.below(12)]  # fmt: skip
+        (f"{n}.flatten(2).view(-1, {b.own(f'{c}')}, {s}, {s})", c),
+    )[b.below(13)]  # fmt: skip
     return b.let(expression, width, s)
 
 
 def split(b: Builder) -> bool:
-    """Two parts of the channels: halves by their number, or sizes written out."""
+    """Two parts of the channels: halves by their number, or sizes written out or kept as attributes."""
     v = b.take(lambda v: v.c >= 4)
     if v is None:
         return False
     n, c = v.name, v.c
     left = c // 2 if b.below(2) == 0 else 2
-    even = b.one_of(f"{n}.chunk(2, 1)", f"{n}.tensor_split(2, 1)", f"{n}.split({n}.shape[1] // 2, 1)")
-    how = (
-        even
-        if left * 2 == c
-        else b.one_of(f"{n}.split([{left}, {c - left}], 1)", f"({n}[:, :{left}], {n}[:, {left}:])")
-    )
+    if left * 2 == c:
+        how = b.one_of(
+            f"{n}.chunk(2, 1)", f"{n}.tensor_split(2, 1)", f"{n}.split({n}.shape[1] // 2, 1)",
+            f"{n}.split({b.own(f'{c}')} // 2, 1)", f"{n}.split({b.own(f'[{left}, {left}]')}, 1)",
+        )  # fmt: skip
+    else:
+        first = b.own(f"{left}")
+        how = b.one_of(
+            f"{n}.split([{left}, {c - left}], 1)", f"({n}[:, :{left}], {n}[:, {left}:])",
+            f"{n}.split({b.own(f'({left}, {c - left})')}, 1)", f"({n}[:, :{first}], {n}[:, {first}:])",
+        )  # fmt: skip
+        b.init.append(f"self.classes = {left}  # as large by chance")
     b.body.append(f"one, two = {how}")
     joined = b.below(4) if left * 2 == c else 0
     if joined == 2:

@@ -57,8 +57,10 @@ def check_exact(genes: list[Gene]) -> int:
     every_layer_has_its_reason(graph)
     for remove in removals(graph, Random(str(genes))):
         twin = masked(model, graph, remove)
-        expected, found = paths(twin, x), paths(sliced(model, graph, remove), x)
+        small = sliced(model, graph, remove)
+        expected, found = paths(twin, x), paths(small, x)
         apart = difference(expected, found)
+        assert vars(twin).get("classes") == vars(small).get("classes"), f"the classes follow {listed(remove)}"
         assert apart < TIGHT or apart < sensitivity(twin, x), f"{apart:.1e} apart without {listed(remove)}"
     return len(graph.groups)
 
