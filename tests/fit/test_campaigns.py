@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+import os
+import time
+from dataclasses import replace
+
 import pytest
-from campaigns import bad_arguments, bad_checkpoints, bad_fits, bad_models, bad_removals
+import torch
+import torchvision
+from campaigns import bad_arguments, bad_checkpoints, bad_fits, bad_models, bad_removals, end_to_end, real_nets
 from campaigns.bad_inputs import CASES, judge
 from campaigns.cases import Case
 from campaigns.kill import campaign
+from campaigns.real_nets import Case as Network
 from campaigns.soak import soak
+from torch import Tensor, nn
 
 from fit.rank_launch import alone
 
@@ -44,6 +52,81 @@ def test_there_are_many_cases() -> None:
 def _bad(case: Case) -> str:
     said = judge(case)
     return f"{case.name}: {said}" if said.startswith("BAD") else ""
+
+
+class Wild(nn.Linear):
+    """A layer that learns from another thing each time, whatever the random numbers are."""
+
+    called = 0
+
+    def forward(self, x: Tensor) -> Tensor:
+        Wild.called += torch.is_grad_enabled()
+        return super().forward(x) * (1 + Wild.called)
+
+
+SMALL = {
+    "U-Net": replace(real_nets.CASES["U-Net 64-128-256-512"], build=lambda: real_nets.UNet(4, 6, 8), shape=(3, 16, 16)),
+    "LSTM": replace(
+        real_nets.CASES["convolutions and LSTM 256"],
+        build=lambda: real_nets.Recurrent((48, 64), 96),
+        shape=(3, 3, 8, 8),
+    ),
+    "ViT": replace(
+        real_nets.CASES["vit_b_16"],
+        build=lambda: torchvision.models.VisionTransformer(32, 8, 2, 4, 32, 48, num_classes=real_nets.CLASSES),
+        shape=(3, 32, 32),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_a_whole_fit_ends_as_one_that_was_interrupted_and_every_kind_of_unit_goes(name: str) -> None:
+    row = end_to_end.Row(**end_to_end.measured(name, SMALL[name], timeout=300, memory=8))
+    assert (row.status, row.note, row.resumed, row.differing) == ("right", "", True, [])
+    assert row.events == end_to_end.EVENTS
+    assert 0 < row.pruned <= 0.6 * row.dense
+    assert all(0 < now < before for before, now in row.units.values()), row.units
+    assert row.trace_seconds > 0
+
+
+def test_a_whole_fit_that_does_not_resume_as_it_was_is_called_wrong() -> None:
+    def build() -> nn.Module:
+        return nn.Sequential(nn.Flatten(), nn.Linear(48, 16), nn.ReLU(), Wild(16, real_nets.CLASSES))
+
+    case = Network(build, {"units": real_nets.widths("1")}, shape=(3, 4, 4))
+    row = end_to_end.Row(**end_to_end.measured("wild", case, timeout=300, memory=8))
+    assert row.status == "wrong"
+    assert "differ after the resume: .model.net" in row.note
+
+
+def test_a_whole_fit_that_dies_or_hangs_is_a_row_that_says_so() -> None:
+    def hang() -> nn.Module:
+        time.sleep(60)
+        raise AssertionError
+
+    def die() -> nn.Module:
+        os._exit(3)
+
+    stuck = end_to_end.measured("stuck", Network(hang, {"units": real_nets.widths("1")}), timeout=1, memory=8)
+    dead = end_to_end.measured("dead", Network(die, {"units": real_nets.widths("1")}), timeout=60, memory=8)
+    assert (stuck["status"], dead["status"]) == ("timeout", "error")
+
+
+def test_the_table_of_whole_fits_says_what_went_and_what_went_wrong() -> None:
+    units = {"heads": [12, 8], "MLP": [64, 64]}
+    right = end_to_end.Row("swin_t", "right", dense=2_000_000, pruned=1_200_000, share=0.6, resumed=True, units=units)
+    wrong = end_to_end.Row("vit_b_16", "wrong", "2 differ", resumed=True, differing=[".model.a", ".model.b"])
+    table = end_to_end.markdown([right, wrong], "Made.")
+    assert "1 of 2 right, 1 resumed bit for bit." in table
+    assert "heads 12 → 8, MLP 64 → 64 (stayed)" in table
+    assert "- **vit_b_16** (wrong): 2 differ" in table
+
+
+def test_the_networks_of_the_whole_fits_have_the_units_that_they_are_asked_for() -> None:
+    for name in ("resnext50_32x4d", "shufflenet_v2_x1_0", "swin_t"):
+        with torch.device("meta"):
+            net = real_nets.CASES[name].build()
+        assert all(count(net) > 0 for count in real_nets.CASES[name].units.values()), name
 
 
 def test_killed_fits_go_on_from_their_last_checkpoint() -> None:
