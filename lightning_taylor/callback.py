@@ -15,6 +15,7 @@ from typing_extensions import override
 from lightning_taylor.checkpoint import NO_STATE, was_pruned, widths_of
 from lightning_taylor.graph.channels import ChannelGraph
 from lightning_taylor.graph.copying import batch_size
+from lightning_taylor.graph.ledger import ConvGroups
 from lightning_taylor.graph.passes import ForwardCall
 from lightning_taylor.host import (
     check_return,
@@ -27,7 +28,7 @@ from lightning_taylor.host import (
 )
 from lightning_taylor.listening import Listening
 from lightning_taylor.loading import Loading
-from lightning_taylor.options import Options, as_inputs, changed_settings, check_arguments, settings_of
+from lightning_taylor.options import OF_THE_TRACE, Options, as_inputs, changed_settings, check_arguments, settings_of
 from lightning_taylor.plan import Schedule, Target
 from lightning_taylor.plan.guard import Guard
 from lightning_taylor.report import loggers
@@ -74,6 +75,8 @@ class TaylorPruning(Callback):
         flops_power: a channel's score is divided by the MFLOPs that its removal saves, to this power: 0 ranks by what a
             channel is worth, 1 by what it is worth per MFLOP. None for the criterion's own where the target is of
             FLOPs (0.5 for ``Taylor()``, better than both where it was measured), and 0 elsewhere.
+        conv_groups: what goes from a grouped convolution, as in ResNeXt and RegNet: "whole" for whole groups, "spread"
+            for the same channels of every group, "auto" for whole groups where they are many; see ``trace_channels``.
 
     Raises:
         ValueError: listing every value of a wrong type or outside its range.
@@ -100,6 +103,7 @@ class TaylorPruning(Callback):
         oracle_sample: int = 0,
         allow_inexact_norms: bool = False,
         flops_power: float | None = None,
+        conv_groups: ConvGroups = "auto",
     ) -> None:
         check_arguments({name: value for name, value in locals().items() if name not in ("self", "__class__")})
         super().__init__()
@@ -111,9 +115,9 @@ class TaylorPruning(Callback):
         self.example_inputs = as_inputs(example_inputs)
         self.measure_latency = measure_latency
         self.allow_untested_strategy = allow_untested_strategy
-        self.guard = guard
-        self.oracle_sample = oracle_sample
+        self.guard, self.oracle_sample = guard, oracle_sample
         self.allow_inexact_norms = allow_inexact_norms
+        self.conv_groups: ConvGroups = conv_groups
         self._session = Session(self.options, guard)
         self._together = Together()
         self._listening = Listening()
@@ -155,7 +159,7 @@ class TaylorPruning(Callback):
         state = checkpoint.get("callbacks", {}).get(self.state_key)
         if state:
             self._session.load(state, pl_module)
-            changed = changed_settings(state.get("settings", {}), self._settings())
+            changed = changed_settings(state.get("settings", {}), self._settings(), traced=self._session.traced)
             if changed and trainer.state.fn == "fit":
                 rank_zero_warn(changed)
         elif was_pruned(checkpoint):
@@ -279,19 +283,18 @@ class TaylorPruning(Callback):
             self._begin(trainer, pl_module, calls)
 
     def _begin(self, trainer: Trainer, pl_module: LightningModule, calls: list[ForwardCall]) -> None:
-        stay = {"ignore": self.ignore, "allow_inexact_norms": self.allow_inexact_norms}
-        self._together.begin(trainer, pl_module, self._session, calls, **stay)
+        sought = {name: getattr(self, name) for name in OF_THE_TRACE}
+        self._together.begin(trainer, pl_module, self._session, calls, **sought)
 
     def _close(self) -> None:
         self._listening.end()
         self._session.close()
 
     def _settings(self) -> dict[str, str]:
-        return settings_of(self.options, schedule=self.schedule, guard=self.guard)
+        return settings_of(self.options, **{name: getattr(self, name) for name in ("schedule", "guard", *OF_THE_TRACE)})
 
     def _hyperparameters(self) -> dict[str, Any]:
-        names = ("schedule", "guard", "ignore", "measure_latency", "allow_inexact_norms")
-        own = {name: getattr(self, name) for name in names}
+        own = {name: getattr(self, name) for name in ("schedule", "guard", "measure_latency", *OF_THE_TRACE)}
         options = self._session.options
         chosen = {"target": options.target.asked, "round_to": options.multiple}
         return {**{k: v for k, v in vars(options).items() if k != "own_round_to"}, **own, **chosen}

@@ -10,6 +10,7 @@ from typing import Any, get_args
 
 import torch
 
+from lightning_taylor.graph.ledger import ConvGroups
 from lightning_taylor.plan import Schedule, Target
 from lightning_taylor.plan.guard import Guard
 from lightning_taylor.plan.reach import own_round_to
@@ -17,6 +18,7 @@ from lightning_taylor.scores import Criterion, Normalization
 
 __all__ = [
     "CHECKS",
+    "OF_THE_TRACE",
     "Options",
     "as_inputs",
     "changed_settings",
@@ -24,6 +26,8 @@ __all__ = [
     "settings_of",
 ]
 
+OF_THE_TRACE = ("ignore", "allow_inexact_norms", "conv_groups")
+"""The settings that say what a trace looks for; its result travels with a checkpoint."""
 Check = Callable[[str, Any], Iterator[str]]
 """From an argument's name and value to what is wrong with it, in words."""
 
@@ -149,9 +153,14 @@ def _instance(kind: type, wanted: str) -> Check:
     return check
 
 
-def _normalization(name: str, value: Any) -> Iterator[str]:
-    if value is not None and value not in get_args(Normalization):
-        yield f"{name} must be one of {', '.join(map(repr, get_args(Normalization)))}, got {value!r}"
+def _one_of(words: Any) -> Check:
+    """A string among those of a ``Literal``."""
+
+    def check(name: str, value: Any) -> Iterator[str]:
+        if value not in get_args(words):
+            yield f"{name} must be one of {', '.join(map(repr, get_args(words)))}, got {value!r}"
+
+    return check
 
 
 def _penalty(name: str, value: Any) -> Iterator[str]:
@@ -200,7 +209,7 @@ CHECKS: Mapping[str, Check] = {
     "target": _target,
     "schedule": _instance(Schedule, "Gradual(...), Iterative(...) or OneShot(...)"),
     "criterion": _instance(Criterion, "a criterion such as Taylor() or WeightMagnitude()"),
-    "normalization": _normalization,
+    "normalization": _or_none(_one_of(Normalization)),
     "flops_penalty": _penalty,
     "flops_power": _or_none(_penalty),
     "ignore": _patterns,
@@ -212,6 +221,7 @@ CHECKS: Mapping[str, Check] = {
     "allow_untested_strategy": _switch,
     "oracle_sample": _count(0),
     "allow_inexact_norms": _switch,
+    "conv_groups": _one_of(ConvGroups),
 }
 
 
@@ -223,9 +233,27 @@ def settings_of(options: Any, **others: object) -> dict[str, str]:
     }
 
 
-def changed_settings(saved: Mapping[str, str], now: Mapping[str, str]) -> str | None:
-    """Which settings are not those of the checkpoint, in words; None if all are."""
-    changed = [f"{k}={now[k]}, which was {saved[k]}" for k in now if k in saved and saved[k] != now[k]]
+def changed_settings(saved: Mapping[str, str], now: Mapping[str, str], *, traced: bool = False) -> str | None:
+    """Which settings are not those of the checkpoint, in words; None if all are.
+
+    Args:
+        saved: name -> value, of the checkpoint.
+        now: name -> value, of the fit that is resumed.
+        traced: whether the checkpoint knows the channels; then those settings that the trace reads are its own.
+
+    Example:
+        >>> changed_settings({"conv_groups": "'whole'"}, {"conv_groups": "'spread'"}).rpartition(": ")[2]
+        "conv_groups='spread', which was 'whole'. The new ones hold"
+    """
+    changed = {k: f"{k}={now[k]}, which was {saved[k]}" for k in now if k in saved and saved[k] != now[k]}
     if not changed:
         return None
-    return f"the fit is resumed with other settings than its checkpoint's: {'; '.join(changed)}. The new ones hold"
+    held = [name for name in changed if traced and name in OF_THE_TRACE]
+    said = f"the fit is resumed with other settings than its checkpoint's: {'; '.join(changed.values())}. "
+    if not held:
+        return f"{said}The new ones hold"
+    found = " and ".join(f"{name}={saved[name]}" for name in held)
+    return (
+        f"{said}The new ones hold, but for {' and '.join(held)}: which channels go together was found with {found} and "
+        "travels with the checkpoint; another choice needs a fit of its own"
+    )

@@ -9,6 +9,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_warn
 from lightning.pytorch.utilities.seed import isolate_rng
 
+from lightning_taylor.graph.ledger import ConvGroups
 from lightning_taylor.graph.passes import ForwardCall
 from lightning_taylor.graph.trace import require_groups
 from lightning_taylor.host import (
@@ -49,9 +50,10 @@ class Together:
         *,
         ignore: Sequence[str],
         allow_inexact_norms: bool,
+        conv_groups: ConvGroups,
     ) -> None:
         """Trace on rank zero, share the graph, and start to score."""
-        options = {"ignore": ignore, "allow_inexact_norms": allow_inexact_norms}
+        options = {"ignore": ignore, "allow_inexact_norms": allow_inexact_norms, "conv_groups": conv_groups}
         graph = share(trainer.strategy, lambda: require_groups(trace_step(pl_module, calls, **options)))
         session.begin(pl_module, graph, calls)
         share(trainer.strategy, lambda: session.measure_with(calls))

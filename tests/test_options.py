@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 from unittest import mock
 
 import pytest
@@ -65,6 +66,13 @@ def test_a_target_that_the_devices_multiple_does_not_allow_is_met_with_a_finer_o
 def test_a_schedule_of_single_channels_gets_single_channels(tmp_path: Path) -> None:
     one_by_one = Iterative(every_n_steps=1, channels_per_event=1)
     assert any(width % 4 for width in widths(None, tmp_path, target=0.8, schedule=one_by_one))
+
+
+def test_a_grouped_convolution_loses_one_of_three_things() -> None:
+    assert TaylorPruning().conv_groups == "auto"
+    wrong: Any = "halves"
+    with pytest.raises(ValueError, match="conv_groups must be one of 'auto', 'whole', 'spread', got 'halves'"):
+        TaylorPruning(conv_groups=wrong)
 
 
 @pytest.mark.parametrize(

@@ -139,7 +139,8 @@ def _compare(
     """One checkpoint's correlations; its seed draws the examples, the channels and whatever is random."""
     module, inputs = trained.module, trained.inputs
     stay = {"ignore": pruning.ignore, "allow_inexact_norms": pruning.allow_inexact_norms}
-    graph = require_groups(trace_channels(module, dict(inputs.kwargs) or inputs.args, **stay))
+    args = dict(inputs.kwargs) or inputs.args
+    graph = require_groups(trace_channels(module, args, conv_groups=pruning.conv_groups, **stay))
     generator = torch.Generator().manual_seed(seed)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "You are trying to `self.log\\(\\)` but the `self.trainer` reference")

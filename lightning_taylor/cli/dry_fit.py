@@ -16,6 +16,7 @@ from lightning_taylor.cli.app import TaylorCLI
 from lightning_taylor.cli.failure import fail
 from lightning_taylor.graph.capture import CallRecorder
 from lightning_taylor.graph.channels import ChannelGraph
+from lightning_taylor.graph.ledger import ConvGroups
 from lightning_taylor.graph.passes import ForwardCall
 from lightning_taylor.host import example_call, remaining_steps, trace_step
 
@@ -41,18 +42,25 @@ class Looked:
     steps: float
 
 
-def look(args: list[str], ignore: Sequence[str] | None = None, *, inexact_norms: bool = False) -> Looked:
+def look(
+    args: list[str],
+    ignore: Sequence[str] | None = None,
+    *,
+    inexact_norms: bool = False,
+    conv_groups: ConvGroups | None = None,
+) -> Looked:
     """Begin the fit that a command line asks for, and stop it at its first batch; nothing is written.
 
     Args:
         args: a command line of ``lightning-taylor fit``.
         ignore: patterns in place of the callback's own.
         inexact_norms: allow them, whatever the callback says.
+        conv_groups: what goes from a grouped convolution, in place of the callback's own.
 
     Raises:
         SystemExit: for a mistake in the configuration, or a fit without a batch.
     """
-    looking = _Looking(ignore, inexact_norms)
+    looking = _Looking(ignore, inexact_norms, conv_groups)
     visit(args, looking)
     if looking.graph is None:
         fail(1, "the fit ended before its first training batch: is the training set empty?")
@@ -83,11 +91,12 @@ def visit(args: list[str], visitor: Visitor) -> None:
 class _Looking(Visitor):
     """Traces what the first batch is given to, and ends the fit."""
 
-    def __init__(self, ignore: Sequence[str] | None, inexact_norms: bool) -> None:
+    def __init__(self, ignore: Sequence[str] | None, inexact_norms: bool, conv_groups: ConvGroups | None) -> None:
         self.pruner = TaylorPruning()
         self.graph: ChannelGraph | None = None
         self.steps = float("inf")
         self._ignore, self._inexact_norms = ignore, inexact_norms
+        self._conv_groups: ConvGroups | None = conv_groups
         self._recorder: CallRecorder | None = None
 
     def meet(self, callbacks: Sequence[Callback]) -> None:
@@ -123,7 +132,8 @@ class _Looking(Visitor):
         pruner = self.pruner
         ignore = pruner.ignore if self._ignore is None else self._ignore
         inexact = pruner.allow_inexact_norms or self._inexact_norms
-        self.graph = trace_step(pl_module, calls, ignore=ignore, allow_inexact_norms=inexact)
+        groups = self._conv_groups or pruner.conv_groups
+        self.graph = trace_step(pl_module, calls, ignore=ignore, allow_inexact_norms=inexact, conv_groups=groups)
         raise SeenError
 
 

@@ -7,6 +7,7 @@ import json
 import re
 import sys
 from pathlib import Path
+from typing import get_args
 
 from rich.console import Console
 
@@ -16,6 +17,7 @@ from lightning_taylor.cli.failure import fail
 from lightning_taylor.cli.messages import nearest
 from lightning_taylor.cli.subjects import Request, of_checkpoint, of_config, of_name
 from lightning_taylor.errors import NothingToPruneError
+from lightning_taylor.graph.ledger import ConvGroups
 from lightning_taylor.plan import Target
 from lightning_taylor.report.inspection import Inspection
 from lightning_taylor.report.inspection_table import inspection_tables
@@ -46,6 +48,7 @@ def run(args: list[str]) -> None:
         min_channels=options.min_channels,
         round_to=options.round_to,
         allow_inexact_norms=options.allow_inexact_norms or None,
+        conv_groups=options.conv_groups,
     )
     show(_inspect(options, request, rest), as_json=options.json)
 
@@ -128,6 +131,11 @@ def _parser(*, with_source: bool) -> Parser:
     parser.add_argument("--round-to", metavar="N", type=positive, help="groups keep a multiple of this many channels")
     parser.add_argument(
         "--allow-inexact-norms", action="store_true", help="also channels that a LayerNorm averages over"
+    )
+    parser.add_argument(
+        "--conv-groups",
+        choices=get_args(ConvGroups),
+        help="what goes from a grouped convolution: whole groups, or the same channels of every group",
     )
     parser.add_argument("--json", action="store_true", help="print everything as JSON, every event included")
     add_trust(parser)

@@ -16,6 +16,7 @@ from lightning_taylor.cli.configs import shipped_configs
 from lightning_taylor.cli.dry_fit import look
 from lightning_taylor.cli.failure import fail
 from lightning_taylor.cli.messages import nearest
+from lightning_taylor.graph.ledger import ConvGroups
 from lightning_taylor.graph.plain import graph_from_plain
 from lightning_taylor.plan import Record, Target, default_schedule
 from lightning_taylor.recipes.models import create_model, model_names
@@ -37,6 +38,7 @@ class Request:
     min_channels: int | None = None
     round_to: int | None = None
     allow_inexact_norms: bool | None = None
+    conv_groups: ConvGroups | None = None
 
 
 def of_name(name: str, request: Request, shape: Sequence[int] | None) -> Inspection:
@@ -69,7 +71,8 @@ def of_config(args: list[str], request: Request) -> Inspection:
     Raises:
         ValueError: if the fit is too short for its schedule, or of unknown length and has none.
     """
-    looked = look(args, request.ignore, inexact_norms=bool(request.allow_inexact_norms))
+    inexact = bool(request.allow_inexact_norms)
+    looked = look(args, request.ignore, inexact_norms=inexact, conv_groups=request.conv_groups)
     pruner, options = looked.pruner, looked.pruner.options
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     steps = request.steps or (int(looked.steps) if looked.steps != float("inf") else None)

@@ -50,7 +50,8 @@ def _convolve(call: Call, x: Labels | None, weight: Labels) -> Labels | None:
 def _grouped(call: Call, x: Labels | None, weight: Labels) -> Labels | None:
     """Every group reads a row of a grid of inputs, and makes a row of a grid of outputs.
 
-    Whole groups go, or as many channels of each: then the same ones, since they share the weight's input entries.
+    Whole groups go, or as many channels of each: then the same ones, since they share the weight's input entries. Of a
+    group of one channel none can go alone.
     """
     ledger, groups = call.tracer.ledger, call.get("groups")
     own_O, reads_I = (along_dim(weight, dim, call.get("weight").ndim) for dim in (0, 1))
@@ -59,7 +60,8 @@ def _grouped(call: Call, x: Labels | None, weight: Labels) -> Labels | None:
         freeze_layer(call, f"grouped convolution: {groups} groups must keep equal widths ({call.where})")
         return None if own_O is None or call.get("transposed") else Labels((spread_along(own_O, 1, call.out.shape),))
     inputs_GI, outputs_GO = x_I.view(groups, -1), own_O.view(groups, -1)
-    units = [0] if outputs_GO.shape[1] == 1 or groups >= inputs_GI.shape[1] else [1]
+    whole = ledger.conv_groups == "whole" or (ledger.conv_groups == "auto" and groups >= inputs_GI.shape[1])
+    units = [0] if whole or 1 in (inputs_GI.shape[1], outputs_GO.shape[1]) else [1]
     read = ledger.grids.split(inputs_GI, call.where, call.place, units)
     made = ledger.grids.split(outputs_GO, call.where, call.place, units)
     for dim, entries in ((0, made.axes[0]), (1, reads_I.numpy())):

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
@@ -22,11 +22,13 @@ from lightning_taylor.graph.channels import Axis, ChannelGroup, Operation, Role
 from lightning_taylor.graph.grids import Grids
 from lightning_taylor.graph.sizes import Place, Places
 
-__all__ = ["NEUTRAL", "VIRTUAL", "Ledger"]
+__all__ = ["NEUTRAL", "VIRTUAL", "ConvGroups", "Ledger"]
 
 NEUTRAL = -1
 VIRTUAL = "<grid>"
 """In place of a tensor's name: an axis that only a trace knows."""
+ConvGroups = Literal["auto", "whole", "spread"]
+"""What a grouped convolution loses: see ``trace_channels``."""
 
 
 class Ledger:
@@ -38,8 +40,14 @@ class Ledger:
         buffers: frozenset[str] = frozenset(),
         *,
         inexact_norms: bool = False,
+        conv_groups: ConvGroups = "auto",
     ) -> None:
+        if conv_groups not in get_args(ConvGroups):
+            raise ValueError(
+                f"conv_groups must be one of {', '.join(map(repr, get_args(ConvGroups)))}, got {conv_groups!r}"
+            )
         self.inexact_norms = inexact_norms
+        self.conv_groups: ConvGroups = conv_groups
         self._buffers = buffers
         self.seen: set[str] = set()
         self.followers: dict[tuple[str, str], tuple[Axis, int]] = {}

@@ -15,7 +15,7 @@ from lightning_taylor.graph.averages import Averages
 from lightning_taylor.graph.channels import ChannelGraph
 from lightning_taylor.graph.copying import batch_size, private_copy, reveal, tensor_names
 from lightning_taylor.graph.grouping import build_graph
-from lightning_taylor.graph.ledger import Ledger
+from lightning_taylor.graph.ledger import ConvGroups, Ledger
 from lightning_taylor.graph.passes import ForwardCall, cast_call, few_of, in_mode, outputs_of, settle_precision
 from lightning_taylor.graph.quiet import quiet
 from lightning_taylor.graph.recurrent import tie_recurrent
@@ -33,6 +33,7 @@ def trace_channels(
     ignore: Sequence[str] = (),
     verify: bool = True,
     allow_inexact_norms: bool = False,
+    conv_groups: ConvGroups = "auto",
 ) -> ChannelGraph:
     r"""Find the groups of channels that can be removed from a model, and why the others cannot.
 
@@ -55,6 +56,9 @@ def trace_channels(
             model writes out (an average over channels, by which they are then scaled or shifted). Its statistics
             then run over the channels that are left, which changes what it makes of them: the smaller network is
             proven against one whose normalisations leave the removed channels out, not against the masked one.
+        conv_groups: what goes from a grouped convolution. "whole": whole groups. "spread": the same channels of every
+            group, as many of each; whole groups where a group has a single channel. "auto": whole groups where there
+            are at least as many as each of them reads channels, so that more can be told apart; else "spread".
 
     Returns:
         The graph; it may have no groups, then ``frozen`` says why.
@@ -62,7 +66,7 @@ def trace_channels(
     Raises:
         UnsupportedModelError: if the model is scripted, quantized, lazy, sparse or on the meta device, or its forward
             pass raises, returns no tensor, or no finite number.
-        ValueError: if an ``ignore`` pattern matches no layer, or there is no example.
+        ValueError: if an ``ignore`` pattern matches no layer, there is no example, or ``conv_groups`` is none of these.
 
     Example:
         >>> net = torch.nn.Sequential(torch.nn.Conv2d(3, 8, 3), torch.nn.ReLU(), torch.nn.Conv2d(8, 5, 3))
@@ -76,7 +80,8 @@ def trace_channels(
         call = ForwardCall("", (), example_inputs)
     else:
         call = ForwardCall("", example_inputs if isinstance(example_inputs, tuple) else (example_inputs,))
-    return trace_calls(model, [call], ignore=ignore, verify=verify, allow_inexact_norms=allow_inexact_norms)
+    options = {"verify": verify, "allow_inexact_norms": allow_inexact_norms}
+    return trace_calls(model, [call], ignore=ignore, conv_groups=conv_groups, **options)
 
 
 def trace_calls(
@@ -86,6 +91,7 @@ def trace_calls(
     ignore: Sequence[str] = (),
     verify: bool = True,
     allow_inexact_norms: bool = False,
+    conv_groups: ConvGroups = "auto",
 ) -> ChannelGraph:
     """Like ``trace_channels``, for a model whose parts are called one by one from the training step."""
     _check_patterns(ignore)
@@ -101,7 +107,7 @@ def trace_calls(
     parameters = frozenset(names[id(p)] for p in net.parameters())
     tensors = {id(t): t for t in (*net.parameters(), *net.buffers())}
     shapes = {name: tuple(tensors[key].shape) for key, name in names.items()}
-    ledger = Ledger(shapes, frozenset(shapes) - parameters, inexact_norms=allow_inexact_norms)
+    ledger = Ledger(shapes, frozenset(shapes) - parameters, inexact_norms=allow_inexact_norms, conv_groups=conv_groups)
     averages = Averages(ledger)
     returned: list[Any] = []
     for training in (False, True):

@@ -28,6 +28,10 @@ PRUNING: dict[str, tuple[str, list[Any]]] = {
     "guard": ("guard takes a Guard", ["val_acc", 0.02, True, Guard, {"monitor": "val_acc"}, NAN]),
     "allow_untested_strategy": ("allow_untested_strategy must be True or False", ["ddp", None, 1, NAN]),
     "allow_inexact_norms": ("allow_inexact_norms must be True or False", ["yes", None, 1, NAN]),
+    "conv_groups": (
+        "conv_groups must be one of 'auto', 'whole', 'spread'",
+        ["Whole", "", None, 2, True, NAN, ["auto"]],
+    ),
     "oracle_sample": ("oracle_sample must be a whole number of at least 0", [-1, 0.5, NAN, None, True, "64", [64]]),
 }
 

@@ -47,6 +47,14 @@ class ByHand(L.LightningModule):
         return torch.optim.SGD(self.parameters(), lr=0.1)
 
 
+class Grouped(ByHand):
+    """A convolution of four groups, each of six channels."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = nn.Sequential(nn.Conv2d(1, 24, 3), nn.Conv2d(24, 24, 3, groups=4), nn.Flatten(), nn.Linear(384, 10))
+
+
 class SingleLinear(ByHand):
     """Its only channels are its outputs."""
 
@@ -159,6 +167,16 @@ def test_its_own_options_override_the_configuration(run: Run) -> None:
     assert "ignored" in layers["net.shrink.0"]["reason"]
     assert layers["net.stem.0"]["least"] == 8
     assert found["events"][-1]["widths"]["net.stem.0"] % 4 == 0
+
+
+def test_what_goes_from_a_grouped_convolution_is_chosen_in_the_configuration_or_over_it(run: Run) -> None:
+    fit = ("--model", f"{__name__}.Grouped", "--data=Digits", "--trainer.max_epochs=1", "--target=0.9", "--json")
+    callback = ("--trainer.callbacks=TaylorPruning", "--trainer.callbacks.conv_groups=whole")
+    asked = {"auto": (), "whole": callback, "spread": (*callback, "--conv-groups", "spread")}
+    for choice, least in {"auto": 4, "whole": 6, "spread": 4}.items():
+        code, out, _ = run(*fit, *asked[choice])
+        assert code == 0
+        assert json.loads(out)["layers"][0]["least"] == least, choice
 
 
 def test_a_module_with_manual_optimization_and_no_callback_is_inspected_too(run: Run) -> None:

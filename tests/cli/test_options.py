@@ -98,6 +98,7 @@ CASES = [
     Case("flops_power", 0.7, "0.7", ("flops_power=0.7",)),
     Case("flops_power", None, "null", ("flops_power=null",)),
     Case("allow_inexact_norms", True, "true", ("allow_inexact_norms=true",)),
+    *(Case("conv_groups", how, how, (f"conv_groups={how}",)) for how in ("auto", "whole", "spread")),
 ]  # fmt: skip
 IDS = [f"{case.option}={case.python!r}" for case in CASES]
 

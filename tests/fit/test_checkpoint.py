@@ -158,6 +158,7 @@ def test_a_checkpoint_of_another_model_says_what_differs(
             {"normalization": "l1", "min_channels": 2},
             r"normalization='l1', which was 'none'; min_channels=2, which was 1",
         ),
+        ({"ignore": ["net.0"]}, r"ignore=\('net.0',\), which was \(\). The new ones hold, but for ignore: "),
     ],
 )
 def test_a_fit_resumed_with_other_settings_says_which(
