@@ -57,8 +57,11 @@ def trace_channels(
             then run over the channels that are left, which changes what it makes of them: the smaller network is
             proven against one whose normalisations leave the removed channels out, not against the masked one.
         conv_groups: what goes from a grouped convolution. "whole": whole groups. "spread": the same channels of every
-            group, as many of each; whole groups where a group has a single channel. "auto": whole groups where there
-            are at least as many as each of them reads channels, so that more can be told apart; else "spread".
+            group, as many of each; whole groups where a group has a single channel. "auto": whichever makes more units
+            to choose from, that is whole groups where there are at least as many as each of them reads channels.
+            Neither always wins: of a small ResNeXt on CIFAR-10 (means of 3 seeds, at 50 and 30 % of the FLOPs) whole
+            groups kept 1.2 and 2.8 points more accuracy where there are 16 groups of 4 channels, 0.4 and 1.0 less where
+            there are 4 of 16, and 0.7 and 0.7 more where there are 8 of 8; the last two are near the noise.
 
     Returns:
         The graph; it may have no groups, then ``frozen`` says why.
