@@ -20,7 +20,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 import torch
 from accuracy import flops
-from subjects import Setting, in_turns, ratios, write
+from subjects import Clock, Setting, clock_of, in_turns, ratios, write
 from torch import Tensor, nn
 
 from lightning_taylor import prune_channels
@@ -41,7 +41,7 @@ def halved(setting: Setting, share: float, round_to: int) -> tuple[nn.Module, nn
     return dense, pruned
 
 
-def ways(net: nn.Module, x: Tensor, folder: Path, compiled: bool) -> dict[str, Run]:
+def ways(net: nn.Module, x: Tensor, *, compiled: bool) -> dict[str, Run]:
     """Forward passes of a net, by how it is run."""
 
     def plain(run: Any, given: Tensor) -> Run:
@@ -60,36 +60,31 @@ def ways(net: nn.Module, x: Tensor, folder: Path, compiled: bool) -> dict[str, R
         if compiled:
             found["bf16 channels_last compiled"] = plain(torch.compile(half, dynamic=False), x.to(torch.bfloat16))
     else:
-        session, inputs = onnx_session(export_onnx(net, x, folder / f"{id(net)}.onnx").path), Inputs.of(x)
+        with tempfile.TemporaryDirectory() as folder:
+            session, inputs = onnx_session(export_onnx(net, x[:2], Path(folder) / "net.onnx").path), Inputs.of(x)
         found["ONNX Runtime"] = lambda: session(inputs)
     return found
 
 
-def measured(setting: Setting, args: argparse.Namespace) -> list[dict[str, Any]]:
-    dense, pruned = halved(setting, args.share, args.round_to)
-    example = setting.images(1, setting.side)
-    ratio = flops(dense, example) / flops(pruned, example)
-    nets = {"dense": dense.to(setting.device), "pruned": pruned.to(setting.device)}
+def compared(
+    dense: dict[str, Run], pruned: dict[str, Run], ratio: float, device: str, turns: int, clock: Clock
+) -> list[dict[str, Any]]:
+    """A row for each way of running them; ``ratio`` is that of their FLOPs."""
     rows = []
-    for batch in args.batches:
-        torch.compiler.reset()
-        x = setting.images(batch, setting.side).to(setting.device)
-        with tempfile.TemporaryDirectory() as folder:
-            runs = {kind: ways(net, x, Path(folder), not args.uncompiled) for kind, net in nets.items()}
-            for way in runs["dense"]:
-                pair = {kind: runs[kind][way] for kind in nets}
-                for run in pair.values():
-                    for _ in range(3):
-                        run()
-                found = in_turns(pair, setting.device, args.turns, 1 if setting.device == "cpu" else 5)
-                speedup, low, high = ratios(found, "dense", "pruned")
-                times = {kind: f"{sorted(found[kind])[args.turns // 2] * 1e3:.2f} ms" for kind in nets}
-                rows.append(
-                    {"net": setting.net, "batch": batch, "way": way}
-                    | times
-                    | {"faster": f"{speedup:.2f} ({low:.2f} to {high:.2f})", "FLOPs": f"{ratio:.2f} times fewer"}
-                    | {"realised": f"{speedup / ratio:.2f}"}
-                )
+    for way in dense:
+        pair = {"dense": dense[way], "pruned": pruned[way]}
+        for run in pair.values():
+            for _ in range(3 if device == "cuda" else 1):
+                run()
+        found = in_turns(pair, device, turns, 1 if device == "cpu" else 5, clock)
+        speedup, low, high = ratios(found, "dense", "pruned")
+        times = {kind: f"{sorted(found[kind])[turns // 2] * 1e3:.2f} ms" for kind in pair}
+        rows.append(
+            {"way": way}
+            | times
+            | {"faster": f"{speedup:.2f} ({low:.2f} to {high:.2f})", "FLOPs": f"{ratio:.2f} times fewer"}
+            | {"realised": f"{speedup / ratio:.2f}"}
+        )
     return rows
 
 
@@ -102,6 +97,7 @@ def main() -> None:
     parser.add_argument("--batches", type=int, nargs="+", default=[1, 16, 256])
     parser.add_argument("--turns", type=int, default=10)
     parser.add_argument("--uncompiled", action="store_true", help="leave compiled code out")
+    parser.add_argument("--busy", action="store_true", help="processor time in one thread")
     parser.add_argument("--out", type=Path, default=Path("benchmarks"))
     parser.add_argument("--name", default="speedup")
     args = parser.parse_args()
@@ -109,7 +105,15 @@ def main() -> None:
     for text in args.nets:
         name, side = text.split(":")
         setting = Setting(name, 1, int(side), args.device)
-        rows += measured(setting, args)
+        nets = halved(setting, args.share, args.round_to)
+        example = setting.images(1, setting.side)
+        ratio = flops(nets[0], example) / flops(nets[1], example)
+        for batch in args.batches:
+            torch.compiler.reset()
+            x = setting.images(batch, setting.side).to(args.device)
+            dense, pruned = (ways(net.to(args.device), x, compiled=not args.uncompiled) for net in nets)
+            found = compared(dense, pruned, ratio, args.device, args.turns, clock_of(args.busy))
+            rows += [{"net": setting.net, "batch": batch} | row for row in found]
         write(rows, f"{args.share:.0%} of every group removed", args.out, args.name, args.device)
 
 

@@ -21,6 +21,7 @@ from lightning_taylor.graph.channels import ChannelGraph
 from lightning_taylor.report.environment import machine
 from lightning_taylor.scores import Scorer
 
+Clock = Callable[[], float]
 CLIPS = {"r3d_18", "r2plus1d_18", "s3d"}
 
 
@@ -54,9 +55,9 @@ class Setting:
         options = {"init_weights": False} if self.net in ("googlenet", "inception_v3") else {}
         return torchvision.models.get_model(self.net, weights=None, **options).train()
 
-    def traced(self, net: nn.Module) -> ChannelGraph:
-        """Channels do not depend on the size of the images."""
-        return trace_channels(net, self.images(1, 64, 4))
+    def traced(self, net: nn.Module, side: int = 64) -> ChannelGraph:
+        """Channels do not depend on the size of the images; FLOPs do."""
+        return trace_channels(net, self.images(1, side, 4))
 
 
 class Training:
@@ -100,23 +101,36 @@ def synchronize(device: str) -> None:
         torch.cuda.synchronize()
 
 
-def seconds(run: Callable[[], Any], device: str, times: int = 1) -> float:
-    """Wall time of one of several runs in a row."""
+def seconds(run: Callable[[], Any], device: str, times: int = 1, clock: Clock = time.perf_counter) -> float:
+    """Wall time of one of several runs in a row; with ``time.process_time`` what a busy machine does not lengthen."""
     synchronize(device)
-    began = time.perf_counter()
+    began = clock()
     for _ in range(times):
         run()
     synchronize(device)
-    return (time.perf_counter() - began) / times
+    return (clock() - began) / times
 
 
-def in_turns(runs: Mapping[str, Callable[[], Any]], device: str, turns: int, times: int = 1) -> dict[str, list[float]]:
+def in_turns(
+    runs: Mapping[str, Callable[[], Any]],
+    device: str,
+    turns: int,
+    times: int = 1,
+    clock: Clock = time.perf_counter,
+) -> dict[str, list[float]]:
     """Seconds of each run, turn by turn: drift of the machine meets all of them alike."""
     found: dict[str, list[float]] = {name: [] for name in runs}
     for _ in range(turns):
         for name, run in runs.items():
-            found[name].append(seconds(run, device, times))
+            found[name].append(seconds(run, device, times, clock))
     return found
+
+
+def clock_of(busy: bool) -> Clock:
+    """The wall's clock; or, on a machine that others use too, the processor's, in one thread."""
+    if busy:
+        torch.set_num_threads(1)
+    return time.process_time if busy else time.perf_counter
 
 
 def ratios(found: Mapping[str, Sequence[float]], name: str, base: str) -> tuple[float, float, float]:

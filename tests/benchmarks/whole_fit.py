@@ -15,7 +15,6 @@ from __future__ import annotations
 import argparse
 import sys
 import tempfile
-import time
 import warnings
 from importlib import import_module
 from importlib.util import find_spec
@@ -29,7 +28,7 @@ import torch
 import torch.nn.functional as F
 from accuracy import flops
 from rivals import TorchPruning
-from subjects import Setting, Training, write
+from subjects import Clock, Setting, Training, clock_of, write
 from torch import Tensor
 
 from lightning_taylor import Gradual, TaylorPruning
@@ -73,10 +72,9 @@ class Peaks(L.Callback):
 
 
 class Fit:
-    """A fit, its time, the peaks of its steps and the FLOPs of the net that is left."""
+    """A fit, its time, the peaks of its steps and the net that is left, and its FLOPs."""
 
-    def __init__(self, setting: Setting, steps: int, callbacks: list[L.Callback], folder: str, busy: bool) -> None:
-        clock = time.process_time if busy else time.perf_counter
+    def __init__(self, setting: Setting, steps: int, callbacks: list[L.Callback], folder: str, clock: Clock) -> None:
         peaks = Peaks()
         trainer = L.Trainer(
             max_steps=steps, accelerator="gpu" if setting.device == "cuda" else "cpu", devices=1, logger=False,
@@ -90,21 +88,22 @@ class Fit:
         if setting.device == "cuda":
             torch.cuda.synchronize()
         self.seconds, self.peaks = clock() - began, peaks.bytes
-        self.flops = flops(module.net.eval(), setting.images(1, 64, 4))
+        self.net = module.net
+        self.flops = flops(self.net.eval(), setting.images(1, 64, 4))
 
 
-def measured(setting: Setting, steps: int, targets: list[float], folder: str, busy: bool) -> dict[str, Any]:
+def measured(setting: Setting, steps: int, targets: list[float], folder: str, clock: Clock) -> dict[str, Any]:
     events = Gradual(every_n_steps=max(1, steps // 20), start_step=3, end_step=steps // 2)
     example = setting.images(1, 64, 4).to(setting.device)
     peer = find_spec("torch_pruning") and import_module("torch_pruning")
-    Fit(setting, 5, [], folder, busy)
-    dense = Fit(setting, steps, [], folder, busy)
+    Fit(setting, 5, [], folder, clock)
+    dense = Fit(setting, steps, [], folder, clock)
     row: dict[str, Any] = {"net": str(setting), "steps": steps, "dense": f"{dense.seconds:.1f} s"}
     for target in targets:
-        fits = {"": Fit(setting, steps, [TaylorPruning(target, events, measure_latency=False)], folder, busy)}
+        fits = {"": Fit(setting, steps, [TaylorPruning(target, events, measure_latency=False)], folder, clock)}
         if peer:
             theirs = TorchPruning("taylor", target, events, example, dense.flops, flops, rounds=100)
-            fits["Torch-Pruning "] = Fit(setting, steps, [theirs], folder, busy)
+            fits["Torch-Pruning "] = Fit(setting, steps, [theirs], folder, clock)
         for name, fit in fits.items():
             left = f"{fit.seconds / dense.seconds:.2f} ({fit.flops / dense.flops:.1%} left)"
             row[f"{name}to {target:.0%}"] = left
@@ -125,17 +124,16 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("benchmarks"))
     parser.add_argument("--name", default="whole_fit")
     args = parser.parse_args()
-    if args.busy:
-        torch.set_num_threads(1)
+    clock = clock_of(args.busy)
     warnings.filterwarnings("ignore")
     rows = []
     for text in args.nets:
         name, batch, side = text.split(":")
         setting = Setting(name, int(batch), int(side), args.device, args.half, args.last)
         with tempfile.TemporaryDirectory() as folder:
-            rows.append(measured(setting, args.steps, args.targets, folder, args.busy))
-        clock = "Processor" if args.busy else "Wall"
-        title = f"{clock} time of a fit of {args.steps} steps that prunes, over the dense one"
+            rows.append(measured(setting, args.steps, args.targets, folder, clock))
+        kind = "Processor" if args.busy else "Wall"
+        title = f"{kind} time of a fit of {args.steps} steps that prunes, over the dense one"
         write(rows, title, args.out, args.name, args.device)
 
 

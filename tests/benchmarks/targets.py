@@ -1,0 +1,105 @@
+"""Whether a target of latency or memory is met on this machine: asked, reported by the fit, and measured anew.
+
+    python tests/benchmarks/targets.py [--device cuda] [--nets resnet18:16:64 mobilenet_v2:16:64] [--steps 40]
+
+After each fit the dense and the pruned net run in turns on a batch as it was trained with. Latency is the median ratio
+of a turn. Memory is what torch's allocator says: the peak of a pass, with the weights and the input.
+"""
+
+from __future__ import annotations
+
+import argparse
+import tempfile
+import warnings
+from pathlib import Path
+from typing import Any
+
+import torch
+from subjects import Clock, Setting, clock_of, in_turns, ratios, shown, write
+from torch import Tensor, nn
+from torch.profiler import ProfilerActivity, profile
+from whole_fit import Fit
+
+from lightning_taylor import Gradual, Target, TaylorPruning
+
+
+def peak(net: nn.Module, x: Tensor) -> int:
+    """Bytes: weights, buffers and input, and the most that the allocator had handed out in a pass."""
+    held = sum(t.numel() * t.element_size() for t in (*net.parameters(), *net.buffers(), x))
+    with torch.no_grad():
+        net(x)
+        if x.is_cuda:
+            torch.cuda.synchronize()
+            torch.cuda.reset_peak_memory_stats()
+            before = torch.cuda.memory_allocated()
+            net(x)
+            torch.cuda.synchronize()
+            return held + torch.cuda.max_memory_allocated() - before
+        with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as traced:
+            net(x)
+    events = [e for e in traced.profiler.kineto_results.events() if e.name() == "[memory]"]  # type: ignore[union-attr]
+    now = most = 0
+    for event in sorted(events, key=lambda e: e.start_ns()):
+        now += event.nbytes()
+        most = max(most, now)
+    return held + most
+
+
+def measured(
+    setting: Setting, resource: str, asked: float, steps: int, turns: int, clock: Clock, folder: str
+) -> dict[str, Any]:
+    callback = TaylorPruning(
+        Target(**{resource: asked}),
+        Gradual(every_n_steps=max(1, steps // 20), start_step=3, end_step=steps // 2),
+        measure_latency=False,
+    )
+    fit = Fit(setting, steps, [callback], folder, clock)
+    nets = {"dense": setting.model().eval().to(setting.device), "pruned": fit.net.eval()}
+    x = setting.images(setting.batch, setting.side).to(setting.device)
+
+    def forward(net: nn.Module) -> Any:
+        with torch.inference_mode():
+            return net(x)
+
+    if resource == "memory":
+        anew = (peak(nets["pruned"], x) / peak(nets["dense"], x),) * 3
+    else:
+        runs = {kind: lambda net=net: forward(net) for kind, net in nets.items()}
+        in_turns(runs, setting.device, 3)
+        anew = ratios(in_turns(runs, setting.device, turns, clock=clock), "pruned", "dense")
+    return {
+        "net": str(setting),
+        "asked": f"{resource} {asked:g}",
+        "the fit says": f"{callback.remaining[resource]:.3f}",
+        "measured anew": shown(anew) if resource == "latency" else f"{anew[0]:.3f}",
+        "off": f"{anew[0] / asked - 1:+.1%}",
+        "FLOPs left": f"{callback.remaining['flops']:.1%}",
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--nets", nargs="+", default=["resnet18:16:64", "mobilenet_v2:16:64"])
+    parser.add_argument("--latency", type=float, nargs="*", default=[0.7])
+    parser.add_argument("--memory", type=float, nargs="*", default=[0.6])
+    parser.add_argument("--steps", type=int, default=40)
+    parser.add_argument("--turns", type=int, default=50)
+    parser.add_argument("--busy", action="store_true", help="measure anew in processor time, all in one thread")
+    parser.add_argument("--out", type=Path, default=Path("benchmarks"))
+    parser.add_argument("--name", default="targets")
+    args = parser.parse_args()
+    clock = clock_of(args.busy)
+    warnings.filterwarnings("ignore")
+    rows = []
+    for text in args.nets:
+        name, batch, side = text.split(":")
+        setting = Setting(name, int(batch), int(side), args.device)
+        for resource, asked in [*(("latency", a) for a in args.latency), *(("memory", a) for a in args.memory)]:
+            with tempfile.TemporaryDirectory() as folder:
+                rows.append(measured(setting, resource, asked, args.steps, args.turns, clock, folder))
+            write(rows, "Targets that are measured", args.out, args.name, args.device)
+
+
+if __name__ == "__main__":
+    main()
