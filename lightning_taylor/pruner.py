@@ -183,6 +183,7 @@ class Pruner:
                 demand,
                 self._meter,
                 now=self.measured,
+                cost=self._cost,
                 min_channels=options.min_channels,
                 round_to=1 if few else options.multiple,
                 flops_penalty=options.flops_penalty,

@@ -80,6 +80,8 @@ def resized(tensor: Tensor, keep: Mapping[int, Tensor]) -> Tensor:
         # The dimension that loses most goes first: what it drops is not copied again.
         dims = sorted(keep, key=lambda d: keep[d].numel() / tensor.shape[d])
         stored = _selected(stored, [(order.index(dim), keep[dim].to(tensor.device)) for dim in dims])
+        if order == tuple(range(tensor.ndim)):
+            return stored
         # `set_` gives a plain tensor; a permuted view would keep its base as an attribute.
         return hold(stored.new_empty(0), stored.permute([order.index(d) for d in range(tensor.ndim)]))
 
@@ -155,7 +157,8 @@ def touched_tensors(model: nn.Module, keep: Mapping[Axis, Tensor]) -> list[Touch
             )
         tensor = named[name]
         entry = touched.setdefault(id(tensor), Touched(tensor, name, tuple(aliases[id(tensor)])))
-        if not torch.equal(entry.keep.setdefault(dim, index_K), index_K):
+        known_K = entry.keep.setdefault(dim, index_K)
+        if known_K is not index_K and not torch.equal(known_K, index_K):
             raise UncoupledChannelsError(
                 f"{name!r} is the same tensor as {entry.name!r}, but other entries of dimension {dim} are to stay; "
                 "trace the model again"
@@ -174,12 +177,13 @@ def owners(model: nn.Module, touched: Iterable[Touched]) -> list[tuple[nn.Module
     Every module on the way to a tensor counts, so that a parametrized layer (whose parameter lies two modules
     deeper) and a registered container follow too.
     """
+    named = model.named_modules(remove_duplicate=False)
+    following = {name: module for name, module in named if rule_of(module)}
     found: dict[int, tuple[int, nn.Module, dict[Axis, Tensor]]] = {}
     for t in touched:
         for parts in (name.split(".") for name in t.names):
             for depth in range(len(parts)):
-                module = model.get_submodule(".".join(parts[:depth]))
-                if rule_of(module):
+                if (module := following.get(".".join(parts[:depth]))) is not None:
                     local = found.setdefault(id(module), (depth, module, {}))[2]
                     local.update({(".".join(parts[depth:]), dim): index_K for dim, index_K in t.keep.items()})
     return [(module, local) for _, module, local in sorted(found.values(), key=lambda f: -f[0])]

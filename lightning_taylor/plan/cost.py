@@ -10,6 +10,7 @@ Shape legend: G = groups, A = distinct widths, K = terms of a sum of products, B
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -88,7 +89,7 @@ class CostModel:
         self.sizes = np.array([group.size for group in graph.groups.values()], dtype=np.int64)
         self._position = {name: g for g, name in enumerate(self.groups)}
         self._flops = _SumOfProducts(
-            (op.flops / _product(graph.dense[tensor][dim] for tensor, dim in op.axes), *widths.factors(op.axes))
+            (op.flops / math.prod(graph.dense[tensor][dim] for tensor, dim in op.axes), *widths.factors(op.axes))
             for op in graph.operations
         )
         self._params = _SumOfProducts(
@@ -99,7 +100,7 @@ class CostModel:
         self.now = self.at_counts(np.zeros_like(self.sizes))
         self.dense = Cost(
             flops=sum(op.flops for op in graph.operations),
-            params=sum(_product(graph.dense[name]) for name in graph.parameters),
+            params=sum(math.prod(graph.dense[name]) for name in graph.parameters),
             channels=sum(graph.dense_sizes.values()),
         )
 
@@ -205,7 +206,3 @@ def _spans(graph: ChannelGraph) -> _Spans:
 
 def _entries_per_channel(slices: list[torch.Tensor]) -> int:
     return torch.cat(slices, dim=1).unique().numel() // slices[0].shape[0]
-
-
-def _product(widths: Iterable[int]) -> int:
-    return int(np.prod(list(widths), dtype=np.int64))

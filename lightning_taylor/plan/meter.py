@@ -26,14 +26,19 @@ Shapes = Mapping[str, tuple[int, ...]]
 """Qualified name of a parameter or buffer -> its shape."""
 
 _SECONDS = 2.0  # what one latency measurement may take, where five pairs do not take longer
+_CAREFUL_SECONDS = 20.0  # what a careful one may take, likewise
+_PRECISE = 0.005  # standard error of a careful one, as a fraction of itself
 _PAIRS = (5, 30)  # fewest, and most
 
 
 class Measure(Protocol):
     """Whatever can tell the measured resources of a network from its shapes: a ``Meter``, or a test's stand-in."""
 
-    def ratios(self, shapes: Shapes, resources: Sequence[str]) -> dict[str, float]:
-        """Resource name -> what a network of these shapes takes, as a fraction of the dense one."""
+    def ratios(self, shapes: Shapes, resources: Sequence[str], *, careful: bool = False) -> dict[str, float]:
+        """Resource name -> what a network of these shapes takes, as a fraction of the dense one.
+
+        ``careful`` asks for as many measurements as half a per cent takes, where that is not too long.
+        """
         ...
 
 
@@ -94,17 +99,18 @@ class Meter:
         self._followers = graph.followers
         self._dense_bytes: int | None = None
 
-    def ratios(self, shapes: Shapes, resources: Sequence[str]) -> dict[str, float]:
+    def ratios(self, shapes: Shapes, resources: Sequence[str], *, careful: bool = False) -> dict[str, float]:
         """What a network of these shapes takes, as fractions of what the dense one takes.
 
         Args:
             shapes: as ``ChannelGraph.shapes``.
             resources: "latency", "memory" or both; only these are measured.
+            careful: time latencies until their median's standard error is half a per cent, or for 20 seconds.
 
         Raises:
             ValueError: for another resource.
         """
-        measures = {"latency": self._latency, "memory": self._memory}
+        measures = {"latency": self._careful if careful else self._latency, "memory": self._memory}
         unknown = [name for name in resources if name not in measures]
         if unknown:
             raise ValueError(f"cannot measure {', '.join(unknown)}; a meter knows {', '.join(measures)}")
@@ -120,6 +126,18 @@ class Meter:
         fewest, most = _PAIRS
         pairs = min(most, max(fewest, int(_SECONDS / pair)))
         return 1 / compare_latency(before, after, warmup=1, repeats=pairs).speedup
+
+    def _careful(self, dense: nn.Module, other: nn.Module, calls: Sequence[ForwardCall]) -> float:
+        """The first pairs tell how many it takes; they are not among them, since they chose the number."""
+        before, after = self._inside(runner(dense, calls)), self._inside(runner(other, calls))
+        fewest, most = _PAIRS
+        first = compare_latency(before, after, warmup=1, repeats=fewest)
+        pair = first.dense.median + first.pruned.median
+        first = compare_latency(before, after, warmup=0, repeats=min(most, max(fewest, int(_SECONDS / pair))))
+        # The standard error of a median is 1.25 sigma / sqrt(n), and the quartiles lie 1.35 sigma apart.
+        needed = (0.93 * (first.high - first.low) / first.speedup / _PRECISE) ** 2
+        pairs = max(first.dense.repeats, int(min(needed, _CAREFUL_SECONDS / pair)))
+        return 1 / compare_latency(before, after, warmup=0, repeats=pairs).speedup
 
     def _memory(self, dense: nn.Module, other: nn.Module, calls: Sequence[ForwardCall]) -> float:
         if self._dense_bytes is None:

@@ -87,25 +87,35 @@ def select(
         >>> select({"a": torch.tensor([0.3, 0.0, 0.0, 0.0])}, graph, Target(channels=0.5))
         {'a': tensor([1, 2])}
     """
-    limits = {"min_channels": min_channels, "round_to": round_to}
-    selector = Selector(scores, graph, **limits, flops_penalty=flops_penalty, flops_power=flops_power)
+    selector = Selector(
+        scores,
+        graph,
+        min_channels=min_channels,
+        round_to=round_to,
+        flops_penalty=flops_penalty,
+        flops_power=flops_power,
+    )
     return selector.choose(demand if isinstance(demand, Demand) else Demand(demand, goal=demand))
 
 
 class Selector:
-    """One ranking of a graph's channels, to be cut as often as one likes; the arguments are those of ``select``."""
+    """One ranking of a graph's channels, to be cut as often as one likes.
+
+    Args are those of ``select``, and ``cost``: that of the graph, if it is there already.
+    """
 
     def __init__(
         self,
         scores: Mapping[str, Tensor],
         graph: ChannelGraph,
         *,
+        cost: CostModel | None = None,
         min_channels: int = 1,
         round_to: int = 1,
         flops_penalty: float = 0.0,
         flops_power: float = 0.0,
     ) -> None:
-        self.cost = CostModel(graph)
+        self.cost = cost or CostModel(graph)
         weighed = checked_scores(scores, graph)
         if any([_checked("flops_penalty", flops_penalty), _checked("flops_power", flops_power)]):
             mflops = {name: max(1.0, flops) / 1e6 for name, flops in self.cost.flops_per_channel().items()}

@@ -2,10 +2,11 @@
 a step of Torch-Pruning, in one run. And whether its cost stays the same over many events.
 
     python tests/benchmarks/event.py [--device cuda] [--nets resnet50:16:64 ...] [--share 0.01] [--events 20]
+    python tests/benchmarks/event.py --nets resnet50:2:32 --share 0 --events 1000 --busy     one channel each
     uv run --with torch-pruning python tests/benchmarks/event.py     with the peer
 
-Each event removes that share of the dense net's channels. The peer ranks by its own Taylor importance from the same
-gradients, and removes about as many; its trace, like ours, comes before and is given apart.
+Each event removes that share of the dense net's channels, at least one. The peer ranks by its own Taylor importance
+from the same gradients, and removes about as many; its trace, like ours, comes before and is given apart.
 """
 
 from __future__ import annotations
@@ -15,26 +16,29 @@ import copy
 import sys
 from importlib.util import find_spec
 from pathlib import Path
-from statistics import median
+from statistics import mean, median
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parent))
 
 import torch
-from subjects import Setting, Training, seconds, write
+from subjects import Clock, Setting, Training, clock_of, seconds, write
 from torch import nn
 
 from lightning_taylor import Iterative, Taylor
 from lightning_taylor.options import Options
 from lightning_taylor.pruner import Pruner
 
+_MANY = 100  # events whose mean is compared with that of as many at the end
+
 
 class Ours:
     """Events as a fit has them, without the Trainer."""
 
-    def __init__(self, setting: Setting, net: nn.Module, share: float) -> None:
+    def __init__(self, setting: Setting, net: nn.Module, share: float, clock: Clock) -> None:
+        self.clock = clock
         graph: list[Any] = []
-        self.trace = seconds(lambda: graph.append(setting.traced(net)), "cpu")
+        self.trace = seconds(lambda: graph.append(setting.traced(net)), "cpu", clock=clock)
         self.training, self.device = Training(setting, net), setting.device
         channels = sum(group.size for group in graph[0].groups.values())
         self.schedule = Iterative(1, max(1, round(share * channels)))
@@ -49,17 +53,21 @@ class Ours:
 
     def event(self) -> None:
         found: list[Any] = []
-        self.decided.append(seconds(lambda: found.append(self.pruner.decide(self.schedule, 1)), self.device))
         optimizers = [self.training.optimizer]
-        self.removed.append(seconds(lambda: self.pruner.remove(found[0], 1, optimizers), self.device))
+        self.decided.append(self.timed(lambda: found.append(self.pruner.decide(self.schedule, 1))))
+        self.removed.append(self.timed(lambda: self.pruner.remove(found[0], 1, optimizers)))
+
+    def timed(self, run: Any) -> float:
+        return seconds(run, self.device, clock=self.clock)
 
 
 class Theirs:
     """Steps of Torch-Pruning, as its documentation shows them."""
 
-    def __init__(self, setting: Setting, net: nn.Module, share: float) -> None:
+    def __init__(self, setting: Setting, net: nn.Module, share: float, clock: Clock) -> None:
         import torch_pruning as tp
 
+        self.clock = clock
         self.training, self.device = Training(setting, net), setting.device
         classes = [m for m in net.modules() if isinstance(m, nn.Linear)][-1:]
 
@@ -69,21 +77,21 @@ class Theirs:
                 pruning_ratio=0.99, iterative_steps=round(0.99 / share), ignored_layers=classes,
             )  # fmt: skip
 
-        self.trace = seconds(make, setting.device)
+        self.trace = seconds(make, setting.device, clock=clock)
         self.steps: list[float] = []
 
     def event(self) -> None:
-        self.steps.append(seconds(self.pruner.step, self.device))
+        self.steps.append(seconds(self.pruner.step, self.device, clock=self.clock))
         self.training.optimizer = torch.optim.SGD(self.training.net.parameters(), lr=1e-4, momentum=0.9)
 
 
-def measured(setting: Setting, share: float, events: int) -> dict[str, Any]:
+def measured(setting: Setting, share: float, events: int, clock: Clock) -> dict[str, Any]:
     net = setting.model()
-    ours = Ours(setting, copy.deepcopy(net), share)
-    theirs = Theirs(setting, copy.deepcopy(net), share) if find_spec("torch_pruning") else None
+    ours = Ours(setting, copy.deepcopy(net), share, clock)
+    theirs = Theirs(setting, copy.deepcopy(net), share, clock) if share and find_spec("torch_pruning") else None
     plain = Training(setting, copy.deepcopy(net))
     plain.warm_up(2)
-    step = median(seconds(plain.step, setting.device) for _ in range(5))
+    step = median(seconds(plain.step, setting.device, clock=clock) for _ in range(5))
     for _ in range(events):
         ours.step()
         ours.event()
@@ -101,6 +109,12 @@ def measured(setting: Setting, share: float, events: int) -> dict[str, Any]:
         "later / earlier events": f"{median(event[half:]) / median(event[:half]):.2f}",
         "trace / step": f"{ours.trace / step:.1f}",
     }
+    if events >= 2 * _MANY:
+        first, last = mean(event[:_MANY]), mean(event[-_MANY:])
+        row |= {"first hundred": f"{first * 1e3:.1f} ms", "last hundred": f"{last * 1e3:.1f} ms"}
+        row |= {"last / first": f"{last / first:.2f}"}
+        left = ours.pruner.fractions()
+        row |= {f"{name} left": f"{left[name]:.1%}" for name in ("channels", "params")}
     if theirs:
         row["Torch-Pruning's step"] = f"{median(theirs.steps) * 1e3:.0f} ms"
         row["event / Torch-Pruning's"] = f"{median(event) / median(theirs.steps):.3f}"
@@ -114,14 +128,17 @@ def main() -> None:
     parser.add_argument("--nets", nargs="+", default=["resnet50:16:64", "vgg16:4:128", "mobilenet_v2:16:64"])
     parser.add_argument("--share", type=float, default=0.01, help="of the channels that an event removes")
     parser.add_argument("--events", type=int, default=20)
+    parser.add_argument("--busy", action="store_true", help="processor time in one thread")
     parser.add_argument("--out", type=Path, default=Path("benchmarks"))
     parser.add_argument("--name", default="event")
     args = parser.parse_args()
+    clock = clock_of(args.busy)
     rows = []
     for text in args.nets:
         name, batch, side = text.split(":")
-        rows.append(measured(Setting(name, int(batch), int(side), args.device), args.share, args.events))
-        write(rows, f"An event that removes {args.share:.1%} of the channels", args.out, args.name, args.device)
+        rows.append(measured(Setting(name, int(batch), int(side), args.device), args.share, args.events, clock))
+        title = f"An event that removes {f'{args.share:.1%} of the channels' if args.share else 'one channel'}"
+        write(rows, title, args.out, args.name, args.device)
 
 
 if __name__ == "__main__":

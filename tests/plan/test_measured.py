@@ -14,17 +14,22 @@ from lightning_taylor.plan import CostModel, Demand, Target, check_reachable, re
 
 
 class Gauge:
-    """Stands in for a meter: each resource is a function of the FLOPs fraction; remembers what it was asked."""
+    """Stands in for a meter: each resource is a function of the FLOPs fraction; remembers what it was asked.
 
-    def __init__(self, graph, **curves):
+    ``careful`` are functions for careful measurements, where those differ.
+    """
+
+    def __init__(self, graph, careful=None, **curves):
         self.graph = graph
-        self.curves = curves
+        self.curves = {False: curves, True: curves if careful is None else careful}
         self.asked = []
+        self.asked_carefully = []
 
-    def ratios(self, shapes, resources):
+    def ratios(self, shapes, resources, *, careful=False):
         cost = CostModel(replace(self.graph, shapes=shapes))
-        self.asked.append((cost.now.flops / cost.dense.flops, tuple(resources)))
-        return {name: self.curves[name](self.asked[-1][0]) for name in resources}
+        flops = cost.now.flops / cost.dense.flops
+        (self.asked_carefully if careful else self.asked).append((flops, tuple(resources)))
+        return {name: self.curves[careful][name](flops) for name in resources}
 
 
 @pytest.fixture
@@ -198,3 +203,50 @@ def test_a_check_does_not_measure_what_fails_already(vgg):
     with pytest.raises(TargetUnreachableError, match=r"channels=0\.001"):
         check_reachable(Target(channels=0.001, latency=0.9), vgg, meter=gauge)
     assert not gauge.asked
+
+
+def test_what_would_end_the_pruning_is_within_the_limit_where_it_is_measured_with_care(vgg):
+    lucky = Gauge(vgg, latency=lambda f: f - 0.04, careful={"latency": lambda f: f})
+    found = select_measured(some_scores(vgg), vgg, Target(latency=0.7), lucky)
+    assert 0.69 <= found.measured["latency"] <= 0.7
+    assert found.measured["latency"] == pytest.approx(remaining(vgg, found.remove)["flops"])
+    assert len(lucky.asked_carefully) <= 3
+
+
+def test_channels_that_an_unlucky_measurement_took_are_kept_where_care_allows_it(vgg):
+    unlucky = Gauge(vgg, latency=lambda f: f + 0.04, careful={"latency": lambda f: f})
+    found = select_measured(some_scores(vgg), vgg, Target(latency=0.7), unlucky)
+    assert 0.69 <= found.measured["latency"] <= 0.7
+
+
+def test_an_event_that_is_not_the_last_measures_no_candidate_with_care(vgg):
+    gauge = Gauge(vgg, latency=lambda f: f)
+    select_measured(some_scores(vgg), vgg, Demand(Target(latency=0.8), goal=Target(latency=0.6)), gauge)
+    assert not gauge.asked_carefully
+
+
+def test_luck_alone_does_not_end_the_pruning_before_the_last_event(vgg):
+    lucky = Gauge(vgg, latency=lambda f: f - 0.1, careful={"latency": lambda f: f})
+    demand = Demand(Target(latency=0.61), goal=Target(latency=0.605))
+    found = select_measured(some_scores(vgg), vgg, demand, lucky)
+    assert found.measured["latency"] == pytest.approx(remaining(vgg, found.remove)["flops"])
+    assert found.measured["latency"] > 0.605
+
+
+def test_the_last_channels_of_a_number_are_measured_with_care(vgg):
+    lucky = Gauge(vgg, latency=lambda f: 0.5, careful={"latency": lambda f: 0.9})
+    found = select_measured(some_scores(vgg), vgg, Demand(Target(latency=0.6), channels=20), lucky)
+    assert found.measured == {"latency": 0.9}
+
+
+def test_counted_bytes_are_not_measured_twice(vgg):
+    gauge = Gauge(vgg, memory=lambda f: f)
+    select_measured(some_scores(vgg), vgg, Target(memory=0.5), gauge)
+    assert not gauge.asked_carefully
+
+
+def test_what_no_careful_measurement_meets_is_unreachable(vgg):
+    lucky = Gauge(vgg, latency=lambda f: f, careful={"latency": lambda f: 0.8})
+    with pytest.raises(TargetUnreachableError, match=r"latency=0\.8"):
+        select_measured(some_scores(vgg), vgg, Target(latency=0.7), lucky)
+    assert lucky.asked_carefully[-1][0] < 0.01

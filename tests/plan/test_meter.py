@@ -12,6 +12,7 @@ from lightning_taylor.graph.passes import ForwardCall
 from lightning_taylor.graph.resize import shrink_modules
 from lightning_taylor.graph.trace import trace_channels
 from lightning_taylor.plan import Meter, Target, select_measured
+from lightning_taylor.plan.latency import Latency, LatencyComparison
 from lightning_taylor.plan.twin import with_shapes
 
 FLOAT = 4
@@ -138,3 +139,27 @@ def test_a_meter_that_could_measure_nothing_is_refused():
         Meter(model, graph, calls(), batch=0)
     with pytest.raises(ValueError, match="cannot measure energy; a meter knows latency, memory"):
         Meter(model, graph, calls()).ratios(graph.shapes, ["energy"])
+
+
+def test_a_careful_measurement_takes_as_many_pairs_as_its_spread_asks_for(monkeypatch):
+    model, x = Heavy(), torch.rand(2, 3, 24, 24)
+    graph = trace_channels(model, x)
+    meter = Meter(model, graph, [ForwardCall("", (x,))])
+    smaller = graph.shrink({name: range(group.size - 8) for name, group in graph.groups.items()})
+    pairs = []
+
+    def spread_of(spread):
+        def comparing(before, after, *, warmup, repeats):
+            pairs.append(repeats)
+            times = Latency(0.04, 0.04, 0.04, repeats)
+            return LatencyComparison(times, times, speedup=2.0, low=2.0 - spread, high=2.0 + spread)
+
+        monkeypatch.setattr("lightning_taylor.plan.meter.compare_latency", comparing)
+        return meter.ratios(smaller.shapes, ["latency"], careful=True)
+
+    assert spread_of(0.05) == {"latency": 0.5}
+    assert pairs[-1] == int((0.93 * 0.05 / 0.005) ** 2)
+    spread_of(0.001)
+    assert pairs[-1] == int(2 / 0.08)
+    spread_of(1.0)
+    assert pairs[-1] == int(20 / 0.08)

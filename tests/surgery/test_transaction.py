@@ -56,7 +56,7 @@ def test_an_error_at_any_step_leaves_everything_as_it_was(
 
 
 def countdown(patch: pytest.MonkeyPatch, steps: int) -> None:
-    """After so many calls, the next call of anything that a commit writes with raises, once."""
+    """After so many calls, the next call of anything that makes a tensor or that a commit writes with raises, once."""
     left = [steps]
 
     def counted(original: Callable[..., Any], after: bool) -> Callable[..., Any]:
@@ -72,7 +72,8 @@ def countdown(patch: pytest.MonkeyPatch, steps: int) -> None:
 
         return call
 
-    patch.setattr(torch.Tensor, "set_", counted(torch.Tensor.set_, after=False))
+    for name in ("set_", "index_select"):
+        patch.setattr(torch.Tensor, name, counted(getattr(torch.Tensor, name), after=False))
     for name in ("set_storage", "set_items", "clear", "set_attribute", "follow_shapes"):
         patch.setattr(Transaction, name, counted(getattr(Transaction, name), after=True))
 
