@@ -108,6 +108,10 @@ class Grids:
             grid = Grid(labels.numpy().copy(), axes, where, kind, allowed, spare=spare)
             self._all[key] = grid
             self._of_axis.update({int(axis[0]): grid for axis in axes if axis is not None})
+        elif order is not None and (both := self._all[key]).order:
+            # Of channels that two layers arrange alike, only what both can lose may go.
+            both.order = tuple(d for d in both.order if d in order)
+            both.where += "" if both.order else f" and otherwise by {where}"
         return self._all[key]
 
     def owning(self, label: int) -> Grid | None:

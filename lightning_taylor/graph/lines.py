@@ -11,7 +11,7 @@ from types import FrameType
 
 import torch
 
-__all__ = ["raising_line", "running_line"]
+__all__ = ["raising_line", "running_line", "running_place"]
 
 _HERE = Path(__file__).parent
 _CALLERS = {str(_HERE / "trace.py"), str(_HERE / "verify.py")}
@@ -24,13 +24,18 @@ def running_line() -> str:
     Only the file's name, not its folder: reasons go into checkpoints and reports, and are the same on every machine.
     A cell of a notebook has a file whose name is a random number, and a line typed at a prompt has none.
     """
+    return _worded(running_place())
+
+
+def running_place() -> tuple[str, int] | None:
+    """File and line of the model's code that is running; None if it is torch's own."""
     return _innermost(_stack(sys._getframe(1)))
 
 
 def raising_line(error: BaseException) -> str:
     """The same of an exception: the line of the model from which it came."""
     frames = traceback.extract_tb(error.__traceback__)
-    return _innermost((frame.filename, frame.lineno or 0) for frame in reversed(frames))
+    return _worded(_innermost((frame.filename, frame.lineno or 0) for frame in reversed(frames)))
 
 
 def _stack(frame: FrameType | None) -> Iterator[tuple[str, int]]:
@@ -39,11 +44,16 @@ def _stack(frame: FrameType | None) -> Iterator[tuple[str, int]]:
         frame = frame.f_back
 
 
-def _innermost(frames: Iterable[tuple[str, int]]) -> str:
+def _innermost(frames: Iterable[tuple[str, int]]) -> tuple[str, int] | None:
     for file, line in frames:
         if file in _CALLERS:
             break
         if not file.startswith(_PASSED):
-            nameless = file.startswith("<") or "ipykernel" in file
-            return "" if nameless else f", {Path(file).name}:{line}"
-    return ""
+            return file, line
+    return None
+
+
+def _worded(place: tuple[str, int] | None) -> str:
+    if place is None or place[0].startswith("<") or "ipykernel" in place[0]:
+        return ""
+    return f", {Path(place[0]).name}:{place[1]}"

@@ -15,6 +15,7 @@ from torch.utils._pytree import tree_map
 from lightning_taylor.graph.channels import Role
 from lightning_taylor.graph.labels import Labels, varies, varying
 from lightning_taylor.graph.ledger import NEUTRAL
+from lightning_taylor.graph.lines import running_place
 from lightning_taylor.graph.pointwise import freeze_all
 from lightning_taylor.graph.sizes import Place, place_of
 from lightning_taylor.graph.slots import arranged, joined, squeezed
@@ -114,7 +115,8 @@ def _place(call: Call, whole: Tensor, parts: Sequence[Tensor]) -> Place | None:
 
 def _noted(call: Call, whole_C: Tensor, parts_P: Sequence[Tensor]) -> Place | None:
     tracer = call.tracer
-    found = place_of(tracer.module, (tracer.kind, call.name), whole_C, parts_P, tracer.held())
+    kind = (tracer.kind, call.name, running_place())
+    found = place_of(tracer.module, kind, whole_C, parts_P, tracer.held())
     return tracer.ledger.places.note(found) if found else None
 
 

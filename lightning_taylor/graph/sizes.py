@@ -6,7 +6,8 @@ be chance, so the proof decides: where following it fails, the numbers stay and 
 
 Which attribute is meant is a guess with an order: a list or tuple of exactly these sizes is surely it; of whole numbers
 with the same value one at a time is tried, those first that are called after a width, for the first and for the last of
-the parts that are so large. Two that have the same value never follow together: one may be the number of classes.
+the parts that are so large. Two that have the same value never follow together, and one whose name says that it counts
+classes, layers or steps never does.
 
 Shape legend: C = channels of the tensor that is taken apart, P = those of one part.
 """
@@ -26,15 +27,22 @@ from lightning_taylor.graph.channels import Axis, Follower
 if TYPE_CHECKING:
     from lightning_taylor.graph.ledger import Ledger
 
-__all__ = ["WHOLE", "Choice", "Place", "Places", "choices", "place_of"]
+__all__ = ["WHOLE", "Choice", "Place", "Places", "choices", "may_count", "place_of"]
 
 WHOLE = -1
 """In place of a part's number: the attribute counts all channels."""
 _MOST = 8
 _WIDTHS = ("dim", "width", "channel", "chs", "hidden", "split", "size", "planes", "feature", "ch")
 
+_OTHERS = ("class", "label", "vocab", "epoch", "step", "batch", "seed", "kernel", "stride", "padding", "depth", "layer")
+
 Choice = Mapping[str, int]
 """Attribute -> the part that it counts; none: the numbers stay."""
+
+
+def may_count(attribute: str) -> bool:
+    """Whether an attribute may count channels, heads or groups: not if its name says that it counts something else."""
+    return not any(word in attribute.lower() for word in _OTHERS)
 
 
 @dataclass(eq=False)
@@ -45,7 +53,7 @@ class Place:
         module: the one that was running.
         whole: shape (C,), the labels of all channels.
         parts: shape (P,) each, those of every part.
-        kind: places of one kind are run by the same code and go by one choice.
+        kind: places of one kind are run by the same line of code and go by one choice.
         choices: what may follow, the likeliest first.
         sure: whether the first choice is no guess.
     """

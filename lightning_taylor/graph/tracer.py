@@ -22,6 +22,7 @@ from lightning_taylor.graph.channels import Axis, Operation
 from lightning_taylor.graph.labels import Labels, tells_all
 from lightning_taylor.graph.ledger import NEUTRAL, Ledger
 from lightning_taylor.graph.lines import running_line
+from lightning_taylor.graph.sizes import may_count
 
 __all__ = ["Call", "Rule", "Tracer", "tensors_in"]
 
@@ -227,8 +228,9 @@ class Tracer(TorchDispatchMode):
         return [(self.module, name) for name, value in self.held().items() if type(value) is int and value == number]
 
     def held(self) -> Mapping[str, Any]:
-        """The attributes of the running module; none if the rule of its class says what follows."""
-        return {} if self.running is None or rule_of(self.running) is not None else vars(self.running)
+        """What the running module may count channels by; nothing if the rule of its class says what follows."""
+        own = {} if self.running is None or rule_of(self.running) is not None else vars(self.running)
+        return {name: value for name, value in own.items() if may_count(name)}
 
     def record(self, call: Call, axes: Iterable[Axis]) -> None:
         """Write down an operation's cost, on the pass that counts it."""

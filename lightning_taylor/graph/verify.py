@@ -246,11 +246,14 @@ def _draw(graph: ChannelGraph, names: Sequence[str], draw: int) -> dict[str, Ten
 
 
 def _turns(graph: ChannelGraph) -> dict[str, int]:
-    """Group -> 0 or 1, neighbours on one axis differently."""
+    """Group -> 0 or 1, neighbours on one axis differently, and those that are alone in turn.
+
+    Two layers that are as wide by chance must lose differently, or a number that counts the one could follow the other.
+    """
     turn: dict[str, int] = {}
     for slices in graph.slices_by_axis().values():
         for place, (name, _) in enumerate(slices):
-            turn.setdefault(name, place % 2)
+            turn.setdefault(name, (place if len(slices) > 1 else len(turn)) % 2)
     return turn
 
 

@@ -246,3 +246,23 @@ def test_a_fit_prunes_what_an_rms_norm_averages_over(tmp_path: Path) -> None:
     linear, norm = (next(m for m in model.modules() if isinstance(m, kind)) for kind in (nn.Linear, nn.RMSNorm))
     assert pruner.reached
     assert norm.normalized_shape == (linear.out_features,) == tuple(norm.weight.shape)
+
+
+class TwoArrangements(nn.Module):
+    """A grouped convolution that loses the same channels of each group, and a norm that loses whole groups."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.grouped = nn.Conv2d(3, 6, 3), nn.Conv2d(6, 6, 3, groups=2)
+        self.norm, self.head = nn.GroupNorm(2, 6), nn.Linear(12, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        return self.head(torch.cat([self.grouped(x).mean((2, 3)), self.norm(x).mean((2, 3))], 1))
+
+
+def test_what_two_layers_arrange_differently_stays() -> None:
+    graph = trace_channels(TwoArrangements().double(), torch.randn(1, 3, 8, 8).double())
+    assert "stem" not in graph.groups
+    assert graph.frozen["stem"].startswith("arranged as a grid by convolution in grouped")
+    assert "otherwise by native_group_norm in norm" in graph.frozen["stem"]

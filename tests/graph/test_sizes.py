@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 import zoo
+import zoo_grids
 import zoo_sizes
 from torch import Tensor, nn
 from torchvision.models import VisionTransformer
@@ -100,3 +101,37 @@ def test_a_vision_transformer_loses_channels_of_its_residual_stream_where_norms_
     prune_channels(model, graph, {"conv_proj": [0, 3, 5]})
     assert model.hidden_dim == 13
     assert model(x).isfinite().all()
+
+
+class Alike(nn.Module):
+    """Two layers are as wide by chance; a number counts the channels of the second one only."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.width, self.first, self.second = 6, nn.Conv2d(3, 6, 1), nn.Conv2d(3, 6, 1)
+        self.head = nn.Linear(3, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        _, part = self.first(x).chunk(2, 1)
+        _, half = self.second(part).split(self.width // 2, 1)
+        return self.head(half.mean((2, 3)))
+
+
+def test_a_number_follows_the_layer_that_it_counts_not_another_of_the_same_width() -> None:
+    model = Alike().double()
+    graph = trace_channels(model, torch.randn(1, 3, 8, 8).double())
+    assert {(f.attribute, f.axis) for f in graph.followers} == {("width", ("second.weight", 0))}
+
+
+class Tokens(zoo_grids.Heads):
+    """Four heads, and four classes, which nothing in the forward pass says."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.num_classes = self.count
+
+
+def test_a_number_whose_name_says_that_it_counts_something_else_stays() -> None:
+    model = Tokens().double()
+    graph = trace_channels(model, torch.randn(1, 3, 12, 12).double())
+    assert {f.attribute for f in graph.followers} == {"count"}
