@@ -74,7 +74,7 @@ class TaylorPruning(Callback):
             and Swin; its statistics then run over those that are left, which changes the outputs a little.
         flops_power: a channel's score is divided by the MFLOPs that its removal saves, to this power: 0 ranks by what a
             channel is worth, 1 by what it is worth per MFLOP. None for the criterion's own where the target is of
-            FLOPs (0.5 for ``Taylor()``, better than both where it was measured), and 0 elsewhere.
+            FLOPs (0.5 for ``Taylor()``, 1 for ``TaylorBatch()``: notebooks/accuracy.md), and 0 elsewhere.
         conv_groups: what goes from a grouped convolution, as in ResNeXt and RegNet: "whole" for whole groups, "spread"
             for the same channels of every group, "auto" for whole groups where they are many; see ``trace_channels``.
 
