@@ -174,8 +174,8 @@ def test_what_goes_from_a_grouped_convolution_is_chosen_in_the_configuration_or_
     callback = ("--trainer.callbacks=TaylorPruning", "--trainer.callbacks.conv_groups=whole")
     asked = {"auto": (), "whole": callback, "spread": (*callback, "--conv-groups", "spread")}
     for choice, least in {"auto": 4, "whole": 6, "spread": 4}.items():
-        code, out, _ = run(*fit, *asked[choice])
-        assert code == 0
+        code, out, err = run(*fit, *asked[choice])
+        assert code == 0, err
         assert json.loads(out)["layers"][0]["least"] == least, choice
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import time
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -79,9 +80,18 @@ SMALL = {
 }
 
 
+def _wild() -> nn.Module:
+    return nn.Sequential(nn.Flatten(), nn.Linear(48, 16), nn.ReLU(), Wild(16, real_nets.CLASSES))
+
+
+def _measured(name: str) -> dict[str, Any]:
+    wild = Network(_wild, {"units": real_nets.widths("1")}, shape=(3, 4, 4))
+    return end_to_end.measured(name, SMALL.get(name, wild), timeout=300, memory=8)
+
+
 @pytest.mark.parametrize("name", SMALL)
 def test_a_whole_fit_ends_as_one_that_was_interrupted_and_every_kind_of_unit_goes(name: str) -> None:
-    row = end_to_end.Row(**end_to_end.measured(name, SMALL[name], timeout=300, memory=8))
+    row = end_to_end.Row(**alone(_measured, name))
     assert (row.status, row.note, row.resumed, row.differing) == ("right", "", True, [])
     assert row.events == end_to_end.EVENTS
     assert 0 < row.pruned <= 0.6 * row.dense
@@ -90,11 +100,7 @@ def test_a_whole_fit_ends_as_one_that_was_interrupted_and_every_kind_of_unit_goe
 
 
 def test_a_whole_fit_that_does_not_resume_as_it_was_is_called_wrong() -> None:
-    def build() -> nn.Module:
-        return nn.Sequential(nn.Flatten(), nn.Linear(48, 16), nn.ReLU(), Wild(16, real_nets.CLASSES))
-
-    case = Network(build, {"units": real_nets.widths("1")}, shape=(3, 4, 4))
-    row = end_to_end.Row(**end_to_end.measured("wild", case, timeout=300, memory=8))
+    row = end_to_end.Row(**alone(_measured, "wild"))
     assert row.status == "wrong"
     assert "differ after the resume: .model.net" in row.note
 
