@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping
-from itertools import chain
 from typing import Any, TypeVar, final
 
 import torch
@@ -24,6 +23,7 @@ from torch.utils.hooks import RemovableHandle
 from lightning_taylor.errors import UncoupledChannelsError
 from lightning_taylor.graph.attributes import known
 from lightning_taylor.graph.channels import ChannelGraph
+from lightning_taylor.graph.copying import named_tensors
 from lightning_taylor.graph.plain import follower_from_plain, follower_to_plain
 from lightning_taylor.graph.resize import follow_shapes, hold
 from lightning_taylor.namesakes import either
@@ -99,7 +99,7 @@ def fit_shapes(module: nn.Module, state_dict: Mapping[str, Any], widths: Widths,
           (1): Linear(in_features=5, out_features=2, bias=True)
         )
     """
-    living = dict(chain(module.named_parameters(remove_duplicate=False), module.named_buffers(remove_duplicate=False)))
+    living = dict(named_tensors(module))
     incoming = {name: state_dict[prefix + name] for name in living if prefix + name in state_dict}
     differing = {n: t for n, t in incoming.items() if isinstance(t, Tensor) and t.shape != living[n].shape}
     if not differing:

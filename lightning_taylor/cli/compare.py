@@ -27,6 +27,7 @@ from lightning_taylor.cli.fit_config import FitConfig, find_config
 from lightning_taylor.cli.start import start_checkpoint
 from lightning_taylor.cli.trained import Trained, read_trained
 from lightning_taylor.graph.trace import require_groups, trace_channels
+from lightning_taylor.options import OF_THE_TRACE
 from lightning_taylor.study import (
     Correlations,
     CorrelationTable,
@@ -138,9 +139,8 @@ def _compare(
 ) -> Correlations:
     """One checkpoint's correlations; its seed draws the examples, the channels and whatever is random."""
     module, inputs = trained.module, trained.inputs
-    stay = {"ignore": pruning.ignore, "allow_inexact_norms": pruning.allow_inexact_norms}
-    args = dict(inputs.kwargs) or inputs.args
-    graph = require_groups(trace_channels(module, args, conv_groups=pruning.conv_groups, **stay))
+    sought = {name: getattr(pruning, name) for name in OF_THE_TRACE}
+    graph = require_groups(trace_channels(module, dict(inputs.kwargs) or inputs.args, **sought))
     generator = torch.Generator().manual_seed(seed)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "You are trying to `self.log\\(\\)` but the `self.trainer` reference")

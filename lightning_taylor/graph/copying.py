@@ -81,7 +81,7 @@ def reveal(model: nn.Module, generator: torch.Generator) -> None:
 def tensor_names(model: nn.Module) -> dict[int, str]:
     """Id of every parameter and buffer -> its first qualified name."""
     names: dict[int, str] = {}
-    for name, tensor in _named_tensors(model):
+    for name, tensor in named_tensors(model):
         names.setdefault(id(tensor), name)
     return names
 
@@ -131,7 +131,8 @@ def _map(values: Any, change: Any) -> Any:
     return values
 
 
-def _named_tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
+def named_tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """Every parameter and buffer, by all of its names."""
     yield from model.named_parameters(remove_duplicate=False)
     yield from model.named_buffers(remove_duplicate=False)
 
@@ -150,7 +151,7 @@ def _check_supported(model: nn.Module) -> None:
     for name, tensor in model.named_parameters():
         if is_lazy(tensor):
             raise UnsupportedModelError(f"parameter {name!r} is lazy; run one forward pass before the trace")
-    for name, tensor in _named_tensors(model):
+    for name, tensor in named_tensors(model):
         if tensor.is_meta:
             raise UnsupportedModelError(f"{name!r} is on the meta device; give it values before the trace")
         if tensor.layout is not torch.strided:

@@ -78,7 +78,7 @@ def follower_to_plain(follower: Follower) -> list[Any]:
 
 def follower_from_plain(plain: list[Any]) -> Follower:
     """The follower that ``follower_to_plain`` was called on."""
-    module, attribute, axis, dense, width, *more = plain  # version 0.1 wrote no more than these
+    module, attribute, axis, dense, width, *more = plain  # older checkpoints have no more
     return Follower(module, attribute, _axis(axis), dense, width, tuple(_axis(minus) for minus in (more or [[]])[0]))
 
 

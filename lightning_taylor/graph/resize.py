@@ -11,7 +11,6 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from itertools import chain
 
 import torch
 from torch import Tensor, nn
@@ -19,6 +18,7 @@ from torch import Tensor, nn
 from lightning_taylor.errors import UncoupledChannelsError
 from lightning_taylor.graph.attributes import Known, concerned, follow_shapes, known, register_attributes, rule_of
 from lightning_taylor.graph.channels import Axis, Follower
+from lightning_taylor.graph.copying import named_tensors
 
 __all__ = [
     "Touched",
@@ -133,7 +133,7 @@ def shrink_modules(model: nn.Module, keep: Mapping[Axis, Tensor], followers: Ite
         for t in touched:
             hold(t.tensor, resized(t.tensor, t.keep))
             t.tensor.grad = None
-    widths = {name: tuple(t.shape) for name, t in _named(model).items()}
+    widths = {name: tuple(t.shape) for name, t in named_tensors(model)}
     values = known(concerned(followers, {t.name for t in touched}), widths)
     for module, local, own in followed(model, owners(model, touched), values):
         follow_shapes(module, local, own)
@@ -145,7 +145,7 @@ def touched_tensors(model: nn.Module, keep: Mapping[Axis, Tensor]) -> list[Touch
     Raises:
         UncoupledChannelsError: if the model has no tensor of that name, or two names of one tensor disagree.
     """
-    named = _named(model)
+    named = dict(named_tensors(model))
     aliases: dict[int, list[str]] = defaultdict(list)
     for name, tensor in named.items():
         aliases[id(tensor)].append(name)
@@ -164,11 +164,6 @@ def touched_tensors(model: nn.Module, keep: Mapping[Axis, Tensor]) -> list[Touch
                 "trace the model again"
             )
     return list(touched.values())
-
-
-def _named(model: nn.Module) -> dict[str, Tensor]:
-    """Every parameter and buffer, by all of its names."""
-    return dict(chain(model.named_parameters(remove_duplicate=False), model.named_buffers(remove_duplicate=False)))
 
 
 def owners(model: nn.Module, touched: Iterable[Touched]) -> list[tuple[nn.Module, dict[Axis, Tensor]]]:

@@ -27,12 +27,12 @@ from lightning_taylor.graph.channels import Axis, Follower
 if TYPE_CHECKING:
     from lightning_taylor.graph.ledger import Ledger
 
-__all__ = ["WHOLE", "Choice", "Place", "Places", "choices", "may_count", "place_of"]
+__all__ = ["WHOLE", "Choice", "Place", "Places", "choices", "may_count", "names_width", "place_of"]
 
 WHOLE = -1
 """In place of a part's number: the attribute counts all channels."""
 _MOST = 8
-_WIDTHS = ("dim", "width", "channel", "chs", "hidden", "split", "size", "planes", "feature", "ch")
+_WIDTHS = ("dim", "width", "channel", "chs", "hidden", "split", "size", "planes", "feature")
 
 _OTHERS = ("class", "label", "vocab", "epoch", "step", "batch", "seed", "kernel", "stride", "padding", "depth", "layer")
 
@@ -43,6 +43,11 @@ Choice = Mapping[str, int]
 def may_count(attribute: str) -> bool:
     """Whether an attribute may count channels, heads or groups: not if its name says that it counts something else."""
     return not any(word in attribute.lower() for word in _OTHERS)
+
+
+def names_width(attribute: str) -> bool:
+    """Whether an attribute is called after a width, and not after a number of heads or groups."""
+    return any(word in attribute.lower() for word in _WIDTHS)
 
 
 @dataclass(eq=False)
@@ -78,7 +83,7 @@ def choices(sizes: Sequence[int], whole: int, held: Mapping[str, Any]) -> tuple[
         if isinstance(value, list | tuple) and len(sizes) > 1 and list(value) == list(sizes):
             return ({f"{name}[{i}]": i for i in range(len(sizes))},), True
     numbers = {name: value for name, value in held.items() if type(value) is int and value > 1}
-    likely = sorted(numbers, key=lambda name: not any(word in name for word in _WIDTHS))
+    likely = sorted(numbers, key=lambda name: not names_width(name))
     named: list[list[tuple[str, int]]] = []
     for part, size in enumerate(sizes):
         alike = dict.fromkeys((part, len(sizes) - 1 - list(reversed(sizes)).index(size)))

@@ -14,6 +14,7 @@ from torch import Tensor
 from lightning_taylor.graph.grids import MERGED, Grid
 from lightning_taylor.graph.labels import compressed, varying
 from lightning_taylor.graph.ledger import NEUTRAL
+from lightning_taylor.graph.sizes import names_width
 from lightning_taylor.graph.tracer import Call
 
 __all__ = ["arranged", "joined", "slot_along", "squeezed"]
@@ -81,8 +82,7 @@ def _note_holders(call: Call, grid: Grid) -> None:
     for n in dict.fromkeys(shape):
         alike = [d for d, m in enumerate(shape) if m == n]
         for module, attribute in call.tracer.counting(n):
-            of_width = any(word in attribute for word in ("dim", "size", "width", "channel"))
-            grid.holders[module, attribute, tuple(reversed(alike) if of_width else alike)] = n
+            grid.holders[module, attribute, tuple(reversed(alike) if names_width(attribute) else alike)] = n
 
 
 def squeezed(labels: Tensor, dims: Sequence[int]) -> Tensor:

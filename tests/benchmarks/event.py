@@ -11,7 +11,6 @@ from the same gradients, and removes about as many; its trace, like ours, comes 
 
 from __future__ import annotations
 
-import argparse
 import copy
 import sys
 from importlib.util import find_spec
@@ -22,7 +21,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).parent))
 
 import torch
-from subjects import Clock, Setting, Training, clock_of, seconds, write
+from subjects import Clock, Setting, Training, clock_of, parser, seconds, write
 from torch import nn
 
 from lightning_taylor import Iterative, Taylor
@@ -123,20 +122,15 @@ def measured(setting: Setting, share: float, events: int, clock: Clock) -> dict[
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--device", default="cpu")
-    parser.add_argument("--nets", nargs="+", default=["resnet50:16:64", "vgg16:4:128", "mobilenet_v2:16:64"])
-    parser.add_argument("--share", type=float, default=0.01, help="of the channels that an event removes")
-    parser.add_argument("--events", type=int, default=20)
-    parser.add_argument("--busy", action="store_true", help="processor time in one thread")
-    parser.add_argument("--out", type=Path, default=Path("benchmarks"))
-    parser.add_argument("--name", default="event")
-    args = parser.parse_args()
+    asked = parser(__doc__, "event", default=["resnet50:16:64", "vgg16:4:128", "mobilenet_v2:16:64"])
+    asked.add_argument("--share", type=float, default=0.01, help="of the channels that an event removes")
+    asked.add_argument("--events", type=int, default=20)
+    asked.add_argument("--busy", action="store_true", help="processor time in one thread")
+    args = asked.parse_args()
     clock = clock_of(args.busy)
     rows = []
     for text in args.nets:
-        name, batch, side = text.split(":")
-        rows.append(measured(Setting(name, int(batch), int(side), args.device), args.share, args.events, clock))
+        rows.append(measured(Setting.of(text, args.device), args.share, args.events, clock))
         title = f"An event that removes {f'{args.share:.1%} of the channels' if args.share else 'one channel'}"
         write(rows, title, args.out, args.name, args.device)
 

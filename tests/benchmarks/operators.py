@@ -5,12 +5,10 @@ python tests/benchmarks/operators.py [--device cuda] [--net resnet18:16:128] [--
 
 from __future__ import annotations
 
-import argparse
 import copy
-from pathlib import Path
 from typing import Any
 
-from subjects import Setting, Training, write
+from subjects import Setting, Training, parser, write
 from torch.profiler import ProfilerActivity, profile
 
 from lightning_taylor import Taylor, TaylorBatch
@@ -27,17 +25,8 @@ def own_times(training: Training, steps: int) -> dict[str, float]:
     return {e.key: getattr(e, field) / steps / 1e3 for e in traced.key_averages()}
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--device", default="cpu")
-    parser.add_argument("--net", default="resnet18:16:128")
-    parser.add_argument("--steps", type=int, default=5)
-    parser.add_argument("--top", type=int, default=8, help="operators that grow most, of each criterion")
-    parser.add_argument("--out", type=Path, default=Path("benchmarks"))
-    parser.add_argument("--name", default="operators")
-    args = parser.parse_args()
-    name, batch, side = args.net.split(":")
-    setting = Setting(name, int(batch), int(side), args.device)
+def measured(setting: Setting, steps: int, top: int) -> list[dict[str, Any]]:
+    """A row per operator: the costliest of a plain step, and those that grow most with each criterion."""
     net = setting.model()
     graph = setting.traced(net)
     found: dict[str, dict[str, float]] = {}
@@ -45,17 +34,30 @@ def main() -> None:
         training = Training(setting, copy.deepcopy(net))
         if criterion:
             training.scorer = criterion.watch(training.net, graph)
-        found[type(criterion).__name__ if criterion else "no scores"] = own_times(training, args.steps)
+        found[type(criterion).__name__ if criterion else "no scores"] = own_times(training, steps)
     plain = found["no scores"]
-    most = sorted(plain, key=lambda key: -plain[key])[: args.top // 2]
+    most = sorted(plain, key=lambda key: -plain[key])[: top // 2]
     for times in (found["Taylor"], found["TaylorBatch"]):
         grown = {key: value - plain.get(key, 0.0) for key, value in times.items() if key not in most}
-        most += sorted(grown, key=lambda key: -grown[key])[: args.top // 2]
+        most += sorted(grown, key=lambda key: -grown[key])[: top // 2]
     rows: list[dict[str, Any]] = [
-        {"operator": key} | {kind: f"{times.get(key, 0.0):.2f} ms" for kind, times in found.items()} for key in most
+        {"net": str(setting), "operator": key}
+        | {kind: f"{times.get(key, 0.0):.2f} ms" for kind, times in found.items()}
+        for key in most
     ]
-    rows.append({"operator": "all"} | {kind: f"{sum(times.values()):.1f} ms" for kind, times in found.items()})
-    write(rows, f"{setting}: operators' own time in a step", args.out, args.name, args.device)
+    total = {kind: f"{sum(times.values()):.1f} ms" for kind, times in found.items()}
+    return [*rows, {"net": str(setting), "operator": "all"} | total]
+
+
+def main() -> None:
+    asked = parser(__doc__, "operators", default=["resnet18:16:128"])
+    asked.add_argument("--steps", type=int, default=5)
+    asked.add_argument("--top", type=int, default=8, help="operators that grow most, of each criterion")
+    args = asked.parse_args()
+    rows: list[dict[str, Any]] = []
+    for text in args.nets:
+        rows += measured(Setting.of(text, args.device), args.steps, args.top)
+        write(rows, "Operators' own time in a step", args.out, args.name, args.device)
 
 
 if __name__ == "__main__":

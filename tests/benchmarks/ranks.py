@@ -98,8 +98,7 @@ def main() -> None:
     parser.add_argument("--net", default="resnet18:4:64")
     parser.add_argument("--out", type=Path, default=Path("benchmarks"))
     args = parser.parse_args()
-    name, batch, side = args.net.split(":")
-    setting, rows = Setting(name, int(batch), int(side)), []
+    setting, rows = Setting.of(args.net), []
     for ranks in args.ranks:
         with tempfile.TemporaryDirectory() as folder:
             dense, _ = all_well(on_ranks(ranks, fit, setting, None, folder))[0]

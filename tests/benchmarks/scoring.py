@@ -9,7 +9,6 @@ criterion without kernels of our own, and without sharing the copy that autocast
 
 from __future__ import annotations
 
-import argparse
 import copy
 import sys
 from pathlib import Path
@@ -19,7 +18,7 @@ from unittest import mock
 sys.path.insert(0, str(Path(__file__).parent))
 
 import torch
-from subjects import Setting, Training, in_turns, ratios, seconds, shown, write
+from subjects import Setting, Training, in_turns, parser, ratios, seconds, shown, write
 from torch import Tensor
 
 from lightning_taylor import Taylor, TaylorBatch
@@ -113,22 +112,17 @@ def measured(setting: Setting, turns: int, times: int, limit: float) -> dict[str
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--device", default="cpu")
-    parser.add_argument("--nets", nargs="+", help="name:batch:side")
-    parser.add_argument("--half", action="store_true")
-    parser.add_argument("--last", action="store_true")
-    parser.add_argument("--compiled", action="store_true")
-    parser.add_argument("--turns", type=int, default=12)
-    parser.add_argument("--times", type=int, default=1, help="steps in a row")
-    parser.add_argument("--out", type=Path, default=Path("benchmarks"))
-    parser.add_argument("--name", default="scoring")
-    args = parser.parse_args()
+    asked = parser(__doc__, "scoring", help="name:batch:side")
+    asked.add_argument("--half", action="store_true")
+    asked.add_argument("--last", action="store_true")
+    asked.add_argument("--compiled", action="store_true")
+    asked.add_argument("--turns", type=int, default=12)
+    asked.add_argument("--times", type=int, default=1, help="steps in a row")
+    args = asked.parse_args()
     limit = bandwidth(args.device)
     rows = []
     for text in args.nets or (CUDA if args.device == "cuda" else CPU):
-        name, batch, side = text.split(":")
-        setting = Setting(name, int(batch), int(side), args.device, args.half, args.last, args.compiled)
+        setting = Setting.of(text, args.device, args.half, args.last, args.compiled)
         rows.append(measured(setting, args.turns, args.times, limit))
         title = f"Scoring over a plain training step; median (quartiles); a copy moves {limit / 1e9:.0f} GB/s"
         write(rows, title, args.out, args.name, args.device)

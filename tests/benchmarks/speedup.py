@@ -8,7 +8,6 @@ the FLOPs. On a CPU eager, compiled and ONNX Runtime; on a GPU eager, compiled, 
 
 from __future__ import annotations
 
-import argparse
 import copy
 import sys
 import tempfile
@@ -20,7 +19,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 import torch
 from accuracy import flops
-from subjects import Clock, Setting, clock_of, in_turns, ratios, write
+from subjects import Clock, Setting, clock_of, in_turns, parser, ratios, write
 from torch import Tensor, nn
 
 from lightning_taylor import prune_channels
@@ -89,18 +88,14 @@ def compared(
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--device", default="cpu")
-    parser.add_argument("--nets", nargs="+", default=["resnet50:224", "vgg16:224", "mobilenet_v2:224"])
-    parser.add_argument("--share", type=float, default=0.5, help="of every group that goes")
-    parser.add_argument("--round-to", type=int, default=8)
-    parser.add_argument("--batches", type=int, nargs="+", default=[1, 16, 256])
-    parser.add_argument("--turns", type=int, default=10)
-    parser.add_argument("--uncompiled", action="store_true", help="leave compiled code out")
-    parser.add_argument("--busy", action="store_true", help="processor time in one thread")
-    parser.add_argument("--out", type=Path, default=Path("benchmarks"))
-    parser.add_argument("--name", default="speedup")
-    args = parser.parse_args()
+    asked = parser(__doc__, "speedup", default=["resnet50:224", "vgg16:224", "mobilenet_v2:224"])
+    asked.add_argument("--share", type=float, default=0.5, help="of every group that goes")
+    asked.add_argument("--round-to", type=int, default=8)
+    asked.add_argument("--batches", type=int, nargs="+", default=[1, 16, 256])
+    asked.add_argument("--turns", type=int, default=10)
+    asked.add_argument("--uncompiled", action="store_true", help="leave compiled code out")
+    asked.add_argument("--busy", action="store_true", help="processor time in one thread")
+    args = asked.parse_args()
     rows: list[dict[str, Any]] = []
     for text in args.nets:
         name, side = text.split(":")

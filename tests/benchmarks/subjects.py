@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -36,6 +37,12 @@ class Setting:
     half: bool = False
     last: bool = False
     compiled: bool = False
+
+    @classmethod
+    def of(cls, text: str, *others: Any) -> Setting:
+        """From "resnet50:16:64": name, batch, side."""
+        name, batch, side = text.split(":")
+        return cls(name, int(batch), int(side), *others)
 
     def __str__(self) -> str:
         ways = [
@@ -123,6 +130,16 @@ def in_turns(
     for _ in range(turns):
         for name, run in runs.items():
             found[name].append(seconds(run, device, times, clock))
+    return found
+
+
+def parser(description: str | None, name: str, **net: Any) -> argparse.ArgumentParser:
+    """What every benchmark asks for; ``net`` says of ``--nets`` what the default is, and whatever else it needs."""
+    found = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    found.add_argument("--device", default="cpu")
+    found.add_argument("--nets", nargs="+", **net)
+    found.add_argument("--out", type=Path, default=Path("benchmarks"))
+    found.add_argument("--name", default=name)
     return found
 
 

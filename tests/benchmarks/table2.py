@@ -9,7 +9,6 @@ layers lost more than others) for the FLOPs. Linear layers lose inputs only. Wei
 
 from __future__ import annotations
 
-import argparse
 import copy
 import sys
 from collections.abc import Callable
@@ -22,7 +21,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 import torch
 import torchvision
 from speedup import compared, ways
-from subjects import Clock, Setting, clock_of, write
+from subjects import Clock, Setting, clock_of, parser, write
 from torch import nn
 
 from lightning_taylor import prune_channels
@@ -99,15 +98,11 @@ def measured(setting: Setting, batches: list[int], turns: int, clock: Clock) -> 
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--device", default="cpu")
-    parser.add_argument("--nets", nargs="+", default=list(CASES), choices=CASES)
-    parser.add_argument("--batches", type=int, nargs="+", default=[16])
-    parser.add_argument("--turns", type=int, default=5)
-    parser.add_argument("--busy", action="store_true", help="processor time in one thread")
-    parser.add_argument("--out", type=Path, default=Path("benchmarks"))
-    parser.add_argument("--name", default="table2")
-    args = parser.parse_args()
+    asked = parser(__doc__, "table2", default=list(CASES), choices=CASES)
+    asked.add_argument("--batches", type=int, nargs="+", default=[16])
+    asked.add_argument("--turns", type=int, default=5)
+    asked.add_argument("--busy", action="store_true", help="processor time in one thread")
+    args = asked.parse_args()
     title = "Table 2 of the paper on this machine; in brackets, and in the last columns, what the paper says"
     rows: list[dict[str, Any]] = []
     for net in args.nets:

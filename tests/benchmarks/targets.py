@@ -9,7 +9,6 @@ what operators take for themselves.
 
 from __future__ import annotations
 
-import argparse
 import json
 import tempfile
 import warnings
@@ -19,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from subjects import Clock, Setting, clock_of, in_turns, ratios, shown, write
+from subjects import Clock, Setting, clock_of, in_turns, parser, ratios, shown, write
 from torch import Tensor, nn
 from torch.profiler import ProfilerActivity, profile
 from whole_fit import Fit
@@ -116,23 +115,18 @@ def measured(
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--device", default="cpu")
-    parser.add_argument("--nets", nargs="+", default=["resnet18:16:64", "mobilenet_v2:16:64"])
-    parser.add_argument("--latency", type=float, nargs="*", default=[0.7])
-    parser.add_argument("--memory", type=float, nargs="*", default=[0.6])
-    parser.add_argument("--steps", type=int, default=40)
-    parser.add_argument("--turns", type=int, default=50)
-    parser.add_argument("--busy", action="store_true", help="measure anew in processor time, all in one thread")
-    parser.add_argument("--out", type=Path, default=Path("benchmarks"))
-    parser.add_argument("--name", default="targets")
-    args = parser.parse_args()
+    asked = parser(__doc__, "targets", default=["resnet18:16:64", "mobilenet_v2:16:64"])
+    asked.add_argument("--latency", type=float, nargs="*", default=[0.7])
+    asked.add_argument("--memory", type=float, nargs="*", default=[0.6])
+    asked.add_argument("--steps", type=int, default=40)
+    asked.add_argument("--turns", type=int, default=50)
+    asked.add_argument("--busy", action="store_true", help="measure anew in processor time, all in one thread")
+    args = asked.parse_args()
     clock = clock_of(args.busy)
     warnings.filterwarnings("ignore")
     rows = []
     for text in args.nets:
-        name, batch, side = text.split(":")
-        setting = Setting(name, int(batch), int(side), args.device)
+        setting = Setting.of(text, args.device)
         for resource, asked in [*(("latency", a) for a in args.latency), *(("memory", a) for a in args.memory)]:
             with tempfile.TemporaryDirectory() as folder:
                 rows.append(measured(setting, resource, asked, args.steps, args.turns, clock, folder))

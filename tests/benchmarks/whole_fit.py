@@ -12,7 +12,6 @@ does not grow with what else runs on the machine.
 
 from __future__ import annotations
 
-import argparse
 import sys
 import tempfile
 import warnings
@@ -28,7 +27,7 @@ import torch
 import torch.nn.functional as F
 from accuracy import flops
 from rivals import TorchPruning
-from subjects import Clock, Setting, Training, clock_of, write
+from subjects import Clock, Setting, Training, clock_of, parser, write
 from torch import Tensor
 
 from lightning_taylor import Gradual, TaylorPruning
@@ -113,23 +112,18 @@ def measured(setting: Setting, steps: int, targets: list[float], folder: str, cl
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--device", default="cpu")
-    parser.add_argument("--nets", nargs="+", default=["resnet50:16:64", "vgg16:4:64"])
-    parser.add_argument("--half", action="store_true")
-    parser.add_argument("--last", action="store_true")
-    parser.add_argument("--steps", type=int, default=200)
-    parser.add_argument("--targets", type=float, nargs="+", default=[0.5, 0.3])
-    parser.add_argument("--busy", action="store_true", help="processor time in one thread")
-    parser.add_argument("--out", type=Path, default=Path("benchmarks"))
-    parser.add_argument("--name", default="whole_fit")
-    args = parser.parse_args()
+    asked = parser(__doc__, "whole_fit", default=["resnet50:16:64", "vgg16:4:64"])
+    asked.add_argument("--half", action="store_true")
+    asked.add_argument("--last", action="store_true")
+    asked.add_argument("--steps", type=int, default=200)
+    asked.add_argument("--targets", type=float, nargs="+", default=[0.5, 0.3])
+    asked.add_argument("--busy", action="store_true", help="processor time in one thread")
+    args = asked.parse_args()
     clock = clock_of(args.busy)
     warnings.filterwarnings("ignore")
     rows = []
     for text in args.nets:
-        name, batch, side = text.split(":")
-        setting = Setting(name, int(batch), int(side), args.device, args.half, args.last)
+        setting = Setting.of(text, args.device, args.half, args.last)
         with tempfile.TemporaryDirectory() as folder:
             rows.append(measured(setting, args.steps, args.targets, folder, clock))
         kind = "Processor" if args.busy else "Wall"

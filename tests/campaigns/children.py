@@ -59,6 +59,18 @@ class Child:
         return "returned"
 
 
+def outcome(work: Callable[[], Any], timeout: float, log: Path) -> tuple[Any, str, str]:
+    """What ``work`` returns in a child; or None, "timeout" or "error", and why."""
+    child = start(work, log)
+    ended = child.join(timeout)
+    if ended == "stuck":
+        return None, "timeout", f"longer than {timeout:g} s"
+    if ended == "returned" and "traceback" not in child.result:
+        return child.result, "", ""
+    said = child.result["traceback"] if ended == "returned" else log.read_text(errors="replace")[-400:]
+    return None, "error", f"{ended}: {said}"
+
+
 def start(work: Callable[[], Any], log: Path) -> Child:
     """Fork a child that runs ``work`` with its output in a file, and sends back what it returns.
 

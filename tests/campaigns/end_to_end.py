@@ -7,7 +7,6 @@ The data is made, and the weights are random: neither changes what is removed to
 
 from __future__ import annotations
 
-import json
 import logging
 import resource
 import sys
@@ -26,11 +25,11 @@ import torch
 from fit.resuming import differences
 from torch import nn
 
-from campaigns.children import start
+from campaigns.children import outcome
 from campaigns.measuring import limit_memory
 from campaigns.real_fits import EVENTS, KEPT, STEPS, fit, learnt
 from campaigns.real_nets import CASES, Case
-from campaigns.table import arguments, versions, write_section
+from campaigns.table import Store, arguments, versions, write_section
 from lightning_taylor import TaylorPruning, together
 from lightning_taylor.plan.cost import CostModel
 
@@ -137,20 +136,13 @@ def problems(row: Row) -> Iterable[str]:
 def measured(name: str, case: Case, *, timeout: float, memory: float) -> dict[str, Any]:
     """One row, made by a forked child that may crash, hang or run out of memory."""
     with tempfile.TemporaryDirectory() as folder:
-        log = Path(folder) / "log"
 
         def work() -> dict[str, Any]:
             limit_memory(memory)
             return measure(name, case, Path(folder))
 
-        child = start(work, log)
-        ended = child.join(timeout)
-        if ended == "returned" and "traceback" not in child.result:
-            return child.result
-        if ended == "stuck":
-            return asdict(Row(name, "timeout", f"longer than {timeout:g} s", seconds=timeout))
-        said = child.result["traceback"] if ended == "returned" else log.read_text(errors="replace")[-400:]
-        return asdict(Row(name, "error", f"{ended}: {said}"))
+        row, status, note = outcome(work, timeout, Path(folder) / "log")
+    return row or asdict(Row(name, status, note, seconds=timeout if status == "timeout" else 0.0))
 
 
 def markdown(rows: Iterable[Row], made: str) -> str:
@@ -160,10 +152,11 @@ def markdown(rows: Iterable[Row], made: str) -> str:
     lines = [
         "## Whole fits",
         "",
-        f"{sum(row.status == 'right' for row in rows)} of {len(rows)} right, {equal} resumed bit ",
+        f"{sum(row.status == 'right' for row in rows)} of {len(rows)} right, {equal} resumed bit for bit.",
+        "",
+        made,
+        "",
     ]
-    lines[-1] += "for bit."
-    lines += ["", made, ""]
     lines += [
         "| network | settings | status | batch | GFLOPs | share | events | trace s | resume | removed |",
         "|---|---|---|---|---|---|---|---|---|---|",
@@ -194,19 +187,16 @@ def _line(row: Row) -> str:
 def main() -> None:
     """Fill the store, or make its table."""
     given, chosen = arguments(__doc__, CASES, "end_to_end.jsonl")
-    lines = given.out.read_text().splitlines() if given.out.exists() else []
-    rows = {row["model"]: Row(**row) for row in map(json.loads, lines)}
+    store = Store(given.out, Row)
     if given.table:
         made = f"Measured and written by `tests/campaigns/end_to_end.py`, with {versions(*PACKAGES)}. {REMARK}"
-        table = markdown([rows[name] for name in chosen if name in rows], made)
+        table = markdown([store.rows[name] for name in chosen if name in store.rows], made)
         write_section(given.write, "end_to_end", table) if given.write else print(table)
         return
     for name in chosen:
-        if name not in rows:
-            row = measured(name, CASES[name], timeout=given.timeout, memory=given.memory)
-            with given.out.open("a") as file:
-                file.write(json.dumps(row) + "\n")
-            print(_line(Row(**row)), row["note"][:300], f"{row['seconds']} s, {row['peak_mib']} MiB", flush=True)
+        if name not in store.rows:
+            row = store.add(measured(name, CASES[name], timeout=given.timeout, memory=given.memory))
+            print(_line(row), row.note[:300], f"{row.seconds} s, {row.peak_mib} MiB", flush=True)
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ from typing import Any
 
 import lightning as L
 import torch
+from fit.boring import kept_trainer
 from fit.resuming import StatefulLoader
 from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import Tensor
@@ -64,15 +65,7 @@ def fit(case: Case, folder: Path, ckpt: Path | None = None) -> tuple[L.Trainer, 
     options = {"normalization": "none", "measure_latency": False, **case.options}
     pruning = TaylorPruning(case.target, SCHEDULE, case.criterion(), **options)
     keep = ModelCheckpoint(folder, filename="{step}", every_n_train_steps=KEPT, save_top_k=-1)
-    trainer = L.Trainer(
-        max_steps=STEPS,
-        callbacks=[pruning, keep],
-        logger=False,
-        default_root_dir=folder,
-        accelerator="cpu",
-        enable_progress_bar=False,
-        enable_model_summary=False,
-    )
+    trainer = kept_trainer(folder, [pruning, keep], STEPS)
     module = Module(case)
     trainer.fit(module, Data(case), ckpt_path=ckpt, weights_only=True)
     return trainer, module, pruning

@@ -10,7 +10,6 @@ Torch-Pruning is no dependency: ``uv run --with torch-pruning`` has it, or PYTHO
 
 from __future__ import annotations
 
-import json
 import sys
 import tempfile
 import warnings
@@ -25,7 +24,7 @@ import torch
 from torch import Tensor, nn
 
 from campaigns import architectures
-from campaigns.children import start
+from campaigns.children import outcome
 from campaigns.measuring import OUTPUT, Example, Row
 from campaigns.table import Store, arguments, versions, write_section
 from lightning_taylor import trace_channels
@@ -118,14 +117,8 @@ def measured(name: str, build: Callable[[], Example], timeout: float) -> dict[st
             return measure(name, build)
 
     with tempfile.TemporaryDirectory() as folder:
-        child = start(work, Path(folder) / "log")
-        ended = child.join(timeout)
-    if ended == "returned" and "traceback" not in child.result:
-        return child.result
-    note = f"{GIVEN_UP} {timeout:g} s" if ended == "stuck" else ended
-    if ended == "returned":
-        note = child.result["traceback"].splitlines()[-1]
-    return asdict(Theirs(name, note=note))
+        row, _, note = outcome(work, timeout, Path(folder) / "log")
+    return row or asdict(Theirs(name, note=note.strip().splitlines()[-1]))
 
 
 def markdown(ours: dict[str, Row], theirs: dict[str, Theirs], made: str) -> str:
@@ -162,19 +155,17 @@ def main() -> None:
     """Fill the store, or make its table."""
     zoo = architectures.zoo()
     given, chosen = arguments(__doc__, zoo, "removable.jsonl", ours=Path(tempfile.gettempdir()) / "architectures.jsonl")
-    lines = given.out.read_text().splitlines() if given.out.exists() else []
-    theirs = {row["model"]: Theirs(**row) for row in map(json.loads, lines)}
+    theirs = Store(given.out, Theirs)
     if given.table:
         made = f"Measured and written by `tests/campaigns/removable.py`, with {versions('torch', 'torch-pruning')}."
-        table = markdown(Store(given.ours).rows, {name: theirs[name] for name in chosen if name in theirs}, made)
+        table = markdown(
+            Store(given.ours, Row).rows, {name: theirs.rows[name] for name in chosen if name in theirs.rows}, made
+        )
         write_section(given.write, "removable", table) if given.write else print(table)
         return
     for name in chosen:
-        if name not in theirs:
-            row = measured(name, zoo[name], given.timeout)
-            with given.out.open("a") as file:
-                file.write(json.dumps(row) + "\n")
-            print(row, flush=True)
+        if name not in theirs.rows:
+            print(theirs.add(measured(name, zoo[name], given.timeout)), flush=True)
 
 
 if __name__ == "__main__":

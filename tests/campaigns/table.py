@@ -14,15 +14,17 @@ import sys
 import tempfile
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import asdict
 from fnmatch import fnmatchcase
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, TypeVar
 
-from campaigns.children import start
+from campaigns.children import outcome
 from campaigns.measuring import Example, Row, limit_memory, measure
 
 Zoo = Mapping[str, Callable[[], Example]]
+R = TypeVar("R")
 HEAD = """# Which network loses what
 
 Every section below is written by the command that it names, from rows that it measured: one network per process, with
@@ -43,23 +45,23 @@ random weights and the smallest input that goes through, neither of which change
 ORDER = ("wrong", "error", "timeout", "frozen-only", "refused", "right")
 
 
-class Store:
-    """JSON lines in a file, one per model; the latest line of a model counts."""
+class Store(Generic[R]):
+    """JSON lines in a file, one per model, of one kind of row; the latest line of a model counts."""
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
+    def __init__(self, path: Path, kind: Callable[..., R]) -> None:
+        self.path, self.kind = path, kind
         lines = path.read_text().splitlines() if path.exists() else []
-        self.rows = {row["model"]: Row(**row) for row in map(json.loads, lines)}
+        self.rows = {row["model"]: kind(**row) for row in map(json.loads, lines)}
 
-    def add(self, row: Mapping[str, Any]) -> Row:
+    def add(self, row: Mapping[str, Any]) -> R:
         """Append one row; it is on disk when this returns."""
         with self.path.open("a") as file:
             file.write(json.dumps(row) + "\n")
-        self.rows[row["model"]] = Row(**row)
+        self.rows[row["model"]] = self.kind(**row)
         return self.rows[row["model"]]
 
 
-def campaign(zoo: Zoo, names: Iterable[str], store: Store, *, timeout: float, memory: float) -> None:
+def campaign(zoo: Zoo, names: Iterable[str], store: Store[Row], *, timeout: float, memory: float) -> None:
     """Measure each model that has no row yet, in a process of its own."""
     for name in names:
         if name in store.rows:
@@ -78,15 +80,8 @@ def measured(name: str, build: Callable[[], Example], *, timeout: float, memory:
         return measure(name, build)
 
     with tempfile.TemporaryDirectory() as folder:
-        log = Path(folder) / "log"
-        child = start(work, log)
-        ended = child.join(timeout)
-        if ended == "returned" and "traceback" not in child.result:
-            return child.result
-        said = child.result["traceback"] if ended == "returned" else log.read_text(errors="replace")[-400:]
-        status = "timeout" if ended == "stuck" else "error"
-        note = f"longer than {timeout:g} s" if ended == "stuck" else f"{ended}: {said}"
-        return Row(name, status, note, seconds=timeout if ended == "stuck" else 0.0).__dict__
+        row, status, note = outcome(work, timeout, Path(folder) / "log")
+    return row or asdict(Row(name, status, note, seconds=timeout if status == "timeout" else 0.0))
 
 
 def markdown(rows: Iterable[Row], title: str, made: str = "") -> str:
@@ -181,7 +176,7 @@ def versions(*packages: str) -> str:
 def main(description: str | None, zoo: Zoo, title: str, out: str, packages: tuple[str, ...], remark: str = "") -> None:
     """Run a campaign, or print its table."""
     given, chosen = arguments(description, zoo, out)
-    store = Store(given.out)
+    store = Store(given.out, Row)
     if not given.table:
         campaign(zoo, chosen, store, timeout=given.timeout, memory=given.memory)
         return

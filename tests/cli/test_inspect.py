@@ -171,7 +171,7 @@ def test_its_own_options_override_the_configuration(run: Run) -> None:
 
 def test_what_goes_from_a_grouped_convolution_is_chosen_in_the_configuration_or_over_it(run: Run) -> None:
     fit = ("--model", f"{__name__}.Grouped", "--data=Digits", "--trainer.max_epochs=1", "--target=0.9", "--json")
-    callback = ("--trainer.callbacks=TaylorPruning", "--trainer.callbacks.conv_groups=whole")
+    callback = ("--trainer.callbacks=lightning_taylor.TaylorPruning", "--trainer.callbacks.conv_groups=whole")
     asked = {"auto": (), "whole": callback, "spread": (*callback, "--conv-groups", "spread")}
     for choice, least in {"auto": 4, "whole": 6, "spread": 4}.items():
         code, out, err = run(*fit, *asked[choice])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import lightning as L
@@ -47,6 +48,12 @@ def trainer(callbacks: Sequence[L.Callback], **kwargs: Any) -> L.Trainer:
         "enable_model_summary": False,
     }
     return L.Trainer(callbacks=list(callbacks), **{**defaults, **kwargs})
+
+
+def kept_trainer(folder: Path, callbacks: Sequence[L.Callback], steps: int) -> L.Trainer:
+    """One whose callbacks save checkpoints, for so many steps."""
+    kwargs = {"max_epochs": None, "max_steps": steps, "default_root_dir": folder, "enable_checkpointing": True}
+    return trainer(callbacks, **kwargs)
 
 
 class Validated(Boring):

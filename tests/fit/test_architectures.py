@@ -15,6 +15,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import Tensor, nn
 from torchvision.models.resnet import Bottleneck
 
+from fit.boring import kept_trainer
 from lightning_taylor import Gradual, TaylorPruning, load_pruned
 
 STEPS, KEPT = 12, 7
@@ -137,15 +138,7 @@ def fit(name: str, folder: Path, ckpt: Path | None = None) -> tuple[Net, TaylorP
     # Heads are few and dear: without normalisation they go as soon as they are worth least.
     pruning = TaylorPruning(0.6, Gradual(2, 2, 10), normalization="none", measure_latency=False)
     keep = ModelCheckpoint(folder, filename="{step}", every_n_train_steps=KEPT, save_top_k=-1)
-    trainer = L.Trainer(
-        max_steps=STEPS,
-        callbacks=[pruning, keep],
-        logger=False,
-        default_root_dir=folder,
-        accelerator="cpu",
-        enable_progress_bar=False,
-        enable_model_summary=False,
-    )
+    trainer = kept_trainer(folder, [pruning, keep], STEPS)
     model = kind(name)(name)
     trainer.fit(model, Loader(), ckpt_path=ckpt)
     return model, pruning

@@ -6,7 +6,6 @@ import warnings
 from pathlib import Path
 from typing import Any
 
-import lightning as L
 import pytest
 import torch
 import torchvision
@@ -14,7 +13,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import nn
 from torchvision.models.resnet import Bottleneck
 
-from fit.boring import Boring
+from fit.boring import Boring, kept_trainer
 from fit.resuming import StatefulLoader, differences
 from lightning_taylor import Gradual, TaylorPruning, load_pruned
 from lightning_taylor.options import changed_settings
@@ -35,15 +34,7 @@ def fit(folder: Path, choice: Any, ckpt: Path | None = None) -> tuple[Net, Taylo
     inside = {"ignore": ["net.conv1", "*.conv3", "*.downsample.0"], "conv_groups": choice}
     pruning = TaylorPruning(0.85, Gradual(2, 0, 4), measure_latency=False, **inside)
     keep = ModelCheckpoint(folder, filename="kept", every_n_train_steps=KEPT, save_top_k=-1)
-    trainer = L.Trainer(
-        max_steps=STEPS,
-        callbacks=[pruning, keep],
-        logger=False,
-        default_root_dir=folder,
-        accelerator="cpu",
-        enable_progress_bar=False,
-        enable_model_summary=False,
-    )
+    trainer = kept_trainer(folder, [pruning, keep], STEPS)
     model = Net()
     trainer.fit(model, StatefulLoader(STEPS, 4), ckpt_path=ckpt, weights_only=True)
     return model, pruning
