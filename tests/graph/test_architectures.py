@@ -123,7 +123,7 @@ def test_a_model_that_hangs_or_dies_is_a_row_and_not_the_end(tmp_path: Path) -> 
     def dies() -> Example:
         raise SystemExit(3)
 
-    store = Store(tmp_path / "rows.jsonl")
+    store = Store(tmp_path / "rows.jsonl", Row)
     models = {"hangs": hangs, "dies": dies, "fine": small()}
     campaign(models, ["hangs"], store, timeout=1, memory=64)
     campaign(models, models, store, timeout=120, memory=64)
@@ -136,12 +136,12 @@ def test_a_model_that_hangs_or_dies_is_a_row_and_not_the_end(tmp_path: Path) -> 
 
 def test_a_model_that_has_a_row_is_not_measured_again(tmp_path: Path) -> None:
     path = tmp_path / "rows.jsonl"
-    Store(path).add(Row("vgg", "right").__dict__)
+    Store(path, Row).add(Row("vgg", "right").__dict__)
 
     def never() -> Example:
         raise AssertionError("measured again")
 
-    store = Store(path)
+    store = Store(path, Row)
     campaign({"vgg": never}, ["vgg"], store, timeout=20, memory=64)
     assert store.rows["vgg"].status == "right"
     assert len(path.read_text().splitlines()) == 1

@@ -68,7 +68,7 @@ NETS = [
     Net("resnet18_fpn", 5824, tuple(f"fpn.layer_blocks.{i}.0" for i in range(4))),
     Net("fasterrcnn_mobilenet_v3_large_fpn", 20608, (), 20708, side=128, slow=True),
     Net("regnet_y_400mf", 18784, ("fc",), 18784),
-    Net("shufflenet_v2_x0_5", 2800, ("fc",), 3976, slow=True),
+    Net("shufflenet_v2_x0_5", 3448, ("fc",), 3976, slow=True),
     Net("convnext_tiny", 26496, ("classifier.2",), 41184),
     Net("vit_b_16", 64512, ("heads.head",), 83712, side=224, slow=True),
 ]
