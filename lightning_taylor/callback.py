@@ -14,8 +14,8 @@ from typing_extensions import override
 
 from lightning_taylor.checkpoint import NO_STATE, was_pruned, widths_of
 from lightning_taylor.graph.channels import ChannelGraph
+from lightning_taylor.graph.choices import AttentionHeads, Choices, ConvGroups
 from lightning_taylor.graph.copying import batch_size
-from lightning_taylor.graph.ledger import ConvGroups
 from lightning_taylor.graph.passes import ForwardCall
 from lightning_taylor.host import (
     check_return,
@@ -77,6 +77,7 @@ class TaylorPruning(Callback):
             FLOPs (0.5 for ``Taylor()``, 1 for ``TaylorBatch()``: notebooks/accuracy.md), and 0 elsewhere.
         conv_groups: what goes from a grouped convolution, as in ResNeXt and RegNet: "whole" for whole groups, "spread"
             for the same channels of every group, "auto" for whole groups where they are many; see ``trace_channels``.
+        attention_heads: what goes from an attention: "whole" heads, or the same coordinates of each, "spread".
 
     Raises:
         ValueError: listing every value of a wrong type or outside its range.
@@ -104,20 +105,20 @@ class TaylorPruning(Callback):
         allow_inexact_norms: bool = False,
         flops_power: float | None = None,
         conv_groups: ConvGroups = "auto",
+        attention_heads: AttentionHeads = "whole",
     ) -> None:
         check_arguments({name: value for name, value in locals().items() if name not in ("self", "__class__")})
         super().__init__()
         numbers = (flops_penalty, min_channels, round_to, flops_power)
         self.options = Options.of(target, criterion or Taylor(), normalization, *numbers)
         self.normalization, self.flops_power = normalization, flops_power
-        self.schedule = schedule
-        self.ignore = tuple(ignore)
+        self.schedule, self.ignore = schedule, tuple(ignore)
         self.example_inputs = as_inputs(example_inputs)
-        self.measure_latency = measure_latency
-        self.allow_untested_strategy = allow_untested_strategy
+        self.measure_latency, self.allow_untested_strategy = measure_latency, allow_untested_strategy
         self.guard, self.oracle_sample = guard, oracle_sample
         self.allow_inexact_norms = allow_inexact_norms
         self.conv_groups: ConvGroups = conv_groups
+        self.attention_heads: AttentionHeads = attention_heads
         self._session = Session(self.options, guard)
         self._together = Together()
         self._listening = Listening()
@@ -283,8 +284,7 @@ class TaylorPruning(Callback):
             self._begin(trainer, pl_module, calls)
 
     def _begin(self, trainer: Trainer, pl_module: LightningModule, calls: list[ForwardCall]) -> None:
-        sought = {name: getattr(self, name) for name in OF_THE_TRACE}
-        self._together.begin(trainer, pl_module, self._session, calls, **sought)
+        self._together.begin(trainer, pl_module, self._session, calls, self.ignore, Choices.of(self))
 
     def _close(self) -> None:
         self._listening.end()

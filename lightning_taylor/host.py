@@ -20,7 +20,7 @@ from lightning_taylor.checkpoint import PrunedCheckpointMixin
 from lightning_taylor.compiling import forget_compiled
 from lightning_taylor.errors import PruningError, UncoupledChannelsError, UnsupportedModelError
 from lightning_taylor.graph.channels import ChannelGraph
-from lightning_taylor.graph.ledger import ConvGroups
+from lightning_taylor.graph.choices import Choices
 from lightning_taylor.graph.passes import ForwardCall
 from lightning_taylor.graph.trace import trace_calls
 from lightning_taylor.namesakes import either
@@ -160,8 +160,7 @@ def trace_step(
     calls: list[ForwardCall],
     *,
     ignore: Sequence[str] = (),
-    allow_inexact_norms: bool = False,
-    conv_groups: ConvGroups = "auto",
+    choices: Choices | None = None,
 ) -> ChannelGraph:
     """The graph of what a training step called; the options are those of ``trace_channels``.
 
@@ -173,9 +172,7 @@ def trace_step(
             f"the training step of {type(pl_module).__name__} called no module with parameters before its first "
             "backward pass, so there is nothing to trace; pass example_inputs="
         )
-    return trace_calls(
-        pl_module, calls, ignore=ignore, allow_inexact_norms=allow_inexact_norms, conv_groups=conv_groups
-    )
+    return trace_calls(pl_module, calls, ignore=ignore, choices=choices)
 
 
 def gradient_scale(trainer: Trainer, pl_module: LightningModule) -> float | Tensor:

@@ -10,7 +10,7 @@ from typing import Any, get_args
 
 import torch
 
-from lightning_taylor.graph.ledger import ConvGroups
+from lightning_taylor.graph.choices import AttentionHeads, Choices, ConvGroups
 from lightning_taylor.plan import Schedule, Target
 from lightning_taylor.plan.guard import Guard
 from lightning_taylor.plan.reach import own_round_to
@@ -26,7 +26,7 @@ __all__ = [
     "settings_of",
 ]
 
-OF_THE_TRACE = ("ignore", "allow_inexact_norms", "conv_groups")
+OF_THE_TRACE = ("ignore", *(field.name for field in fields(Choices)))
 """The settings that say what a trace looks for; its result travels with a checkpoint."""
 Check = Callable[[str, Any], Iterator[str]]
 """From an argument's name and value to what is wrong with it, in words."""
@@ -222,6 +222,7 @@ CHECKS: Mapping[str, Check] = {
     "oracle_sample": _count(0),
     "allow_inexact_norms": _switch,
     "conv_groups": _one_of(ConvGroups),
+    "attention_heads": _one_of(AttentionHeads),
 }
 
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any, final
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_warn
 from lightning.pytorch.utilities.seed import isolate_rng
 
-from lightning_taylor.graph.ledger import ConvGroups
+from lightning_taylor.graph.choices import Choices
 from lightning_taylor.graph.passes import ForwardCall
 from lightning_taylor.graph.trace import require_groups
 from lightning_taylor.host import (
@@ -47,14 +48,12 @@ class Together:
         pl_module: LightningModule,
         session: Session,
         calls: list[ForwardCall],
-        *,
         ignore: Sequence[str],
-        allow_inexact_norms: bool,
-        conv_groups: ConvGroups,
+        choices: Choices,
     ) -> None:
         """Trace on rank zero, share the graph, and start to score."""
-        options = {"ignore": ignore, "allow_inexact_norms": allow_inexact_norms, "conv_groups": conv_groups}
-        graph = share(trainer.strategy, lambda: require_groups(trace_step(pl_module, calls, **options)))
+        sought = partial(trace_step, pl_module, calls, ignore=ignore, choices=choices)
+        graph = share(trainer.strategy, lambda: require_groups(sought()))
         session.begin(pl_module, graph, calls)
         share(trainer.strategy, lambda: session.measure_with(calls))
 

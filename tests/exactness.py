@@ -7,7 +7,7 @@ import copy
 import torch
 from torch import Tensor, nn
 
-from lightning_taylor.graph.channels import ChannelGraph, Remove, Role
+from lightning_taylor.graph.channels import ChannelGraph, Remove
 from lightning_taylor.graph.resize import shrink_modules
 
 
@@ -16,7 +16,7 @@ def masked(model: nn.Module, graph: ChannelGraph, remove: Remove) -> nn.Module:
     twin = copy.deepcopy(model)
     tensors = dict(twin.named_parameters(remove_duplicate=False)) | dict(twin.named_buffers(remove_duplicate=False))
     for name, index in remove.items():
-        for s in graph.groups[name].of(Role.CONSUMER):
+        for s in graph.groups[name].read:
             rows = s.index[torch.as_tensor(index)].flatten()
             tensors[s.tensor].data.index_fill_(s.dim, rows, 0)
     return twin

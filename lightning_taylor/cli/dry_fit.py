@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
@@ -16,7 +17,7 @@ from lightning_taylor.cli.app import TaylorCLI
 from lightning_taylor.cli.failure import fail
 from lightning_taylor.graph.capture import CallRecorder
 from lightning_taylor.graph.channels import ChannelGraph
-from lightning_taylor.graph.ledger import ConvGroups
+from lightning_taylor.graph.choices import Choices
 from lightning_taylor.graph.passes import ForwardCall
 from lightning_taylor.host import example_call, remaining_steps, trace_step
 
@@ -43,24 +44,19 @@ class Looked:
 
 
 def look(
-    args: list[str],
-    ignore: Sequence[str] | None = None,
-    *,
-    inexact_norms: bool = False,
-    conv_groups: ConvGroups | None = None,
+    args: list[str], ignore: Sequence[str] | None = None, chosen: Mapping[str, object] = MappingProxyType({})
 ) -> Looked:
     """Begin the fit that a command line asks for, and stop it at its first batch; nothing is written.
 
     Args:
         args: a command line of ``lightning-taylor fit``.
         ignore: patterns in place of the callback's own.
-        inexact_norms: allow them, whatever the callback says.
-        conv_groups: what goes from a grouped convolution, in place of the callback's own.
+        chosen: settings of ``Choices`` in place of the callback's own.
 
     Raises:
         SystemExit: for a mistake in the configuration, or a fit without a batch.
     """
-    looking = _Looking(ignore, inexact_norms, conv_groups)
+    looking = _Looking(ignore, chosen)
     visit(args, looking)
     if looking.graph is None:
         fail(1, "the fit ended before its first training batch: is the training set empty?")
@@ -91,12 +87,11 @@ def visit(args: list[str], visitor: Visitor) -> None:
 class _Looking(Visitor):
     """Traces what the first batch is given to, and ends the fit."""
 
-    def __init__(self, ignore: Sequence[str] | None, inexact_norms: bool, conv_groups: ConvGroups | None) -> None:
+    def __init__(self, ignore: Sequence[str] | None, chosen: Mapping[str, object]) -> None:
         self.pruner = TaylorPruning()
         self.graph: ChannelGraph | None = None
         self.steps = float("inf")
-        self._ignore, self._inexact_norms = ignore, inexact_norms
-        self._conv_groups: ConvGroups | None = conv_groups
+        self._ignore, self._chosen = ignore, chosen
         self._recorder: CallRecorder | None = None
 
     def meet(self, callbacks: Sequence[Callback]) -> None:
@@ -131,9 +126,7 @@ class _Looking(Visitor):
     def _trace(self, pl_module: LightningModule, calls: list[ForwardCall]) -> None:
         pruner = self.pruner
         ignore = pruner.ignore if self._ignore is None else self._ignore
-        inexact = pruner.allow_inexact_norms or self._inexact_norms
-        groups = self._conv_groups or pruner.conv_groups
-        self.graph = trace_step(pl_module, calls, ignore=ignore, allow_inexact_norms=inexact, conv_groups=groups)
+        self.graph = trace_step(pl_module, calls, ignore=ignore, choices=Choices.of(pruner, **self._chosen))
         raise SeenError
 
 

@@ -17,7 +17,7 @@ from lightning_taylor.cli.failure import fail
 from lightning_taylor.cli.messages import nearest
 from lightning_taylor.cli.subjects import Request, of_checkpoint, of_config, of_name
 from lightning_taylor.errors import NothingToPruneError
-from lightning_taylor.graph.ledger import ConvGroups
+from lightning_taylor.graph.choices import AttentionHeads, ConvGroups
 from lightning_taylor.plan import Target
 from lightning_taylor.report.inspection import Inspection
 from lightning_taylor.report.inspection_table import inspection_tables
@@ -49,6 +49,7 @@ def run(args: list[str]) -> None:
         round_to=options.round_to,
         allow_inexact_norms=options.allow_inexact_norms or None,
         conv_groups=options.conv_groups,
+        attention_heads=options.attention_heads,
     )
     show(_inspect(options, request, rest), as_json=options.json)
 
@@ -136,6 +137,11 @@ def _parser(*, with_source: bool) -> Parser:
         "--conv-groups",
         choices=get_args(ConvGroups),
         help="what goes from a grouped convolution: whole groups, or the same channels of every group",
+    )
+    parser.add_argument(
+        "--attention-heads",
+        choices=get_args(AttentionHeads),
+        help="what goes from an attention: whole heads, or the same coordinates of every head",
     )
     parser.add_argument("--json", action="store_true", help="print everything as JSON, every event included")
     add_trust(parser)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any, NoReturn
 
 import torch
@@ -16,7 +16,7 @@ from lightning_taylor.cli.configs import shipped_configs
 from lightning_taylor.cli.dry_fit import look
 from lightning_taylor.cli.failure import fail
 from lightning_taylor.cli.messages import nearest
-from lightning_taylor.graph.ledger import ConvGroups
+from lightning_taylor.graph.choices import AttentionHeads, Choices, ConvGroups
 from lightning_taylor.graph.plain import graph_from_plain
 from lightning_taylor.plan import Record, Target, default_schedule
 from lightning_taylor.recipes.models import create_model, model_names
@@ -39,6 +39,7 @@ class Request:
     round_to: int | None = None
     allow_inexact_norms: bool | None = None
     conv_groups: ConvGroups | None = None
+    attention_heads: AttentionHeads | None = None
 
 
 def of_name(name: str, request: Request, shape: Sequence[int] | None) -> Inspection:
@@ -71,8 +72,8 @@ def of_config(args: list[str], request: Request) -> Inspection:
     Raises:
         ValueError: if the fit is too short for its schedule, or of unknown length and has none.
     """
-    inexact = bool(request.allow_inexact_norms)
-    looked = look(args, request.ignore, inexact_norms=inexact, conv_groups=request.conv_groups)
+    chosen = {f.name: value for f in fields(Choices) if (value := getattr(request, f.name)) is not None}
+    looked = look(args, request.ignore, chosen)
     pruner, options = looked.pruner, looked.pruner.options
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     steps = request.steps or (int(looked.steps) if looked.steps != float("inf") else None)

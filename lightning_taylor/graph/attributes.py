@@ -16,7 +16,7 @@ from torch.nn.utils.parametrize import is_parametrized
 
 from lightning_taylor.errors import UncoupledChannelsError
 from lightning_taylor.graph.channels import Axis, Follower
-from lightning_taylor.graph.heads import heads_left
+from lightning_taylor.graph.heads import HEAD_WIDTH, SCALED_BY, heads_left
 
 __all__ = [
     "AttributeRule",
@@ -56,6 +56,8 @@ def known(followers: Iterable[Follower], widths: Mapping[str, tuple[int, ...]]) 
         if all(tensor in widths for tensor, _ in f.axes):
             width, *others = (widths[tensor][dim] for tensor, dim in f.axes)
             values.setdefault(f.module, {})[f.attribute] = f.at(width - sum(others))
+            if f.attribute == HEAD_WIDTH:
+                values[f.module][SCALED_BY] = f.dense
     return values
 
 
@@ -131,10 +133,14 @@ def attribute_changes(
         # Without affine parameters it has no shape of its own.
         per_group = module.num_channels // module.num_groups
         wanted = {"num_channels": per_group * values["num_groups"], **values}
+    elif HEAD_WIDTH in values:
+        wanted = heads_left(module, values)
     else:
         wanted = {**(rule(module, keep) if rule and holds_any else {}), **values}
     wanted = _listed(module, wanted)
-    return {name: (getattr(module, name), new) for name, new in wanted.items() if getattr(module, name) != new}
+    # What a class of ours keeps beyond the stock one's attributes is not there yet.
+    old = {name: getattr(module, name, None) for name in wanted}
+    return {name: (old[name], new) for name, new in wanted.items() if old[name] != new}
 
 
 def _listed(module: nn.Module, wanted: Mapping[str, object]) -> dict[str, object]:

@@ -84,7 +84,7 @@ class Averages:
             self._marks[id(call.out)] = call.out, marks[0]
         elif not all(any(_run_along(slot, marks[0].labels) for slot in x.slots) for x in met):
             self._refuse(marks)
-        elif not self._ledger.inexact_norms:
+        elif not self._ledger.choices.allow_inexact_norms:
             reason = f"its statistics run over the channels ({marks[0].where}), so removing one changes the others"
             self._ledger.freeze(marks[0].labels, reason)
 

@@ -16,6 +16,8 @@ from enum import StrEnum
 import torch
 from torch import Tensor
 
+from lightning_taylor.graph.indices import checked_indices, some
+
 __all__ = ["Axis", "ChannelGraph", "ChannelGroup", "Follower", "Operation", "Remove", "Role", "Slice"]
 
 Axis = tuple[str, int]
@@ -34,6 +36,8 @@ class Role(StrEnum):
     """Acts on the channel and hands it on: batch norm, depthwise convolution, layer scale."""
     CONSUMER = "consumer"
     """Reads the channel: the input dimension of a convolution or linear layer."""
+    CONTRACTED = "contracted"
+    """Makes the channel, which is then multiplied with another one and summed over (queries with keys)."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,7 +49,7 @@ class Slice:
         dim: which of its dimensions.
         index: shape ``(C, M)``, int64, on the CPU: row ``c`` lists the entries along ``dim`` that go with channel
             ``c``. ``M`` is 1 but for flattened maps (positions), tied halves, and the like.
-        role: producer, pass-through or consumer.
+        role: producer, pass-through, consumer or contracted.
     """
 
     tensor: str
@@ -76,9 +80,14 @@ class ChannelGroup:
         """How many channels there are now, each of which can be removed on its own."""
         return self.slices[0].index.shape[0]
 
-    def of(self, role: Role) -> tuple[Slice, ...]:
-        """The slices with the given role, in the order of the trace."""
-        return tuple(s for s in self.slices if s.role is role)
+    def of(self, *roles: Role) -> tuple[Slice, ...]:
+        """The slices with one of the given roles, in the order of the trace."""
+        return tuple(s for s in self.slices if s.role in roles)
+
+    @property
+    def read(self) -> tuple[Slice, ...]:
+        """The slices that have to be zero for nothing to read the channels: consumers, both sides of a contraction."""
+        return self.of(Role.CONSUMER, Role.CONTRACTED)
 
 
 @dataclass(frozen=True)
@@ -186,9 +195,8 @@ class ChannelGraph:
         checked = {}
         for name, indices in remove.items():
             if name not in self.groups:
-                raise ValueError(f"no channel group {name!r}; this graph has {_some(self.groups)}")
-            index_R = _whole_numbers(name, indices)
-            _check_indices(name, index_R, self.groups[name].size)
+                raise ValueError(f"no channel group {name!r}; this graph has {some(self.groups)}")
+            index_R = checked_indices(name, indices, self.groups[name].size)
             if index_R.numel():
                 checked[name] = index_R
         return checked
@@ -262,38 +270,3 @@ def _new_positions(kept: Tensor, width: int) -> Tensor:
     mask = torch.zeros(width, dtype=torch.int64)
     mask[kept] = 1
     return mask.cumsum(0) - 1
-
-
-def _whole_numbers(name: str, indices: Tensor | Iterable[int]) -> Tensor:
-    """The indices as int64 on the CPU; what is no whole number is refused, not rounded."""
-    try:
-        given = indices if isinstance(indices, Tensor) else torch.as_tensor(list(indices))
-    except (TypeError, ValueError, RuntimeError) as error:
-        raise ValueError(f"group {name!r}: indices must be whole numbers, got {indices!r}") from error
-    if given.dtype is torch.bool:
-        raise ValueError(f"group {name!r}: indices must be whole numbers; of a mask take mask.nonzero().flatten()")
-    if given.numel() and (given.is_floating_point() or given.is_complex()):
-        raise ValueError(f"group {name!r}: indices must be whole numbers, got {given.dtype}: {given.tolist()}")
-    return given.to("cpu", torch.int64)
-
-
-def _check_indices(name: str, index_R: Tensor, size: int) -> None:
-    if index_R.ndim != 1:
-        raise ValueError(f"group {name!r}: indices must be one-dimensional, got shape {tuple(index_R.shape)}")
-    if not index_R.numel():
-        return
-    if index_R.min() < 0 or index_R.max() >= size:
-        raise ValueError(
-            f"group {name!r} has channels 0 to {size - 1}, got indices from {int(index_R.min())} to "
-            f"{int(index_R.max())}; indices count in the current width"
-        )
-    if not bool((index_R[1:] > index_R[:-1]).all()):
-        raise ValueError(f"group {name!r}: indices must be sorted and unique, got {index_R.tolist()[:16]}")
-    if index_R.numel() >= size:
-        raise ValueError(f"group {name!r} has {size} channels and cannot lose all of them")
-
-
-def _some(names: Iterable[str], most: int = 8) -> str:
-    listed = [repr(n) for n in names]
-    tail = f" and {len(listed) - most} more" if len(listed) > most else ""
-    return ", ".join(listed[:most]) + tail if listed else "none"

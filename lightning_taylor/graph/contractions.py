@@ -11,8 +11,9 @@ from torch import Tensor
 from lightning_taylor.graph.channels import Role
 from lightning_taylor.graph.labels import Labels, collapse, compressed, pairs, united, varying
 from lightning_taylor.graph.ledger import NEUTRAL
+from lightning_taylor.graph.products import contracted, keeps_scale
 from lightning_taylor.graph.tracer import Call
-from lightning_taylor.graph.weights import along_dim, axes_of, produce
+from lightning_taylor.graph.weights import along_dim, axes_of, produce, vector_of
 
 __all__ = ["attention", "embedding", "matmul"]
 
@@ -127,6 +128,9 @@ def _contract(
         _meet(call, *(inner for _, inner in sides))
         ledger.assign(weights[0], Role.CONSUMER)
         return
+    if len(sides) == 2 and not weights and contracted(call, sides):
+        _meet(call, *(inner for _, inner in sides))
+        return
     for x, inner in sides:
         if x.weight and silent:  # as wide as the channels that come later; what the module makes follows its attributes
             ledger.assign(inner, Role.CONSUMER)
@@ -196,9 +200,11 @@ def attention(call: Call) -> list[Labels | None]:
     """Fused attention: heads pass, the width of queries and keys is baked into the scale, that of values passes."""
     given = [call.labels(name) for name in ("query", "key", "value")]
     mask = call.labels("attn_mask") or call.labels("attn_bias")
+    coordinates = _coordinates(call, given[:2])
     for x, name in ((given[0], "query"), (given[1], "key"), (mask, "mask")):
         for slot in x.slots if x else ():
-            if varying(slot) & {-1, -2} or not varying(slot):
+            inside = varying(slot) & {-1, -2} or not varying(slot)
+            if inside and all(slot is not other for other in coordinates):
                 call.tracer.ledger.freeze(slot, f"the width of the {name} of an attention ({call.where})")
     values, width = [], []
     for slot in given[2].slots if given[2] else ():
@@ -214,3 +220,15 @@ def attention(call: Call) -> list[Labels | None]:
     slots += [collapse(slot, (-1, -2), keepdim=True).expand(call.out[0].shape) for slot in heads]
     slots += _fixed(given[2], call.out[0].shape) if slots else []
     return [Labels(tuple(slots)) if slots else None]
+
+
+def _coordinates(call: Call, given: list[Labels | None]) -> list[Tensor]:
+    """The labels along the width of queries and keys, tied, if they may go; none otherwise."""
+    sides = [(x, slot) for x in given if x is not None for slot in x.slots if varying(slot) == {-1}]
+    if len(sides) != 2 or sides[0][0] is sides[1][0] or not keeps_scale(call):
+        return []
+    vectors = [(x, vector_of(slot, slot.ndim - 1)) for x, slot in sides]
+    if not contracted(call, vectors):
+        return []
+    _meet(call, *(vector for _, vector in vectors))
+    return [slot for _, slot in sides]

@@ -60,7 +60,8 @@ def _grouped(call: Call, x: Labels | None, weight: Labels) -> Labels | None:
         freeze_layer(call, f"grouped convolution: {groups} groups must keep equal widths ({call.where})")
         return None if own_O is None or call.get("transposed") else Labels((spread_along(own_O, 1, call.out.shape),))
     inputs_GI, outputs_GO = x_I.view(groups, -1), own_O.view(groups, -1)
-    whole = ledger.conv_groups == "whole" or (ledger.conv_groups == "auto" and groups >= inputs_GI.shape[1])
+    wanted = ledger.choices.conv_groups
+    whole = wanted == "whole" or (wanted == "auto" and groups >= inputs_GI.shape[1])
     units = [0] if whole or 1 in (inputs_GI.shape[1], outputs_GO.shape[1]) else [1]
     read = ledger.grids.split(inputs_GI, call.where, call.place, units)
     made = ledger.grids.split(outputs_GO, call.where, call.place, units)

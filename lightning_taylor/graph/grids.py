@@ -165,7 +165,9 @@ class Grids:
         others = [possible for g in peers if (possible := self._choices(g))]
         # Queries and keys can only lose whole heads, so values had better do so too.
         common = [d for d in choices if all(d in possible for possible in others)]
-        grid.unit = next(iter(common or choices), None)
+        # Contracted ones can go only where the user wants the width of heads, not heads.
+        width = [d for d in common if any(self._contracted(g, d) for g in peers)]
+        grid.unit = next(iter(width or common or choices), None)
         if grid.unit is None:
             frozen = [self._ledger.reason_of(axis) for axis in grid.axes if axis is not None]
             reasons = [*self._refused.get(grid.kind, {}).values(), *filter(None, frozen)]
@@ -176,6 +178,11 @@ class Grids:
         refused = self._refused.get(grid.kind, {})
         axes = {d: axis for d in grid.order if (axis := grid.axes[d]) is not None}
         return [d for d, axis in axes.items() if d not in refused and not self._ledger.is_frozen(axis)]
+
+    def _contracted(self, grid: Grid, dim: int) -> bool:
+        """Whether the entries of one of its dimensions are multiplied with other ones and summed over."""
+        axis = grid.axes[dim]
+        return axis is not None and bool(self._ledger.contracted.are(axis).any())
 
     def _alike(self, grid: Grid) -> bool:
         """Whether what is tied anyway takes as many entries of every row."""

@@ -20,6 +20,8 @@ from lightning_taylor.graph.ledger import VIRTUAL, Ledger
 
 __all__ = ["build_graph"]
 
+_NONE = np.zeros((0, 0), dtype=bool)
+
 
 def build_graph(ledger: Ledger, parameters: frozenset[str], unseen: tuple[str, ...]) -> ChannelGraph:
     """The channel graph of everything that is tied, not frozen, produced and consumed."""
@@ -83,10 +85,11 @@ def _kinds(ledger: Ledger, component: np.ndarray, number: np.ndarray) -> list[np
 def _slices(ledger: Ledger, component: np.ndarray, number: np.ndarray, index: np.ndarray) -> list[Slice]:
     """One slice per axis and role; empty if nothing produces or nothing consumes these channels."""
     late = len(ledger.order)
+    contracted = bool(np.isin(component[:1], ledger.contracted.components(ledger.components())).any())
     axes = {i: ledger.axes[i] for i in np.unique(number).tolist()}
     axes = dict(sorted(axes.items(), key=lambda entry: ledger.order.get(entry[1], late)))
     roles = {role for axis in axes.values() for role in ledger.roles.get(axis, {})}
-    if not {Role.PRODUCER, Role.CONSUMER} <= roles:
+    if Role.PRODUCER not in roles or not (Role.CONSUMER in roles or contracted):
         return []
     rank = _channel_order(ledger, axes, component, number, index)
     slices = []
@@ -96,7 +99,14 @@ def _slices(ledger: Ledger, component: np.ndarray, number: np.ndarray, index: np
         channels = len(np.unique(component[here]))
         index_CM = torch.from_numpy(index[order].reshape(channels, -1).copy())
         roles_here: Iterable[Role] = ledger.roles.get(axis, {Role.PASS_THROUGH: None})
-        slices.extend(Slice(axis[0], axis[1], index_CM, role) for role in roles_here)
+        slices.extend(Slice(axis[0], axis[1], index_CM, role) for role in roles_here if role is not Role.CONTRACTED)
+        silent_CM = np.isin(ledger.entries(axis)[index_CM], ledger.contracted.silenced()) if contracted else _NONE
+        if silent_CM.any():
+            if len(set(silent_CM.sum(1))) > 1:  # one channel is multiplied more often than another
+                return []
+            slices.append(
+                Slice(axis[0], axis[1], index_CM[torch.from_numpy(silent_CM)].view(channels, -1), Role.CONTRACTED)
+            )
     return slices
 
 
@@ -162,7 +172,7 @@ def _read(ledger: Ledger, component: np.ndarray) -> np.ndarray:
     """Component -> whether anything reads one of its members."""
     read = np.zeros(ledger.total, dtype=bool)
     for axis, roles in ledger.roles.items():
-        if Role.CONSUMER in roles:
+        if roles.keys() & {Role.CONSUMER, Role.CONTRACTED}:
             read[component[ledger.entries(axis)]] = True
     return read
 

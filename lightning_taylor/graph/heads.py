@@ -22,9 +22,21 @@ from typing_extensions import override
 
 from lightning_taylor.errors import UnsupportedModelError
 
-__all__ = ["PrunedMultiheadAttention", "heads_left", "headwise", "is_stock", "projection_of"]
+__all__ = [
+    "HEAD_WIDTH",
+    "SCALED_BY",
+    "PrunedMultiheadAttention",
+    "heads_left",
+    "headwise",
+    "is_stock",
+    "projection_of",
+    "scale_kept",
+    "scale_of",
+]
 
 WINDOWS = "lightning_taylor.graph.windows"
+HEAD_WIDTH, SCALED_BY = "head_width", "scaled_by"
+"""How wide the heads of a module are, as a trace says it; and how wide they were, which scales their products."""
 
 
 class PrunedMultiheadAttention(nn.MultiheadAttention):
@@ -66,17 +78,17 @@ class PrunedMultiheadAttention(nn.MultiheadAttention):
             F.linear(x, weight, bias).unflatten(-1, (self.num_heads, self.head_dim)).transpose(1, 2)
             for x, weight, bias in zip(sources, self._weights(), self._biases(), strict=True)
         )
-        mask = self._mask(attn_mask, key_padding_mask, q_BHLD)
+        mask, scale = self._mask(attn_mask, key_padding_mask, q_BHLD), scale_of(self, self.head_dim)
         dropout = self.dropout if self.training else 0.0
         weights_BHLS = None
         if need_weights:
-            logits_BHLS = (q_BHLD * self.head_dim**-0.5) @ k_BHSD.transpose(-2, -1)
+            logits_BHLS = (q_BHLD * scale) @ k_BHSD.transpose(-2, -1)
             weights_BHLS = F.softmax(logits_BHLS if mask is None else logits_BHLS + mask, dim=-1)
             weights_BHLS = F.dropout(weights_BHLS, p=dropout) if dropout else weights_BHLS
             mixed_BHLD = weights_BHLS @ v_BHSD
         else:
             causal = is_causal and mask is None
-            mixed_BHLD = F.scaled_dot_product_attention(q_BHLD, k_BHSD, v_BHSD, mask, dropout, causal)
+            mixed_BHLD = F.scaled_dot_product_attention(q_BHLD, k_BHSD, v_BHSD, mask, dropout, causal, scale=scale)
         out = self.out_proj(mixed_BHLD.transpose(1, 2).flatten(2))
         if weights_BHLS is not None and average_attn_weights:
             weights_BHLS = weights_BHLS.mean(1)
@@ -135,25 +147,44 @@ def projection_of(module: nn.Module) -> str | None:
     return _PROJECTIONS.get(_name(type(module)))
 
 
-def heads_left(module: nn.Module) -> Mapping[str, object]:
+def heads_left(module: nn.Module, values: Mapping[str, int] | None = None) -> Mapping[str, object]:
     """What the attributes of an attention must be for the shapes of its parameters, its class included.
 
     Nothing for a subclass of the user's: only its author knows what its code makes of them.
+
+    Args:
+        module: as its tensors are now.
+        values: of what ``known`` gives, this module's; without ``HEAD_WIDTH``, its heads are as wide as they were.
     """
     if _name(type(module)) not in _PROJECTIONS:
         return {}
-    if isinstance(module, nn.MultiheadAttention):
-        rows = module.in_proj_weight.shape[0] // 3 if module.in_proj_weight is not None else len(module.q_proj_weight)
-        width = (module.q_proj_weight if module.in_proj_weight is None else module.in_proj_weight).shape[1]
-        fits = rows == width == module.out_proj.weight.shape[0]
-        return {
-            "num_heads": rows // module.head_dim,
-            "embed_dim": width,
-            # Else the fused kernel of nn.TransformerEncoderLayer would be fed with it, past every forward pass.
-            "_qkv_same_embed_dim": fits and module.in_proj_weight is not None,
-            "__class__": nn.MultiheadAttention if fits else PrunedMultiheadAttention,
-        }
-    return import_module(WINDOWS).heads_left(module)
+    if not isinstance(module, nn.MultiheadAttention):
+        return import_module(WINDOWS).heads_left(module, values or {})
+    rows = module.in_proj_weight.shape[0] // 3 if module.in_proj_weight is not None else len(module.q_proj_weight)
+    width = (module.q_proj_weight if module.in_proj_weight is None else module.in_proj_weight).shape[1]
+    head = (values or {}).get(HEAD_WIDTH) or int(module.head_dim)
+    scale = scale_kept(module, head, values or {})
+    fits = rows == width == module.out_proj.weight.shape[0] and not scale
+    return {
+        "num_heads": rows // head,
+        "head_dim": head,
+        "embed_dim": width,
+        # Else the fused kernel of nn.TransformerEncoderLayer would be fed with it, past every forward pass.
+        "_qkv_same_embed_dim": fits and module.in_proj_weight is not None,
+        "__class__": nn.MultiheadAttention if fits else PrunedMultiheadAttention,
+        **scale,
+    }
+
+
+def scale_kept(module: nn.Module, head: int, values: Mapping[str, int]) -> dict[str, int]:
+    """How wide the heads of a module were that its products stay scaled by; nothing if they still are."""
+    dense = values.get(SCALED_BY, vars(module).get(SCALED_BY))
+    return {} if dense in (None, head) else {SCALED_BY: dense}
+
+
+def scale_of(module: nn.Module, head: int) -> float:
+    """What the products of queries and keys are multiplied by: the square root of what heads were wide, inverted."""
+    return (vars(module).get(SCALED_BY) or head) ** -0.5
 
 
 def _name(cls: type) -> str:

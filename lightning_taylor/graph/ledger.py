@@ -12,23 +12,23 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections.abc import Iterable, Mapping
-from typing import Any, Literal, get_args
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from lightning_taylor.graph.channels import Axis, ChannelGroup, Operation, Role
+from lightning_taylor.graph.choices import Choices
+from lightning_taylor.graph.contracted import Contracted
 from lightning_taylor.graph.grids import Grids
 from lightning_taylor.graph.sizes import Place, Places
 
-__all__ = ["NEUTRAL", "VIRTUAL", "ConvGroups", "Ledger"]
+__all__ = ["NEUTRAL", "VIRTUAL", "Ledger"]
 
 NEUTRAL = -1
 VIRTUAL = "<grid>"
 """In place of a tensor's name: an axis that only a trace knows."""
-ConvGroups = Literal["auto", "whole", "spread"]
-"""What a grouped convolution loses: see ``trace_channels``."""
 
 
 class Ledger:
@@ -38,16 +38,9 @@ class Ledger:
         self,
         shapes: Mapping[str, tuple[int, ...]],
         buffers: frozenset[str] = frozenset(),
-        *,
-        inexact_norms: bool = False,
-        conv_groups: ConvGroups = "auto",
+        choices: Choices | None = None,
     ) -> None:
-        if conv_groups not in get_args(ConvGroups):
-            raise ValueError(
-                f"conv_groups must be one of {', '.join(map(repr, get_args(ConvGroups)))}, got {conv_groups!r}"
-            )
-        self.inexact_norms = inexact_norms
-        self.conv_groups: ConvGroups = conv_groups
+        self.choices = choices or Choices()
         self._buffers = buffers
         self.seen: set[str] = set()
         self.followers: dict[tuple[str, str], tuple[Axis, int]] = {}
@@ -76,6 +69,7 @@ class Ledger:
         self._components: tuple[Any, np.ndarray] = None, np.zeros(0, dtype=np.int64)
         self.order: dict[Axis, int] = {}
         self.grids = Grids(self)
+        self.contracted = Contracted(self)
         self.places = Places(self)
 
     def labels(self, tensor: str) -> tuple[Tensor, ...]:
@@ -132,6 +126,11 @@ class Ledger:
         at = at[self._frozen_by[at] < 0]
         self._frozen_by[at] = self._reason(reason)
 
+    def tied_with(self, labels: np.ndarray) -> np.ndarray:
+        """What was tied to one of these labels directly."""
+        one, other = np.concatenate([np.zeros((2, 0), dtype=np.int64), *self._ties], axis=1)
+        return np.unique(np.concatenate([other[np.isin(one, labels)], one[np.isin(other, labels)]]))
+
     def cut(self, part: Tensor, whole: Tensor, reason: str, place: Place | None = None) -> None:
         """Note a part that is taken out of a tensor at positions that the model's code counts; see ``settle_cuts``.
 
@@ -147,6 +146,7 @@ class Ledger:
 
     def settle(self) -> None:
         """Choose the units of the grids, then freeze what is cut unevenly; call it when all ties are known."""
+        self.contracted.settle()
         self.grids.settle()
         self.settle_cuts()
 

@@ -41,7 +41,7 @@ def group_norm(call: Call) -> list[Labels | None]:
     x_C = None if x is None or varying(x.slots[0]) != {1 - call.get("input").ndim} else vector_of(x.slots[0], 1)
     if x_C is None or groups == 1 or bool((x_C == NEUTRAL).any()):
         return normalized_over(call)
-    units = [0, 1] if call.tracer.ledger.inexact_norms else [0]
+    units = [0, 1] if call.tracer.ledger.choices.allow_inexact_norms else [0]
     grid = call.tracer.ledger.grids.split(x_C.view(groups, -1), call.where, call.place, units)
     if call.tracer.holds("num_groups", groups):
         grid.holders[call.tracer.module, "num_groups", (0,)] = groups
@@ -57,7 +57,7 @@ def normalized_over(call: Call) -> list[Labels | None]:
     over = ndim - 1 if call.name == "native_group_norm" else len(call.get("normalized_shape"))
     dims = tuple(range(-over, 0))
     slots = [slot for slot in (x.slots if x is not None else ()) if not is_constant(slot, dims)]
-    if call.tracer.ledger.inexact_norms and _goes_along(call, slots, 1 if over == ndim - 1 > 1 else -1):
+    if call.tracer.ledger.choices.allow_inexact_norms and _goes_along(call, slots, 1 if over == ndim - 1 > 1 else -1):
         return [x]
     for slot in slots:
         reason = f"its statistics run over the channels ({call.where}), so removing one changes the others"

@@ -15,6 +15,10 @@ from lightning_taylor.graph.tracer import Call
 __all__ = ["along", "glu", "pad", "per_map", "reduce"]
 
 
+_OF_SQUARES = ("norm", "linalg_vector_norm")
+"""Reductions to which a zero adds nothing."""
+
+
 def reduce(call: Call) -> Labels | Sequence[Labels | None] | None:
     """Mean, sum, norm, max over dimensions: passes channels that are not reduced over."""
     out = next(outputs_of(call))
@@ -27,6 +31,8 @@ def reduce(call: Call) -> Labels | Sequence[Labels | None] | None:
     for slot in labels.slots:
         if is_constant(slot, dims):
             kept.append(collapse(slot, dims, keepdim=out.ndim == ndim))
+        elif call.name in _OF_SQUARES and not labels.weight:
+            call.tracer.ledger.contracted.freeze_unless(slot, f"reduced over the channels by {call.where}")
         elif len(labels.slots) > 1 and not labels.weight:
             call.tracer.mixed(out, slot, f"reduced over the channels by {call.where}")
         elif not call.tracer.averages.take(call, labels, slot, dims):

@@ -17,7 +17,7 @@ from lightning_taylor.graph.ledger import NEUTRAL
 from lightning_taylor.graph.sizes import names_width
 from lightning_taylor.graph.tracer import Call
 
-__all__ = ["arranged", "joined", "slot_along", "squeezed"]
+__all__ = ["arranged", "entries_of", "joined", "slot_along", "squeezed"]
 
 
 def arranged(call: Call, before: Tensor, after: Tensor) -> list[Tensor]:
@@ -57,6 +57,21 @@ def joined(call: Call, slots: Sequence[Tensor]) -> list[Tensor]:
         for holder in call.tracer.counting(merged):
             grid.holders[*holder, (MERGED,)] = merged
     return left
+
+
+def entries_of(call: Call, slots: Sequence[Tensor]) -> Tensor | None:
+    """The entries of tensors that the slots of an activation spell together; None if they spell none, or several."""
+    left = [slot for slot in slots if bool((slot != NEUTRAL).any())]
+    while len(left) > 1:
+        for grid in filter(None, (_grid_of(call, slot) for slot in left)):  # of grids of grids, the inner one is whole
+            found = [_slot_of(call, grid, dim, left) for dim in range(grid.labels.ndim)]
+            if all(slot is not None for slot in found):
+                break
+        else:
+            return None
+        mine = [slot for slot in found if slot is not None]
+        left = [*(slot for slot in left if all(slot is not other for other in mine)), _entries(grid, mine)]
+    return compressed(left[0]) if left else None
 
 
 def slot_along(call: Call, slots: Sequence[Tensor], dim: int, ndim: int, passing: frozenset[int]) -> Tensor | None:

@@ -13,9 +13,10 @@ from torch import nn
 from lightning_taylor.errors import NothingToPruneError, UnsupportedModelError
 from lightning_taylor.graph.averages import Averages
 from lightning_taylor.graph.channels import ChannelGraph
+from lightning_taylor.graph.choices import AttentionHeads, Choices, ConvGroups
 from lightning_taylor.graph.copying import batch_size, private_copy, reveal, tensor_names
 from lightning_taylor.graph.grouping import build_graph
-from lightning_taylor.graph.ledger import ConvGroups, Ledger
+from lightning_taylor.graph.ledger import Ledger
 from lightning_taylor.graph.passes import ForwardCall, cast_call, few_of, in_mode, outputs_of, settle_precision
 from lightning_taylor.graph.quiet import quiet
 from lightning_taylor.graph.recurrent import tie_recurrent
@@ -34,6 +35,7 @@ def trace_channels(
     verify: bool = True,
     allow_inexact_norms: bool = False,
     conv_groups: ConvGroups = "auto",
+    attention_heads: AttentionHeads = "whole",
 ) -> ChannelGraph:
     r"""Find the groups of channels that can be removed from a model, and why the others cannot.
 
@@ -62,6 +64,10 @@ def trace_channels(
             Neither always wins: of a small ResNeXt on CIFAR-10 (means of 3 seeds, at 50 and 30 % of the FLOPs) whole
             groups kept 1.2 and 2.8 points more accuracy where there are 16 groups of 4 channels, 0.4 and 1.0 less where
             there are 4 of 16, and 0.7 and 0.7 more where there are 8 of 8; the last two are near the noise.
+        attention_heads: what goes from an attention. "whole": whole heads. "spread": the same coordinates of every
+            head, of queries and keys together and of values, wherever the products keep their scale; whole heads
+            elsewhere. The attentions of torch and torchvision keep it, and so does code that multiplies by a number of
+            its own; ``F.scaled_dot_product_attention`` without ``scale`` does not.
 
     Returns:
         The graph; it may have no groups, then ``frozen`` says why.
@@ -69,7 +75,7 @@ def trace_channels(
     Raises:
         UnsupportedModelError: if the model is scripted, quantized, lazy, sparse or on the meta device, or its forward
             pass raises, returns no tensor, or no finite number.
-        ValueError: if an ``ignore`` pattern matches no layer, there is no example, or ``conv_groups`` is none of these.
+        ValueError: if an ``ignore`` pattern matches no layer, there is no example, or a choice is none of these.
 
     Example:
         >>> net = torch.nn.Sequential(torch.nn.Conv2d(3, 8, 3), torch.nn.ReLU(), torch.nn.Conv2d(8, 5, 3))
@@ -83,8 +89,8 @@ def trace_channels(
         call = ForwardCall("", (), example_inputs)
     else:
         call = ForwardCall("", example_inputs if isinstance(example_inputs, tuple) else (example_inputs,))
-    options = {"verify": verify, "allow_inexact_norms": allow_inexact_norms}
-    return trace_calls(model, [call], ignore=ignore, conv_groups=conv_groups, **options)
+    choices = Choices(allow_inexact_norms, conv_groups, attention_heads)
+    return trace_calls(model, [call], ignore=ignore, verify=verify, choices=choices)
 
 
 def trace_calls(
@@ -93,8 +99,7 @@ def trace_calls(
     *,
     ignore: Sequence[str] = (),
     verify: bool = True,
-    allow_inexact_norms: bool = False,
-    conv_groups: ConvGroups = "auto",
+    choices: Choices | None = None,
 ) -> ChannelGraph:
     """Like ``trace_channels``, for a model whose parts are called one by one from the training step."""
     _check_patterns(ignore)
@@ -110,7 +115,7 @@ def trace_calls(
     parameters = frozenset(names[id(p)] for p in net.parameters())
     tensors = {id(t): t for t in (*net.parameters(), *net.buffers())}
     shapes = {name: tuple(tensors[key].shape) for key, name in names.items()}
-    ledger = Ledger(shapes, frozenset(shapes) - parameters, inexact_norms=allow_inexact_norms, conv_groups=conv_groups)
+    ledger = Ledger(shapes, frozenset(shapes) - parameters, choices)
     averages = Averages(ledger)
     returned: list[Any] = []
     for training in (False, True):

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from lightning_taylor.graph.attributes import known
 from lightning_taylor.graph.averages import Averages
-from lightning_taylor.graph.channels import ChannelGraph, Role
+from lightning_taylor.graph.channels import ChannelGraph
 from lightning_taylor.graph.copying import tensor_names
 from lightning_taylor.graph.ledger import Ledger
 from lightning_taylor.graph.lines import raising_line
@@ -168,10 +168,10 @@ class _Trial:
 
     @contextmanager
     def _masked(self, graph: ChannelGraph, remove: dict[str, Tensor]) -> Iterator[None]:
-        """Consumers ignore the removed channels."""
+        """Nothing reads the removed channels."""
         kept: dict[str, Tensor] = {}
         for name, index_R in remove.items():
-            for s in graph.groups[name].of(Role.CONSUMER):
+            for s in graph.groups[name].read:
                 tensor = self._tensors[s.tensor].detach()
                 kept.setdefault(s.tensor, tensor.clone())
                 tensor.index_fill_(s.dim, s.index[index_R].flatten().to(tensor.device), 0)

@@ -17,6 +17,8 @@ from torchvision.models.swin_transformer import ShiftedWindowAttention, ShiftedW
 from torchvision.models.video.swin_transformer import ShiftedWindowAttention3d
 from typing_extensions import override
 
+from lightning_taylor.graph.heads import scale_kept, scale_of
+
 __all__ = [
     "PrunedRelativeAttention",
     "PrunedWindowAttention",
@@ -34,7 +36,7 @@ class PrunedWindowAttention(ShiftedWindowAttention):
         """Shape ``(N, Y, X, C)`` in and out."""
         windows = _Windows(x, self.window_size, self.shift_size)
         q_WHTD, k_WHTD, v_WHTD = _heads(self.qkv(windows.cut(x)), self.num_heads)
-        logits_WHTT = (q_WHTD * q_WHTD.shape[-1] ** -0.5) @ k_WHTD.transpose(-2, -1)
+        logits_WHTT = (q_WHTD * scale_of(self, q_WHTD.shape[-1])) @ k_WHTD.transpose(-2, -1)
         logits_WHTT = logits_WHTT + self.get_relative_position_bias()
         return windows.join(_mix(self, logits_WHTT, v_WHTD, windows))
 
@@ -68,7 +70,7 @@ class PrunedWindowAttention3d(ShiftedWindowAttention3d):
         sizes = [size for size, _ in fitting]
         windows = _Windows(x, sizes, [shift for _, shift in fitting])
         q_WHTD, k_WHTD, v_WHTD = _heads(self.qkv(windows.cut(x)), self.num_heads)
-        logits_WHTT = (q_WHTD * q_WHTD.shape[-1] ** -0.5) @ k_WHTD.transpose(-2, -1)
+        logits_WHTT = (q_WHTD * scale_of(self, q_WHTD.shape[-1])) @ k_WHTD.transpose(-2, -1)
         logits_WHTT = logits_WHTT + self.get_relative_position_bias(sizes)
         return windows.join(_mix(self, logits_WHTT, v_WHTD, windows))
 
@@ -155,17 +157,18 @@ def _mix(
     return F.dropout(out, p=module.dropout, training=module.training)
 
 
-def heads_left(module: nn.Module) -> Mapping[str, object]:
-    """As ``heads.heads_left``."""
+def heads_left(module: nn.Module, values: Mapping[str, int]) -> Mapping[str, object]:
+    """As ``heads.heads_left``; how many heads there are, each of these modules has a tensor that says."""
     if isinstance(module, RelativePositionalMultiHeadAttention):
-        heads = module.relative_position_bias_table.shape[1]
-        fits = heads * module.head_dim == module.to_qkv.weight.shape[1]
+        (rows, width), heads = module.to_qkv.weight.shape, module.relative_position_bias_table.shape[1]
         return {
             "n_heads": heads,
-            "__class__": RelativePositionalMultiHeadAttention if fits else PrunedRelativeAttention,
+            "head_dim": rows // 3 // heads,
+            "__class__": RelativePositionalMultiHeadAttention if rows == 3 * width else PrunedRelativeAttention,
         }
     assert isinstance(module, ShiftedWindowAttention | ShiftedWindowAttention3d)
     rows, width = module.qkv.weight.shape
+    scale: Mapping[str, int] = {}
     if isinstance(module, ShiftedWindowAttentionV2):
         heads, stock, pruned = module.logit_scale.shape[0], ShiftedWindowAttentionV2, PrunedWindowAttentionV2
     else:
@@ -173,5 +176,6 @@ def heads_left(module: nn.Module) -> Mapping[str, object]:
         clips = isinstance(module, ShiftedWindowAttention3d)
         stock = ShiftedWindowAttention3d if clips else ShiftedWindowAttention
         pruned = PrunedWindowAttention3d if clips else PrunedWindowAttention
-    fits = rows == 3 * width and module.proj.weight.shape[0] == width
-    return {"num_heads": heads, "__class__": stock if fits else pruned}
+        scale = scale_kept(module, rows // 3 // heads, values)
+    fits = rows == 3 * width and module.proj.weight.shape[0] == width and not scale
+    return {"num_heads": heads, "__class__": stock if fits else pruned, **scale}

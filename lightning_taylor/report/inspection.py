@@ -11,7 +11,7 @@ from torch import nn
 
 from lightning_taylor.errors import TargetUnreachableError
 from lightning_taylor.graph.channels import ChannelGraph, Operation
-from lightning_taylor.graph.ledger import ConvGroups
+from lightning_taylor.graph.choices import AttentionHeads, ConvGroups
 from lightning_taylor.graph.trace import trace_channels
 from lightning_taylor.plan import Cost, CostModel, Record, Schedule, Target, check_reachable, default_schedule
 from lightning_taylor.plan.reach import allowed_widths
@@ -159,6 +159,7 @@ def inspect_model(
     round_to: int = 1,
     allow_inexact_norms: bool = False,
     conv_groups: ConvGroups = "auto",
+    attention_heads: AttentionHeads = "whole",
 ) -> Inspection:
     """Look at a model as a fit with ``TaylorPruning`` would, and remove nothing.
 
@@ -177,6 +178,7 @@ def inspect_model(
         round_to: groups keep a multiple of this many channels.
         allow_inexact_norms: as for ``trace_channels``.
         conv_groups: as for ``trace_channels``.
+        attention_heads: likewise.
 
     Raises:
         UnsupportedModelError: if the model cannot be traced.
@@ -192,7 +194,12 @@ def inspect_model(
         {'0': 4}
     """
     graph = trace_channels(
-        model, example_inputs, ignore=ignore, allow_inexact_norms=allow_inexact_norms, conv_groups=conv_groups
+        model,
+        example_inputs,
+        ignore=ignore,
+        allow_inexact_norms=allow_inexact_norms,
+        conv_groups=conv_groups,
+        attention_heads=attention_heads,
     )
     return Inspection.of(graph, Target.of(target), schedule, steps, min_channels=min_channels, round_to=round_to)
 

@@ -23,7 +23,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 
-from lightning_taylor.graph.channels import ChannelGraph, Role
+from lightning_taylor.graph.channels import ChannelGraph
 from lightning_taylor.graph.copying import batch_size
 from lightning_taylor.scores.opening import OpenHeads
 from lightning_taylor.scores.readers import Reader, find_readers
@@ -226,7 +226,7 @@ class _Probe:
         kept: dict[str, Tensor] = {}
         tensors = {**dict(self._model.named_parameters()), **dict(self._model.named_buffers())}
         try:
-            for s in self._graph.groups[name].of(Role.CONSUMER):
+            for s in self._graph.groups[name].read:
                 tensor = tensors[s.tensor].detach()
                 kept.setdefault(s.tensor, tensor.clone())
                 tensor.index_fill_(s.dim, s.index[channel].flatten().to(tensor.device), 0)

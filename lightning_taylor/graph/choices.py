@@ -1,0 +1,40 @@
+"""What a user may choose where channels can go in several ways."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+from typing import Any, Literal, get_args
+
+__all__ = ["AttentionHeads", "Choices", "ConvGroups"]
+
+ConvGroups = Literal["auto", "whole", "spread"]
+"""What a grouped convolution loses: see ``trace_channels``."""
+AttentionHeads = Literal["whole", "spread"]
+"""What an attention loses: see ``trace_channels``."""
+
+
+@dataclass(frozen=True)
+class Choices:
+    """The settings of a trace that decide what its groups are.
+
+    Raises:
+        ValueError: for a value that is none of those that a choice has.
+    """
+
+    allow_inexact_norms: bool = False
+    conv_groups: ConvGroups = "auto"
+    attention_heads: AttentionHeads = "whole"
+
+    @classmethod
+    def of(cls, owner: object, **others: Any) -> Choices:
+        """The settings of these names that an object has, but for some others."""
+        return cls(**{field.name: getattr(owner, field.name) for field in fields(cls)} | others)
+
+    def __post_init__(self) -> None:
+        _check("conv_groups", self.conv_groups, ConvGroups)
+        _check("attention_heads", self.attention_heads, AttentionHeads)
+
+
+def _check(name: str, value: object, kind: Any) -> None:
+    if value not in get_args(kind):
+        raise ValueError(f"{name} must be one of {', '.join(map(repr, get_args(kind)))}, got {value!r}")

@@ -1,0 +1,63 @@
+"""What a trace has learnt of products of two activations: which labels are multiplied with each other and summed over.
+
+Shape legend: as the tensors that the labels describe.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from lightning_taylor.graph.ledger import Ledger
+
+__all__ = ["Contracted"]
+
+
+class Contracted:
+    """The coordinates that are contracted, and the entries of the layers that make them."""
+
+    def __init__(self, ledger: Ledger) -> None:
+        self._ledger = ledger
+        self._coordinates: list[Tensor] = []
+        self._made: list[Tensor] = []
+        self._open: list[tuple[np.ndarray, str]] = []
+
+    def note(self, coordinates: Tensor, made: Tensor) -> None:
+        """These coordinates are multiplied with those that they are tied to; these entries make them."""
+        self._coordinates.append(coordinates.flatten())
+        self._made.append(made.flatten())
+
+    def freeze_unless(self, labels: Tensor, reason: str) -> None:
+        """Freeze what is not contracted in the end: of what is, a zero adds nothing to a sum of squares either."""
+        self._open.append((np.unique(labels[labels >= 0].numpy()), reason))
+
+    def settle(self) -> None:
+        """Freeze them, when all is known."""
+        for labels, reason in self._open:
+            self._ledger.freeze(torch.from_numpy(labels[~self.are(labels)]), reason)
+
+    def are(self, labels: np.ndarray) -> np.ndarray:
+        """Which of these labels are coordinates that are contracted."""
+        return np.isin(labels, _joined(self._coordinates))
+
+    def components(self, component: np.ndarray) -> np.ndarray:
+        """The components of those."""
+        return np.unique(component[_joined(self._coordinates)])
+
+    def silenced(self) -> np.ndarray:
+        """The entries that have to be zero for nothing to be multiplied: of kernels, and of what is added to it."""
+        made = np.unique(_joined(self._made))
+        if not len(made):
+            return made
+        beside = self._ledger.tied_with(made)
+        number, _ = self._ledger.decode(beside)
+        vectors = np.array([len(self._ledger.shapes.get(name, ())) == 1 for name, _ in self._ledger.axes], dtype=bool)
+        return np.union1d(made, beside[vectors[number]])
+
+
+def _joined(labels: list[Tensor]) -> np.ndarray:
+    return torch.cat(labels).numpy() if labels else np.zeros(0, dtype=np.int64)
