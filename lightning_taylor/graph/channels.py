@@ -36,8 +36,10 @@ class Role(StrEnum):
     """Acts on the channel and hands it on: batch norm, depthwise convolution, layer scale."""
     CONSUMER = "consumer"
     """Reads the channel: the input dimension of a convolution or linear layer."""
-    CONTRACTED = "contracted"
-    """Makes the channel, which is then multiplied with another one and summed over (queries with keys)."""
+    QUERY = "query"
+    """Makes the channel, which is then multiplied with that of a ``KEY`` and summed over, as in an attention."""
+    KEY = "key"
+    """The other side: zero on either, the product is zero."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -49,7 +51,7 @@ class Slice:
         dim: which of its dimensions.
         index: shape ``(C, M)``, int64, on the CPU: row ``c`` lists the entries along ``dim`` that go with channel
             ``c``. ``M`` is 1 but for flattened maps (positions), tied halves, and the like.
-        role: producer, pass-through, consumer or contracted.
+        role: producer, pass-through, consumer, query or key.
     """
 
     tensor: str
@@ -86,8 +88,8 @@ class ChannelGroup:
 
     @property
     def read(self) -> tuple[Slice, ...]:
-        """The slices that have to be zero for nothing to read the channels: consumers, both sides of a contraction."""
-        return self.of(Role.CONSUMER, Role.CONTRACTED)
+        """What has to be zero for nothing to read the channels: consumers, and what makes queries and keys."""
+        return self.of(Role.CONSUMER, Role.QUERY, Role.KEY)
 
 
 @dataclass(frozen=True)

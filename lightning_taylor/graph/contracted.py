@@ -11,6 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from lightning_taylor.graph.channels import Role
+
 if TYPE_CHECKING:
     from lightning_taylor.graph.ledger import Ledger
 
@@ -18,18 +20,18 @@ __all__ = ["Contracted"]
 
 
 class Contracted:
-    """The coordinates that are contracted, and the entries of the layers that make them."""
+    """The coordinates that are contracted, and the entries of the layers that make them, as queries or as keys."""
 
     def __init__(self, ledger: Ledger) -> None:
         self._ledger = ledger
         self._coordinates: list[Tensor] = []
-        self._made: list[Tensor] = []
+        self._made: dict[Role, list[Tensor]] = {Role.QUERY: [], Role.KEY: []}
         self._open: list[tuple[np.ndarray, str]] = []
 
-    def note(self, coordinates: Tensor, made: Tensor) -> None:
+    def note(self, role: Role, coordinates: Tensor, made: Tensor) -> None:
         """These coordinates are multiplied with those that they are tied to; these entries make them."""
         self._coordinates.append(coordinates.flatten())
-        self._made.append(made.flatten())
+        self._made[role].append(made.flatten())
 
     def freeze_unless(self, labels: Tensor, reason: str) -> None:
         """Freeze what is not contracted in the end: of what is, a zero adds nothing to a sum of squares either."""
@@ -48,11 +50,9 @@ class Contracted:
         """The components of those."""
         return np.unique(component[_joined(self._coordinates)])
 
-    def silenced(self) -> np.ndarray:
-        """The entries that have to be zero for nothing to be multiplied: of kernels, and of what is added to it."""
-        made = np.unique(_joined(self._made))
-        if not len(made):
-            return made
+    def silenced(self, role: Role) -> np.ndarray:
+        """The entries that have to be zero for one side to be zero: of kernels, and of what is added to it."""
+        made = np.unique(_joined(self._made[role]))
         beside = self._ledger.tied_with(made)
         number, _ = self._ledger.decode(beside)
         vectors = np.array([len(self._ledger.shapes.get(name, ())) == 1 for name, _ in self._ledger.axes], dtype=bool)

@@ -30,10 +30,9 @@ def matmul(call: Call) -> Labels | None:
     _contract(call, a, in_a, b, in_b, silent=any(silent))
     out = _free(call, a, free_a, b, free_b)
     batch = _same_batch(call, batch_a, batch_b, first=free_a is not None and free_b is None)
-    inner = axes_of(call, in_a) or axes_of(call, in_b)
-    call.cost(
-        [*inner, *axes_of(call, free_a), *axes_of(call, free_b), *(axis for x in batch for axis in axes_of(call, x))]
-    )
+    made = [*(axes_of(call, in_a) or axes_of(call, in_b)), *axes_of(call, free_a), *axes_of(call, free_b)]
+    # The axis behind a width is that of all heads: those in the batch are counted by it.
+    call.cost(made or [axis for slot in batch for axis in axes_of(call, slot)])
     if call.name in ("addmm", "baddbmm"):
         bias = call.labels("self")
         if bias is not None:
@@ -215,7 +214,12 @@ def attention(call: Call) -> list[Labels | None]:
         if other or x is not mask:
             heads = _same_batch(call, heads, other, first=True)
     heads = _same_batch(call, heads, [slot for slot in values if not varying(slot) & {-1, -2}], first=False)
-    call.cost(list(dict.fromkeys(axis for slot in heads for axis in axes_of(call, slot))))
+    # Queries with keys, then weights with values: what each loses may differ.
+    whole = [axis for slot in heads for axis in axes_of(call, slot)]
+    made = [axis for slot in coordinates[:1] for axis in axes_of(call, slot)] or whole
+    first = call.get("query").shape[-1] / (call.get("query").shape[-1] + call.get("value").shape[-1])
+    call.cost(made, first)
+    call.cost([axis for slot in width for axis in axes_of(call, slot)] or whole, 1 - first)
     slots = [collapse(slot, (-2,), keepdim=True).expand(call.out[0].shape) for slot in width]
     slots += [collapse(slot, (-1, -2), keepdim=True).expand(call.out[0].shape) for slot in heads]
     slots += _fixed(given[2], call.out[0].shape) if slots else []

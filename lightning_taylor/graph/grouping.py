@@ -20,7 +20,7 @@ from lightning_taylor.graph.ledger import VIRTUAL, Ledger
 
 __all__ = ["build_graph"]
 
-_NONE = np.zeros((0, 0), dtype=bool)
+_SIDES = (Role.QUERY, Role.KEY)
 
 
 def build_graph(ledger: Ledger, parameters: frozenset[str], unseen: tuple[str, ...]) -> ChannelGraph:
@@ -99,14 +99,13 @@ def _slices(ledger: Ledger, component: np.ndarray, number: np.ndarray, index: np
         channels = len(np.unique(component[here]))
         index_CM = torch.from_numpy(index[order].reshape(channels, -1).copy())
         roles_here: Iterable[Role] = ledger.roles.get(axis, {Role.PASS_THROUGH: None})
-        slices.extend(Slice(axis[0], axis[1], index_CM, role) for role in roles_here if role is not Role.CONTRACTED)
-        silent_CM = np.isin(ledger.entries(axis)[index_CM], ledger.contracted.silenced()) if contracted else _NONE
-        if silent_CM.any():
-            if len(set(silent_CM.sum(1))) > 1:  # one channel is multiplied more often than another
+        slices.extend(Slice(axis[0], axis[1], index_CM, role) for role in roles_here if role not in _SIDES)
+        for role in _SIDES if contracted else ():
+            silent_CM = np.isin(ledger.entries(axis)[index_CM], ledger.contracted.silenced(role))
+            if len(counts := set(silent_CM.sum(1))) > 1:  # one channel is multiplied more often than another
                 return []
-            slices.append(
-                Slice(axis[0], axis[1], index_CM[torch.from_numpy(silent_CM)].view(channels, -1), Role.CONTRACTED)
-            )
+            if counts != {0}:
+                slices.append(Slice(axis[0], axis[1], index_CM[torch.from_numpy(silent_CM)].view(channels, -1), role))
     return slices
 
 
@@ -172,7 +171,7 @@ def _read(ledger: Ledger, component: np.ndarray) -> np.ndarray:
     """Component -> whether anything reads one of its members."""
     read = np.zeros(ledger.total, dtype=bool)
     for axis, roles in ledger.roles.items():
-        if roles.keys() & {Role.CONSUMER, Role.CONTRACTED}:
+        if roles.keys() & {Role.CONSUMER, *_SIDES}:
             read[component[ledger.entries(axis)]] = True
     return read
 

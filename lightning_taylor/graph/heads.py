@@ -26,6 +26,9 @@ __all__ = [
     "HEAD_WIDTH",
     "SCALED_BY",
     "PrunedMultiheadAttention",
+    "hand_queries_to",
+    "handed_on",
+    "hands_queries_on",
     "heads_left",
     "headwise",
     "is_stock",
@@ -74,9 +77,9 @@ class PrunedMultiheadAttention(nn.MultiheadAttention):
         sources = [x if batched else x.unsqueeze(0 if self.batch_first else 1) for x in (query, key, value)]
         if not self.batch_first:
             sources = [x.transpose(0, 1) for x in sources]
+        queries, *rest = map(F.linear, sources, self._weights(), self._biases())
         q_BHLD, k_BHSD, v_BHSD = (
-            F.linear(x, weight, bias).unflatten(-1, (self.num_heads, self.head_dim)).transpose(1, 2)
-            for x, weight, bias in zip(sources, self._weights(), self._biases(), strict=True)
+            x.unflatten(-1, (self.num_heads, self.head_dim)).transpose(1, 2) for x in (handed_on(self, queries), *rest)
         )
         mask, scale = self._mask(attn_mask, key_padding_mask, q_BHLD), scale_of(self, self.head_dim)
         dropout = self.dropout if self.training else 0.0
@@ -147,6 +150,26 @@ def projection_of(module: nn.Module) -> str | None:
     return _PROJECTIONS.get(_name(type(module)))
 
 
+def hands_queries_on(module: nn.Module) -> bool:
+    """Whether it computes its queries without a call of the layer that makes them, and our class hands them on."""
+    return _name(type(module)) in _HANDING
+
+
+def hand_queries_to(module: nn.Module, watcher: nn.Module | None) -> None:
+    """Let a module be called with the queries, whose output is used in their place; None for no one any more."""
+    # Past nn.Module's own __setattr__, which would make it a child with a name in the state dict.
+    if watcher is None:
+        vars(module).pop(_QUERIES, None)
+    else:
+        vars(module)[_QUERIES] = watcher
+
+
+def handed_on(module: nn.Module, queries: Tensor) -> Tensor:
+    """The queries, after whoever watches them: shape ``(..., E)``, examples first; keys and values may lie behind."""
+    watcher = vars(module).get(_QUERIES)
+    return queries if watcher is None else watcher(queries)
+
+
 def heads_left(module: nn.Module, values: Mapping[str, int] | None = None) -> Mapping[str, object]:
     """What the attributes of an attention must be for the shapes of its parameters, its class included.
 
@@ -214,3 +237,8 @@ _PROJECTIONS = {
     **dict.fromkeys((_MAXVIT, f"{WINDOWS}.PrunedRelativeAttention"), "merge"),
 }
 """Class, stock or ours -> its output projection."""
+_HANDING = {
+    *map(_name, (nn.MultiheadAttention, PrunedMultiheadAttention)), f"{_SWIN}V2", f"{WINDOWS}.PrunedWindowAttentionV2"
+}  # fmt: skip
+"""Those whose headwise class hands its queries to whoever watches them."""
+_QUERIES = "_queries_watched"

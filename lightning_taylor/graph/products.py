@@ -2,7 +2,7 @@
 
 A coordinate that is zero on either side adds nothing to any product. So it can go, if it goes from both sides and from
 every head alike, and as long as what scales the products does not follow the width. There is no weight that reads it:
-that nothing does is said by zeros in the layers that make it, which the trace marks as ``CONTRACTED``.
+that nothing does is said by zeros in the layers that make it, whose roles are ``QUERY`` and ``KEY``.
 
 The road not taken: queries as the channels and the layer of the keys as what reads them, which is as true the other way
 round.
@@ -37,10 +37,10 @@ def contracted(call: Call, sides: list[tuple[Labels, Tensor]]) -> bool:
     made = [entries_of(call, x.slots) for x, _ in sides]
     if any(labels is None or not ledger.are_real(labels) for labels in made):
         return False
-    for labels, (_, inner) in zip(made, sides, strict=True):
+    for role, labels, (_, inner) in zip((Role.QUERY, Role.KEY), made, sides, strict=True):
         assert labels is not None
-        ledger.contracted.note(inner, labels)
-        ledger.assign(labels, Role.CONTRACTED)
+        ledger.contracted.note(role, inner, labels)
+        ledger.assign(labels, role)
         _note_width(call, inner)
     return True
 

@@ -78,9 +78,9 @@ class Call:
         """Every tensor argument, in order."""
         return list(tensors_in((self.args, self.kwargs)))
 
-    def cost(self, axes: Sequence[Axis]) -> None:
-        """Record the operation's FLOPs as proportional to the widths of these axes."""
-        self.tracer.record(self, dict.fromkeys(axes))
+    def cost(self, axes: Sequence[Axis], share: float = 1.0) -> None:
+        """Record a share of the operation's FLOPs as proportional to the widths of these axes."""
+        self.tracer.record(self, dict.fromkeys(axes), share)
 
 
 Rule = Callable[[Call], "Labels | Sequence[Labels | None] | None"]
@@ -232,10 +232,10 @@ class Tracer(TorchDispatchMode):
         own = {} if self.running is None or rule_of(self.running) is not None else vars(self.running)
         return {name: value for name, value in own.items() if may_count(name)}
 
-    def record(self, call: Call, axes: Iterable[Axis]) -> None:
+    def record(self, call: Call, axes: Iterable[Axis], share: float = 1.0) -> None:
         """Write down an operation's cost, on the pass that counts it."""
         if call.flops and self._examples:
-            flops = call.flops // self._examples
+            flops = round(call.flops * share) // self._examples
             self.ledger.operations.append(Operation(self.module, call.name, flops, tuple(axes)))
 
     def _run(self, func: Any, args: Any, kwargs: Any) -> tuple[Any, int]:

@@ -17,7 +17,7 @@ from torchvision.models.swin_transformer import ShiftedWindowAttention, ShiftedW
 from torchvision.models.video.swin_transformer import ShiftedWindowAttention3d
 from typing_extensions import override
 
-from lightning_taylor.graph.heads import scale_kept, scale_of
+from lightning_taylor.graph.heads import handed_on, scale_kept, scale_of
 
 __all__ = [
     "PrunedRelativeAttention",
@@ -52,7 +52,8 @@ class PrunedWindowAttentionV2(ShiftedWindowAttentionV2):
         if bias is not None:
             q_bias, k_bias, v_bias = bias.chunk(3)
             bias = torch.cat([q_bias, torch.zeros_like(k_bias), v_bias])
-        q_WHTD, k_WHTD, v_WHTD = _heads(F.linear(windows.cut(x), self.qkv.weight, bias), self.num_heads)
+        qkv_WTE = handed_on(self, F.linear(windows.cut(x), self.qkv.weight, bias))
+        q_WHTD, k_WHTD, v_WHTD = _heads(qkv_WTE, self.num_heads)
         cosines_WHTT = F.normalize(q_WHTD, dim=-1) @ F.normalize(k_WHTD, dim=-1).transpose(-2, -1)
         logits_WHTT = cosines_WHTT * self.logit_scale.clamp(max=math.log(100.0)).exp()
         logits_WHTT = logits_WHTT + self.get_relative_position_bias()

@@ -6,13 +6,14 @@ projection to a function, so that no hook on it ever runs. Their headwise classe
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Mapping
 from typing import final
 
 from torch import nn
 
-from lightning_taylor.graph.heads import headwise, projection_of
+from lightning_taylor.graph.heads import hand_queries_to, headwise, projection_of
 from lightning_taylor.graph.resize import follow_shapes
+from lightning_taylor.scores.readers import Reader
 
 __all__ = ["OpenHeads"]
 
@@ -23,11 +24,11 @@ class OpenHeads:
 
     Args:
         model: changed in place; values agree to rounding.
-        watched: qualified names of the layers that are to be hooked; modules around other layers stay as they are.
+        watched: the layers that are to be hooked, by name; modules around other layers stay as they are.
 
     Example:
         >>> model = nn.ModuleDict({"attention": nn.MultiheadAttention(8, 2)})
-        >>> heads = OpenHeads(model, ["attention.out_proj"])
+        >>> heads = OpenHeads(model, {"attention.out_proj": Reader("attention.out_proj", nn.Identity(), 8, None)})
         >>> type(model["attention"]).__name__
         'PrunedMultiheadAttention'
         >>> heads.close()
@@ -35,16 +36,19 @@ class OpenHeads:
         'MultiheadAttention'
     """
 
-    def __init__(self, model: nn.Module, watched: Collection[str]) -> None:
+    def __init__(self, model: nn.Module, watched: Mapping[str, Reader]) -> None:
         self._opened: list[nn.Module] = []
         for name, module in model.named_modules():
             own_class, projection = headwise(module), projection_of(module)
             if own_class is not None and f"{name}.{projection}".lstrip(".") in watched:
                 self._opened.append(module)
                 module.__class__ = own_class
+            if (queries := watched.get(f"{name}:queries")) is not None:
+                hand_queries_to(module, queries.module)
 
     def close(self) -> None:
         """Give every module its class back, unless it has lost heads meanwhile."""
         for module in self._opened:
+            hand_queries_to(module, None)
             follow_shapes(module)
         self._opened.clear()

@@ -1,22 +1,27 @@
 """Which layers read a group's channels, and which of them a hook can watch.
 
+Queries are read by no weight: they are watched where they are made. The change of the loss when a product goes is the
+derivative by one of its sides; that by the other is the same number.
+
 Shape legend: C = channels of a group, M = entries that one channel owns in a layer's input.
 """
 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
+from torch.utils.hooks import RemovableHandle
 
 from lightning_taylor.errors import UncoupledChannelsError
 from lightning_taylor.graph.channels import ChannelGraph, Role, Slice
-from lightning_taylor.graph.heads import headwise, is_stock, projection_of
+from lightning_taylor.graph.heads import hands_queries_on, headwise, is_stock, projection_of
 
 __all__ = ["Reader", "Readers", "checked_parameter", "find_readers"]
 
@@ -29,16 +34,48 @@ class Reader:
     """One module that reads a group's channels.
 
     Attributes:
-        name: the module's qualified name.
-        module: a convolution, transposed convolution, linear or recurrent layer.
-        width: how many input channels it has.
-        index: shape ``(C, M)``, int64: row ``c`` lists the input channels that belong to channel ``c``.
+        name: the module's qualified name; with ``:output`` or ``:queries``, of what is watched where it is made.
+        module: a convolution, transposed convolution, linear or recurrent layer; of an attention that calls none for
+            its queries, one that hands them on, which ``OpenHeads`` puts there.
+        width: how many input channels it has, or output channels.
+        index: shape ``(C, M)``, int64: row ``c`` lists those that belong to channel ``c``.
+        made: its output is watched, in place of its input.
     """
 
     name: str
     module: nn.Module
     width: int
     index: Tensor
+    made: bool = False
+
+    def watch(self, hook: Callable[..., Any]) -> RemovableHandle:
+        """Let a forward pre-hook with keyword arguments see what is watched."""
+        if self.made:
+            return self.module.register_forward_hook(_After(hook))
+        return self.module.register_forward_pre_hook(hook, with_kwargs=True)
+
+
+class _After:
+    """A forward pre-hook as a forward hook: it is shown the output as if the next layer read it alone."""
+
+    def __init__(self, hook: Callable[..., Any]) -> None:
+        self._hook = hook
+
+    def __call__(self, module: nn.Module, args: Any, out: Tensor) -> Tensor | None:
+        changed = self._hook(module, (out,), {})
+        return None if changed is None else changed[0][0]
+
+    def __reduce__(self) -> tuple[Callable[[], Callable[..., None]], tuple[()]]:
+        # A copy of the model carries a hook that does nothing.
+        return _make_idle, ()
+
+
+def _idle(module: nn.Module, args: Any, out: Any) -> None:
+    return None
+
+
+def _make_idle() -> Callable[..., None]:
+    return _idle
 
 
 class Readers:
@@ -51,6 +88,7 @@ class Readers:
 
     def __init__(self, model: nn.Module, graph: ChannelGraph) -> None:
         self._model, self._graph = model, graph
+        self._handing: dict[str, nn.Identity] = {}
         self._owners: dict[int, list[tuple[str, nn.Module]]] = defaultdict(list)
         for name, module in model.named_modules():
             for attribute, parameter in module.named_parameters(recurse=False, remove_duplicate=False):
@@ -74,6 +112,31 @@ class Readers:
             found.append(Reader(tensor.rpartition(".")[0], module, _input_width(module, parameter), index))
         return found
 
+    def of_queries(self, query: Slice) -> list[Reader] | str:
+        """What makes the queries of this slice, to be watched there, or the reason why it cannot be."""
+        parameter = checked_parameter(self._model, self._graph, query.tensor)
+        if parameter is None or parameter.ndim == 1:  # a bias is part of what its layer makes
+            return [] if parameter is not None else f"queries are made by the buffer {query.tensor!r}"
+        found = []
+        for tensor, module in self._owners[id(parameter)]:
+            name = tensor.rpartition(".")[0]
+            attention = next((n for n in (name, name.rpartition(".")[0]) if self._hands_on(n)), None)
+            if attention is not None:
+                width = parameter.shape[0] // (3 if tensor.endswith("in_proj_weight") else 1)
+                found.append(Reader(f"{attention}:queries", self._handing[attention], width, query.index))
+            elif _output_dim(module) == query.dim and tensor.rpartition(".")[2] == "weight":
+                found.append(Reader(f"{name}:output", module, parameter.shape[query.dim], query.index, made=True))
+            else:
+                return f"queries are made by {tensor!r}, whose output no hook can see"
+        return found
+
+    def _hands_on(self, name: str) -> bool:
+        """Whether a module is an attention whose headwise class hands its queries to a module of ours."""
+        if hands_queries_on(self._model.get_submodule(name)):
+            self._handing.setdefault(name, nn.Identity())
+            return True
+        return False
+
     def _can_be_opened(self, tensor: str) -> bool:
         """Whether the attention around an output projection can be made to call it; see ``scores.opening``."""
         around, _, layer = tensor.rpartition(".")[0].rpartition(".")
@@ -86,6 +149,7 @@ def find_readers(model: nn.Module, graph: ChannelGraph) -> tuple[dict[str, list[
     readers, found, blind = Readers(model, graph), {}, {}
     for name, group in graph.groups.items():
         each = [readers.of(consumer) for consumer in group.of(Role.CONSUMER)]
+        each += [readers.of_queries(query) for query in group.of(Role.QUERY)]
         reasons = [reason for reason in each if isinstance(reason, str)]
         if reasons or not any(each):
             blind[name] = reasons[0] if reasons else "no layer reads its channels"
@@ -117,6 +181,13 @@ def _input_dim(module: nn.Module) -> int | None:
     if isinstance(module, _ConvTransposeNd):
         return 0
     return 1 if isinstance(module, _ConvNd | nn.Linear | nn.RNNBase | nn.RNNCellBase) else None
+
+
+def _output_dim(module: nn.Module) -> int | None:
+    """The dimension of the module's weight that makes its output."""
+    if isinstance(module, _ConvTransposeNd):
+        return 1 if module.groups == 1 else None
+    return 0 if isinstance(module, _ConvNd | nn.Linear) else None
 
 
 def _input_channels(module: nn.Module, consumer: Slice) -> Iterator[Tensor]:

@@ -99,7 +99,8 @@ class _TaylorBatchScorer(Scorer):
         """The slices of all groups that are read through parameters only; the others become blind."""
         parts: list[Part[Axis]] = []
         for name, group in graph.groups.items():
-            consumers = group.of(Role.CONSUMER)
+            # What a product loses is the derivative by one of its sides.
+            consumers = group.of(Role.CONSUMER, Role.QUERY)
             weights = {s.axis: checked_parameter(model, graph, s.tensor) for s in consumers}
             buffers = [axis[0] for axis, weight in weights.items() if weight is None]
             if buffers or not consumers:

@@ -56,7 +56,7 @@ class Watch(Generic[H]):
         self._heads = OpenHeads(model, self._layers)
         self.hooks = {name: hook(reader) for name, reader in self._layers.items()}
         self._handles: list[RemovableHandle] = [
-            reader.module.register_forward_pre_hook(self.hooks[name], with_kwargs=True)  # type: ignore[arg-type]
+            reader.watch(self.hooks[name])  # type: ignore[arg-type]
             for name, reader in self._layers.items()
         ]
 

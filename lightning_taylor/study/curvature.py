@@ -89,10 +89,7 @@ class _Slopes:
         )
         self._heads = OpenHeads(model, everyone)
         self._taps = {name: Tap(reader.module, "sum") for name, reader in everyone.items()}
-        self._handles = [
-            reader.module.register_forward_pre_hook(self._taps[name], with_kwargs=True)  # type: ignore[arg-type]
-            for name, reader in everyone.items()
-        ]
+        self._handles = [reader.watch(self._taps[name]) for name, reader in everyone.items()]
 
     def state(self, logit_NK: Tensor) -> dict[str, Tensor]:
         """One batch's sums, as ``ChannelSums`` keeps them."""

@@ -165,7 +165,8 @@ class _Probe:
         self._readers, _ = find_readers(model, graph)
         first = next(iter(model.parameters()), None)
         self.device = first.device if first is not None else torch.device("cpu")
-        self._heads = OpenHeads(model, [reader.name for found in self._readers.values() for reader in found])
+        everyone = {reader.name: reader for found in self._readers.values() for reader in found}
+        self._heads = OpenHeads(model, everyone)
         self._stubborn: set[str] = set()
 
     def close(self) -> None:
@@ -198,14 +199,11 @@ class _Probe:
         for reader in readers:
             rows = torch.arange(len(channel_K))[:, None].expand(-1, reader.index.shape[1])
             masks[reader.name][rows, reader.index[channel_K]] = 0
-        modules = {reader.name: reader.module for reader in readers}
+        watched = {reader.name: reader for reader in readers}
 
         def run(mask: dict[str, Tensor]) -> Tensor:
-            hooks = {name: _Masking(module, mask[name]) for name, module in modules.items()}
-            handles = [
-                modules[name].register_forward_pre_hook(hook, with_kwargs=True)  # type: ignore[arg-type]
-                for name, hook in hooks.items()
-            ]
+            hooks = {name: _Masking(reader.module, mask[name]) for name, reader in watched.items()}
+            handles = [watched[name].watch(hook) for name, hook in hooks.items()]
             try:
                 losses = self._loss(self._model, batch)
             finally:
