@@ -69,11 +69,13 @@ def test_a_schedule_of_single_channels_gets_single_channels(tmp_path: Path) -> N
     assert any(width % 4 for width in widths(None, tmp_path, target=0.8, schedule=one_by_one))
 
 
-def test_a_grouped_convolution_loses_one_of_three_things() -> None:
-    assert TaylorPruning().conv_groups == "auto"
+def test_a_grouped_convolution_loses_one_of_three_things_and_an_attention_one_of_two() -> None:
+    assert (TaylorPruning().conv_groups, TaylorPruning().attention_heads) == ("auto", "whole")
     wrong: Any = "halves"
     with pytest.raises(ValueError, match="conv_groups must be one of 'auto', 'whole', 'spread', got 'halves'"):
         TaylorPruning(conv_groups=wrong)
+    with pytest.raises(ValueError, match="attention_heads must be one of 'whole', 'spread', got 'halves'"):
+        TaylorPruning(attention_heads=wrong)
 
 
 @pytest.mark.parametrize(

@@ -27,7 +27,7 @@ class Stock(nn.Module):
         source = x if self.source is None else patches(self.source(image))
         mixed, weights = self.attention(x, source, source, need_weights=self.need_weights)
         found = self.head((x + mixed).mean(1))
-        return found if weights is None else found + weights.square().mean()
+        return found if weights is None else found + weights.square().mean((1, 2))[:, None]
 
 
 class Own(nn.Module):

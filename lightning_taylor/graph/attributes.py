@@ -16,7 +16,7 @@ from torch.nn.utils.parametrize import is_parametrized
 
 from lightning_taylor.errors import UncoupledChannelsError
 from lightning_taylor.graph.channels import Axis, Follower
-from lightning_taylor.graph.heads import HEAD_WIDTH, SCALED_BY, heads_left
+from lightning_taylor.graph.heads import HEAD_WIDTH, heads_left
 
 __all__ = [
     "AttributeRule",
@@ -56,8 +56,6 @@ def known(followers: Iterable[Follower], widths: Mapping[str, tuple[int, ...]]) 
         if all(tensor in widths for tensor, _ in f.axes):
             width, *others = (widths[tensor][dim] for tensor, dim in f.axes)
             values.setdefault(f.module, {})[f.attribute] = f.at(width - sum(others))
-            if f.attribute == HEAD_WIDTH:
-                values[f.module][SCALED_BY] = f.dense
     return values
 
 

@@ -118,7 +118,7 @@ class Follower:
         attribute: of the module.
         axis: the tensor dimension whose width it is proportional to.
         dense: its value when the model was traced.
-        width: the width of the axis then, without those of ``minus``.
+        width: the width of the axis then, without those of ``minus``; 0 for a number that stays as it is.
         minus: the dimensions whose widths are not counted: a part that no tensor is as wide as is the rest of others.
 
     An attribute ``sizes[1]`` is the second entry of a list or tuple.
@@ -142,6 +142,8 @@ class Follower:
         Raises:
             ValueError: if that is no whole number.
         """
+        if not self.width:
+            return self.dense
         value, rest = divmod(self.dense * width, self.width)
         if rest:
             raise ValueError(f"{self.module}.{self.attribute} would be {self.dense * width}/{self.width}")

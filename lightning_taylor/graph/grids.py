@@ -129,7 +129,20 @@ class Grids:
 
     def ties(self) -> Iterable[np.ndarray]:
         """The pairs of labels that the chosen units tie."""
-        return [grid.ties() for grid in self if grid.unit is not None]
+        units = [grid for grid in self if grid.unit is not None]
+        return [*(grid.ties() for grid in units), *self._counted_together(units)]
+
+    def _counted_together(self, units: Sequence[Grid]) -> Iterator[np.ndarray]:
+        """Queries and values whose widths one attribute counts can only lose as many coordinates: the same."""
+        first: dict[tuple[str, str], np.ndarray] = {}
+        for grid in units:
+            assert grid.unit is not None
+            axis = grid.axes[grid.unit]
+            if axis is None or not any(self._contracted(g, grid.unit) for g in units if g.kind == grid.kind):
+                continue
+            for module, attribute, dims in grid.holders:
+                if grid.counted(dims, self._ledger.is_frozen) == grid.unit:
+                    yield np.stack([first.setdefault((module, attribute), axis), axis])
 
     def retreat(self, labels: np.ndarray, reason: str) -> bool:
         """Give up the unit of a grid that these channels belong to, for the next possible one or for none.

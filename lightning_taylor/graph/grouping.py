@@ -16,6 +16,7 @@ import torch
 
 from lightning_taylor.graph.channels import Axis, ChannelGraph, ChannelGroup, Follower, Role, Slice
 from lightning_taylor.graph.grids import MERGED
+from lightning_taylor.graph.heads import SCALED_BY
 from lightning_taylor.graph.ledger import VIRTUAL, Ledger
 
 __all__ = ["build_graph"]
@@ -135,7 +136,9 @@ def _followers(ledger: Ledger) -> Iterator[Follower]:
         for (module, attribute, dims), value in grid.holders.items():
             if grid.counted(dims, ledger.is_frozen) in (grid.unit, MERGED) and (module, attribute) not in seen:
                 seen.add((module, attribute))
-                yield Follower(module, attribute, axes[0], value, ledger.shapes[tensor][dim])
+                yield Follower(
+                    module, attribute, axes[0], value, 0 if attribute == SCALED_BY else ledger.shapes[tensor][dim]
+                )
     for follower in ledger.places.followers():
         if (follower.module, follower.attribute) not in seen:
             seen.add((follower.module, follower.attribute))

@@ -79,7 +79,7 @@ class PrunedMultiheadAttention(nn.MultiheadAttention):
             sources = [x.transpose(0, 1) for x in sources]
         queries, *rest = map(F.linear, sources, self._weights(), self._biases())
         q_BHLD, k_BHSD, v_BHSD = (
-            x.unflatten(-1, (self.num_heads, self.head_dim)).transpose(1, 2) for x in (handed_on(self, queries), *rest)
+            x.unflatten(-1, (self.num_heads, -1)).transpose(1, 2) for x in (handed_on(self, queries), *rest)
         )
         mask, scale = self._mask(attn_mask, key_padding_mask, q_BHLD), scale_of(self, self.head_dim)
         dropout = self.dropout if self.training else 0.0
@@ -187,7 +187,7 @@ def heads_left(module: nn.Module, values: Mapping[str, int] | None = None) -> Ma
     width = (module.q_proj_weight if module.in_proj_weight is None else module.in_proj_weight).shape[1]
     head = (values or {}).get(HEAD_WIDTH) or int(module.head_dim)
     scale = scale_kept(module, head, values or {})
-    fits = rows == width == module.out_proj.weight.shape[0] and not scale
+    fits = (rows, rows) == (width, width) == module.out_proj.weight.shape and not scale
     return {
         "num_heads": rows // head,
         "head_dim": head,

@@ -13,7 +13,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from lightning_taylor.graph.channels import Role
-from lightning_taylor.graph.heads import HEAD_WIDTH, headwise
+from lightning_taylor.graph.heads import HEAD_WIDTH, SCALED_BY, projection_of
 from lightning_taylor.graph.labels import Labels
 from lightning_taylor.graph.slots import entries_of
 from lightning_taylor.graph.tracer import Call
@@ -48,14 +48,16 @@ def contracted(call: Call, sides: list[tuple[Labels, Tensor]]) -> bool:
 def keeps_scale(call: Call) -> bool:
     """Whether fused attention multiplies by a number of its caller's, or in a module whose scale our class keeps."""
     running = call.tracer.running
-    return call.get("scale") is not None or (running is not None and headwise(running) is not None)
+    return call.get("scale") is not None or (running is not None and projection_of(running) is not None)
 
 
 def _note_width(call: Call, inner: Tensor) -> None:
     """Classes of ours have to be told how wide heads are: of some, no tensor says it."""
     running, first = call.tracer.running, int(inner.flatten()[0])
     grid = call.tracer.ledger.grids.owning(first)
-    if grid is None or running is None or headwise(running) is None:
+    if grid is None or running is None or projection_of(running) is None:
         return
     dim = next(d for d, axis in enumerate(grid.axes) if axis is not None and axis[0] <= first <= axis[-1])
-    grid.holders[call.tracer.module, HEAD_WIDTH, (dim,)] = grid.labels.shape[dim]
+    width = grid.labels.shape[dim]
+    grid.holders[call.tracer.module, HEAD_WIDTH, (dim,)] = width
+    grid.holders[call.tracer.module, SCALED_BY, (dim,)] = vars(running).get(SCALED_BY) or width

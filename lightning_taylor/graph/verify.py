@@ -252,8 +252,9 @@ def _turns(graph: ChannelGraph) -> dict[str, int]:
     """
     turn: dict[str, int] = {}
     for slices in graph.slices_by_axis().values():
-        for place, (name, _) in enumerate(slices):
-            turn.setdefault(name, (place if len(slices) > 1 else len(turn)) % 2)
+        names = dict.fromkeys(name for name, _ in slices)
+        for place, name in enumerate(names):
+            turn.setdefault(name, (place if len(names) > 1 else len(turn)) % 2)
     return turn
 
 

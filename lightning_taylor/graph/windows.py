@@ -50,8 +50,8 @@ class PrunedWindowAttentionV2(ShiftedWindowAttentionV2):
         windows = _Windows(x, self.window_size, self.shift_size)
         bias = self.qkv.bias
         if bias is not None:
-            q_bias, k_bias, v_bias = bias.chunk(3)
-            bias = torch.cat([q_bias, torch.zeros_like(k_bias), v_bias])
+            bias, third = bias.clone(), len(bias) // 3
+            bias[third : 2 * third].zero_()
         qkv_WTE = handed_on(self, F.linear(windows.cut(x), self.qkv.weight, bias))
         q_WHTD, k_WHTD, v_WHTD = _heads(qkv_WTE, self.num_heads)
         cosines_WHTT = F.normalize(q_WHTD, dim=-1) @ F.normalize(k_WHTD, dim=-1).transpose(-2, -1)

@@ -11,6 +11,8 @@ _REMEDIES = (
     ("assumes its width", "take sizes from the tensor (x.shape[1], -1) in place of a number"),
     ("at fixed positions", "cut into equal parts (chunk), or use layers of their own in place of one that is cut"),
     ("no rule for", "standard operators in its place, or this part kept as it is by `ignore`"),
+    ("of an attention (", "attention_heads='spread', with a `scale` that is a number of its own"),
+    ("contracted with another activation", "attention_heads='spread', where they are queries and keys"),
     ("padding of a fixed width", "a 1x1 convolution in place of the padded shortcut"),
     ("indexed by a computed tensor", "index positions after the channels, not the channels"),
     ("nothing that was run reads it", "example inputs that reach it, if a later step does"),

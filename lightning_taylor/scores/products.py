@@ -60,17 +60,19 @@ def dot_over_weights(weight: Tensor, grad: Tensor, dim: int) -> Tensor:
     r"""For each entry of one dimension the sum over all others, :math:`v_i = \sum_{o,k} w_{oik}\, g_{oik}`.
 
     Args:
-        weight: shape ``(O, I, *K)`` with ``dim=1``, ``(I, O, *K)`` with ``dim=0``.
+        weight: shape ``(O, I, *K)`` with ``dim=1``, ``(I, O, *K)`` or ``(I,)`` with ``dim=0``.
         grad: same shape.
         dim: the dimension that stays.
 
     Returns:
         Shape ``(I,)``, float32, or float64 for float64 inputs.
     """
+    dtype = torch.promote_types(weight.dtype, torch.float32)
+    if weight.ndim == 1:
+        return weight.to(dtype) * grad
     kernels = _kernels_for(weight)
     if kernels and (fused_I := _fused_weights(kernels, weight, grad, dim)) is not None:
         return fused_I
-    dtype = torch.promote_types(weight.dtype, torch.float32)
     if dim == 0:
         return _rows(weight, grad, dtype)
     # The whole product of a large linear layer (25088 x 4096) is 411 MB of fresh memory. Slabs are multiplied and added

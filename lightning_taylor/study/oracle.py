@@ -23,7 +23,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 
-from lightning_taylor.graph.channels import ChannelGraph
+from lightning_taylor.graph.channels import ChannelGraph, Role
 from lightning_taylor.graph.copying import batch_size
 from lightning_taylor.scores.opening import OpenHeads
 from lightning_taylor.scores.readers import Reader, find_readers
@@ -167,7 +167,8 @@ class _Probe:
         self.device = first.device if first is not None else torch.device("cpu")
         everyone = {reader.name: reader for found in self._readers.values() for reader in found}
         self._heads = OpenHeads(model, everyone)
-        self._stubborn: set[str] = set()
+        # A mask on the queries is no removal where products are divided by their lengths, and those of the keys.
+        self._stubborn = {name for name, group in graph.groups.items() if group.of(Role.QUERY)}
 
     def close(self) -> None:
         self._heads.close()

@@ -17,6 +17,8 @@ from lightning_taylor.graph.resize import hold
 
 __all__ = ["Transaction", "signals_deferred"]
 
+_NOTHING = object()
+
 _DEFERRED = ("SIGUSR1", "SIGTERM", "SIGINT")
 
 
@@ -67,9 +69,9 @@ class Transaction:
         mapping.clear()
 
     def set_attribute(self, owner: object, name: str, value: object) -> None:
-        """Set one plain attribute that the owner has."""
-        old = getattr(owner, name)
-        self._undo.append(lambda: setattr(owner, name, old))
+        """Set one plain attribute, whether the owner has it or not."""
+        old = getattr(owner, name, _NOTHING)
+        self._undo.append(lambda: delattr(owner, name) if old is _NOTHING else setattr(owner, name, old))
         setattr(owner, name, value)
 
     def follow_shapes(

@@ -32,6 +32,10 @@ PRUNING: dict[str, tuple[str, list[Any]]] = {
         "conv_groups must be one of 'auto', 'whole', 'spread'",
         ["Whole", "", None, 2, True, NAN, ["auto"]],
     ),
+    "attention_heads": (
+        "attention_heads must be one of 'whole', 'spread'",
+        ["auto", "", None, 2, True, NAN, ["whole"]],
+    ),
     "oracle_sample": ("oracle_sample must be a whole number of at least 0", [-1, 0.5, NAN, None, True, "64", [64]]),
 }
 

@@ -99,6 +99,7 @@ CASES = [
     Case("flops_power", None, "null", ("flops_power=null",)),
     Case("allow_inexact_norms", True, "true", ("allow_inexact_norms=true",)),
     *(Case("conv_groups", how, how, (f"conv_groups={how}",)) for how in ("auto", "whole", "spread")),
+    *(Case("attention_heads", how, how, (f"attention_heads={how}",)) for how in ("whole", "spread")),
 ]  # fmt: skip
 IDS = [f"{case.option}={case.python!r}" for case in CASES]
 

@@ -34,7 +34,7 @@ def gated_losses(model: nn.Module, graph: ChannelGraph, group: str, gate_C: Tens
     """Shape ``(N,)``: the losses with every consumer of the group seeing its channels through the gate."""
     tensors = {**dict(model.named_parameters()), **dict(model.named_buffers())}
     changed = {}
-    for s in graph.groups[group].of(Role.CONSUMER):
+    for s in graph.groups[group].of(Role.CONSUMER, Role.QUERY):
         tensor = changed.get(s.tensor, tensors[s.tensor])
         index = s.index.flatten()
         gates = gate_C.repeat_interleave(s.index.shape[1])

@@ -46,7 +46,7 @@ def hessian(model: nn.Module, graph: ChannelGraph, x: Tensor) -> Tensor:
         changed: dict[str, Tensor] = {}
         start = 0
         for group in graph.groups.values():
-            for s in group.of(Role.CONSUMER):
+            for s in group.of(Role.CONSUMER, Role.QUERY):
                 tensor = changed.get(s.tensor, tensors[s.tensor].detach())
                 gates = gate_C[start : start + group.size].repeat_interleave(s.index.shape[1])
                 along = torch.ones(tensor.shape[s.dim], dtype=x.dtype).index_put((s.index.flatten(),), gates)

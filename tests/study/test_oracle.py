@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from zoo import NETS, build, conv
 
-from lightning_taylor.graph.channels import ChannelGraph, Role
+from lightning_taylor.graph.channels import ChannelGraph
 from lightning_taylor.graph.trace import trace_channels
 from lightning_taylor.study import measure_oracle, sample_channels
 
@@ -39,8 +39,8 @@ def plain_loop(model: nn.Module, graph: ChannelGraph, batches: list[Batch]) -> d
         for group in graph.groups.values():
             rows = []
             for c in range(group.size):
-                kept = {s.tensor: tensors[s.tensor].clone() for s in group.of(Role.CONSUMER)}
-                for s in group.of(Role.CONSUMER):
+                kept = {s.tensor: tensors[s.tensor].clone() for s in group.read}
+                for s in group.read:
                     tensors[s.tensor].index_fill_(s.dim, s.index[c], 0)
                 rows.append(torch.stack([loss(model, batch) for batch in batches]) - base_B)
                 for name, value in kept.items():
