@@ -1,8 +1,9 @@
-"""Which removal from grouped convolutions keeps more accuracy: whole groups, or the same channels of every group?
+"""What keeps more accuracy: whole groups of a convolution, or the same channels of every group? And of heads?
 
-A small ResNeXt (three stages of two blocks) is trained on CIFAR-10 once per seed. From there it goes on for equal
-steps, with equal data order and learning rates: dense, and pruned to each target with ``conv_groups`` "whole" and
-"spread". One JSON line a run; seeds that are in the file already are not done again.
+A small ResNeXt (three stages of two blocks) is trained on CIFAR-10 once per seed; with ``--heads`` a small vision
+transformer (four layers). From there it goes on for equal steps, with equal data order and learning rates: dense, and
+pruned to each target with ``conv_groups`` (``attention_heads``) "whole" and "spread". One JSON line a run; seeds that
+are in the file already are not done again.
 
 On three seeds, accuracy with "whole" less that with "spread" at 50 % and 30 % of the FLOPs, in points, with the
 standard deviation of that difference: 16 groups of 4 channels +1.2 ± 0.4 and +2.8 ± 0.2, 8 groups of 8 +0.7 ± 0.5 and
@@ -10,6 +11,7 @@ standard deviation of that difference: 16 groups of 4 channels +1.2 ± 0.4 and +
 leans the other way: in both, the choice that makes more units is ahead, and that is the one that "auto" takes.
 
     python tests/benchmarks/grouped.py --data cifar10_jpeg.zip --steps 300 --out 8x8.jsonl --groups 8 --width 8
+    python tests/benchmarks/grouped.py --data cifar10_jpeg.zip --steps 300 --out heads.jsonl --heads 6 --width 16
 """
 
 from __future__ import annotations
@@ -30,6 +32,7 @@ from accuracy import Classifier, flops
 from oracle import ZippedImages
 from torch import nn
 from torch.utils.data import DataLoader, Subset, TensorDataset
+from torchvision.models import VisionTransformer
 from torchvision.models.resnet import Bottleneck, conv1x1
 
 from lightning_taylor import Gradual, TaylorPruning
@@ -46,6 +49,12 @@ def resnext(groups: int, width: int) -> nn.Module:
         inputs, size = 4 * planes, {"groups": groups, "base_width": 64 * width // planes}
         layers += [Bottleneck(down[0].in_channels, planes, stride, down, **size), Bottleneck(inputs, planes, **size)]
     return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(inputs, 10))
+
+
+def transformer(heads: int, width: int) -> nn.Module:
+    """Four layers over patches of 4x4, each token as wide as all heads."""
+    tokens = heads * width
+    return VisionTransformer(32, 4, 4, heads, tokens, 2 * tokens, num_classes=10)
 
 
 def decoded(path: Path, split: str) -> TensorDataset:
@@ -79,17 +88,19 @@ def accuracy(net: nn.Module, data: TensorDataset) -> float:
 def runs(seed: int, train: TensorDataset, test: TensorDataset, args: argparse.Namespace) -> Any:
     """One row after the other: what the steps make of the dense net, then of each choice at each target."""
     L.seed_everything(seed, verbose=False)
-    start, example = resnext(args.groups, args.width), torch.zeros(1, 3, 32, 32)
+    start = transformer(args.heads, args.width) if args.heads else resnext(args.groups, args.width)
+    option, example = "attention_heads" if args.heads else "conv_groups", torch.zeros(1, 3, 32, 32)
     trained(start, train, args.dense_steps, args.dense_lr, args)
     before, schedule = accuracy(start, test), Gradual(every_n_steps=5, start_step=5, end_step=args.steps // 2)
     for choice, target in [("dense", 1.0), *itertools.product(CHOICES, args.targets)]:
         L.seed_everything(1000 + seed, verbose=False)
-        net, options = copy.deepcopy(start), {"measure_latency": False, "conv_groups": choice}
+        net, options = copy.deepcopy(start), {"measure_latency": False, option: choice}
         pruning = [] if choice == "dense" else [TaylorPruning(target, schedule, **options)]
         trained(net, train, args.steps, args.lr, args, *pruning)
         share = flops(net, example) / flops(start, example)
         found = {"accuracy": accuracy(net, test), "flops": round(share, 4), "before": before}
         shapes = [[m.groups, m.in_channels // m.groups] for m in net.modules() if getattr(m, "groups", 1) > 1]
+        shapes += [[m.num_heads, m.head_dim] for m in net.modules() if isinstance(m, nn.MultiheadAttention)]
         row = {"seed": seed, "choice": choice, "target": target, **found, "groups": shapes}
         print(json.dumps(row), flush=True)
         yield row
@@ -119,7 +130,8 @@ def parsed() -> argparse.Namespace:
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--out", type=Path, default=Path("grouped.jsonl"))
     parser.add_argument("--groups", type=int, default=8)
-    parser.add_argument("--width", type=int, default=8, help="channels of each group")
+    parser.add_argument("--heads", type=int, default=0, help="of a transformer, in place of the ResNeXt")
+    parser.add_argument("--width", type=int, default=8, help="channels of each group, or coordinates of each head")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--targets", type=float, nargs="+", default=[0.5, 0.3])
     parser.add_argument("--dense-steps", type=int, default=2000)

@@ -147,6 +147,18 @@ CASES: dict[str, Case] = {
         shape=(3, 224, 224),
         batch=2,
     ),
+    "vit_b_16, thinner heads": Case(
+        named("vit_b_16"),
+        {"width of heads": counted("head_dim", r".*\.self_attention"), "MLP": widths(r".*\.mlp\.0")},
+        shape=(3, 224, 224),
+        batch=2,
+        options={"attention_heads": "spread"},
+    ),
+    "swin_v2_t, thinner heads": Case(
+        named("swin_v2_t"),
+        {"heads": widths(r".*\.attn\.qkv"), "MLP": widths(r".*\.mlp\.0")},
+        options={"attention_heads": "spread"},
+    ),
     "swin_t": Case(named("swin_t"), {"heads": counted("num_heads", r".*\.attn"), "MLP": widths(r".*\.mlp\.0")}),
     "fasterrcnn_mobilenet_v3_large_320_fpn": Case(
         named("fasterrcnn_mobilenet_v3_large_320_fpn", weights_backbone=None),

@@ -7,6 +7,7 @@ from collections.abc import Callable
 import pytest
 import torch
 from torch import Tensor, nn
+from zoo_heads import NonLocal
 
 from lightning_taylor import trace_channels
 from lightning_taylor.report.inspection import inspect_model
@@ -53,6 +54,16 @@ def test_what_is_advised_frees_the_layer(name: str) -> None:
     (stem,) = (layer for layer in inspect_model(Net(after()), x).layers if layer.layer == "stem")
     assert stem.groups
     assert stem.reason == stem.remedy == ""
+
+
+def test_what_is_advised_for_queries_frees_them() -> None:
+    net, x = NonLocal(), torch.randn(1, 3, 8, 8)
+    (q,) = (layer for layer in inspect_model(net, x).layers if layer.layer == "q")
+    assert not q.groups
+    assert "attention_heads='spread'" in q.remedy
+    (q,) = (layer for layer in inspect_model(net, x, attention_heads="spread").layers if layer.layer == "q")
+    assert q.groups
+    assert q.reason == q.remedy == ""
 
 
 def test_what_is_advised_for_a_layer_norm_frees_it_in_place() -> None:
