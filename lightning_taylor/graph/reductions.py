@@ -22,7 +22,7 @@ _OF_SQUARES = ("norm", "linalg_vector_norm")
 def reduce(call: Call) -> Labels | Sequence[Labels | None] | None:
     """Mean, sum, norm, max over dimensions: passes channels that are not reduced over."""
     out = next(outputs_of(call))
-    labels = call.tracer.labels_of(call.operands[0])
+    labels, ledger = call.tracer.labels_of(call.operands[0]), call.tracer.ledger
     assert labels is not None
     ndim = call.operands[0].ndim
     dim = call.get("dim")
@@ -31,12 +31,12 @@ def reduce(call: Call) -> Labels | Sequence[Labels | None] | None:
     for slot in labels.slots:
         if is_constant(slot, dims):
             kept.append(collapse(slot, dims, keepdim=out.ndim == ndim))
-        elif call.name in _OF_SQUARES and not labels.weight:
-            call.tracer.ledger.contracted.freeze_unless(slot, f"reduced over the channels by {call.where}")
+        elif call.name in _OF_SQUARES and not labels.weight and ledger.choices.attention_heads == "spread":
+            ledger.contracted.freeze_unless(slot, f"reduced over the channels by {call.where}")
         elif len(labels.slots) > 1 and not labels.weight:
             call.tracer.mixed(out, slot, f"reduced over the channels by {call.where}")
         elif not call.tracer.averages.take(call, labels, slot, dims):
-            call.tracer.ledger.freeze(slot, f"reduced over the channels by {call.where}")
+            ledger.freeze(slot, f"reduced over the channels by {call.where}")
     result = Labels(tuple(kept), labels.weight) if kept else None
     return [result] * len(list(outputs_of(call)))
 
