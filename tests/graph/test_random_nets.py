@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from random import Random
-from typing import Any
+from typing import Any, get_args
 
 import hypothesis
 import pytest
@@ -33,6 +33,7 @@ from random_program import Gene
 from surgery.reference import lost, named_state, named_tensors, snapshot, without, zero
 
 from lightning_taylor.graph.channels import ChannelGraph, Remove, Role
+from lightning_taylor.graph.choices import AttentionHeads
 from lightning_taylor.graph.trace import trace_channels
 from lightning_taylor.surgery import prune_channels
 from lightning_taylor.surgery.transaction import Transaction
@@ -51,9 +52,15 @@ def network(genes: list[Gene]) -> tuple[nn.Module, Tensor]:
     return zoo.randomize(model), torch.randn(4, 3, random_nets.SIDE, random_nets.SIDE).double()
 
 
+def traced(model: nn.Module, x: Tensor, genes: list[Gene]) -> ChannelGraph:
+    """Attentions lose whole heads in one half of the networks, coordinates of each in the other."""
+    heads = Random(repr(genes)).choice(get_args(AttentionHeads))
+    return trace_channels(model, x, attention_heads=heads)
+
+
 def check_exact(genes: list[Gene]) -> int:
     model, x = network(genes)
-    graph = trace_channels(model, x)
+    graph = traced(model, x, genes)
     every_layer_has_its_reason(graph)
     for remove in removals(graph, Random(str(genes))):
         twin = masked(model, graph, remove)
@@ -69,13 +76,13 @@ def check_twin(genes: list[Gene]) -> int:
     model, x = network(genes)
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-3, eps=1e-3)  # a small eps would magnify rounding noise
     steps(model, optimizer, x, 3)
-    graph = trace_channels(model, x)
+    graph = traced(model, x, genes)
     twin, its = copy.deepcopy((model, optimizer))
     remove = removals(graph, Random(str(genes)))[-1]
     gone = lost(graph, remove)
     smaller = prune_channels(model, graph, remove, optimizers=[optimizer])
     equal_survivors(model, optimizer, twin, its, gone, graph, atol=0)
-    consumers = lost(graph, remove, Role.CONSUMER)
+    consumers = lost(graph, remove, Role.CONSUMER, Role.QUERY, Role.KEY)
     mask(twin, consumers)
     steps(model, optimizer, x, 1)
     steps(twin, its, x, 1, consumers)
@@ -92,7 +99,7 @@ def check_rollback(genes: list[Gene]) -> int:
     model, x = network(genes)
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
     steps(model, optimizer, x, 2)
-    graph = trace_channels(model, x)
+    graph = traced(model, x, genes)
     random = Random(str(genes))
     remove = removals(graph, random)[-1]
     if not remove:
