@@ -43,18 +43,19 @@ def _whole_numbers(name: str, indices: Tensor | Iterable[int]) -> Tensor:
 
 
 def _check_indices(name: str, index_R: Tensor, size: int) -> None:
-    if index_R.ndim != 1:
-        raise ValueError(f"group {name!r}: indices must be one-dimensional, got shape {tuple(index_R.shape)}")
-    if not index_R.numel():
+    index = index_R.numpy()
+    if index.ndim != 1:
+        raise ValueError(f"group {name!r}: indices must be one-dimensional, got shape {index.shape}")
+    if not index.size:
         return
-    if index_R.min() < 0 or index_R.max() >= size:
+    if index.min() < 0 or index.max() >= size:
         raise ValueError(
-            f"group {name!r} has channels 0 to {size - 1}, got indices from {int(index_R.min())} to "
-            f"{int(index_R.max())}; indices count in the current width"
+            f"group {name!r} has channels 0 to {size - 1}, got indices from {index.min()} to "
+            f"{index.max()}; indices count in the current width"
         )
-    if not bool((index_R[1:] > index_R[:-1]).all()):
-        raise ValueError(f"group {name!r}: indices must be sorted and unique, got {index_R.tolist()[:16]}")
-    if index_R.numel() >= size:
+    if not (index[1:] > index[:-1]).all():
+        raise ValueError(f"group {name!r}: indices must be sorted and unique, got {index.tolist()[:16]}")
+    if index.size >= size:
         raise ValueError(f"group {name!r} has {size} channels and cannot lose all of them")
 
 

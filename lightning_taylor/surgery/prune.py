@@ -79,8 +79,7 @@ def prune_channels(
         )
     """
     _check_types(model, graph)
-    smaller = graph.shrink(remove)
-    keep = graph.keep(remove)
+    keep, smaller = graph.cut(remove)
     touched = touched_tensors(model, keep)
     for t in touched:
         _check_shape(t, graph)

@@ -112,6 +112,28 @@ def test_the_graph_of_a_shrunk_model_is_the_shrunk_graph(name: str) -> None:
         assert all(torch.equal(a.index, b.index) for a, b in zip(twin.slices, group.slices, strict=True))
 
 
+@pytest.mark.parametrize("name", zoo.NETS)
+def test_groups_shrink_one_after_the_other_as_all_at_once(name: str) -> None:
+    graph = one_by_one = trace_channels(*zoo.build(name))
+    remove = graph.sample(0.4, torch.Generator().manual_seed(2))
+    for group, index in remove.items():
+        one_by_one = one_by_one.shrink({group: index})
+    at_once = graph.shrink(remove)
+    assert one_by_one.shapes == at_once.shapes != graph.shapes
+    for found, expected in zip(one_by_one.groups.values(), at_once.groups.values(), strict=True):
+        for a, b in zip(found.slices, expected.slices, strict=True):
+            assert (a.axis, a.role) == (b.axis, b.role)
+            assert torch.equal(a.index, b.index)
+
+
+def test_a_shrunk_graph_shares_the_groups_that_a_decision_does_not_touch() -> None:
+    graph = trace_channels(*zoo.build("line"))
+    keep, shrunk = graph.cut({"0": [0, 2]})
+    assert keep.keys() == {s.axis for s in graph.groups["0"].slices}
+    assert shrunk.groups["2"] is graph.groups["2"]
+    assert shrunk.groups["0"].size == graph.groups["0"].size - 2
+
+
 def test_a_zero_initialised_branch_does_not_hide_a_mistake() -> None:
     class Hidden(nn.Module):
         def __init__(self) -> None:
