@@ -61,12 +61,12 @@ class Pruner:
         self._meter: Measure | None = None
         self.reset(graph, record or Record())
 
-    def reset(self, graph: ChannelGraph, record: Record) -> None:
+    def reset(self, graph: ChannelGraph, record: Record, cost: CostModel | None = None) -> None:
         """Go on from another graph of the model, which has its widths already; what was gathered is forgotten."""
         self.close()
         self._scorer = None
         self.graph, self.record = graph, record
-        self._cost = CostModel(graph)
+        self._cost = cost or CostModel(graph)
 
     def start(self) -> None:
         """Check the model against the graph and the target, and begin to score; a no-op once the target is met.
@@ -210,8 +210,9 @@ class Pruner:
         before = self._scorer
         with signals_deferred():
             if remove:
+                after = self._cost.after({name: len(index_R) for name, index_R in remove.items()})
                 smaller = prune_channels(self.model, self.graph, remove, optimizers=optimizers, copies=copies)
-                self.reset(smaller, self.record)
+                self.reset(smaller, self.record, after)
             cost = self.cost
             event = Event(
                 step=step,

@@ -13,6 +13,7 @@ from __future__ import annotations
 import math
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
+from copy import copy
 from dataclasses import dataclass
 
 import numpy as np
@@ -113,15 +114,14 @@ class CostModel:
         Raises:
             ValueError: for an unknown group or a number outside its range.
         """
-        removed_G = np.zeros_like(self.sizes)
-        for name, count in removed.items():
-            if name not in self._position:
-                raise ValueError(f"no channel group {name!r}; this graph has {len(self.groups)}: {self.groups[:8]}")
-            g = self._position[name]
-            if not 0 <= count <= self.sizes[g]:
-                raise ValueError(f"group {name!r} has {self.sizes[g]} channels and cannot lose {count}")
-            removed_G[g] = count
-        return self.at_counts(removed_G)
+        return self.at_counts(self._counts(removed))
+
+    def after(self, removed: Mapping[str, int]) -> CostModel:
+        """The model of the smaller graph, which has the same sums of products; what ``at`` takes and raises."""
+        removed_G, smaller = self._counts(removed), copy(self)
+        smaller.sizes, smaller.now = self.sizes - removed_G, self.at_counts(removed_G)
+        smaller._now_A = self._widths(removed_G[None])[0]
+        return smaller
 
     def at_counts(self, removed_G: NDArray[np.int64]) -> Cost:
         """The same for shape ``(G,)``, in the order of ``groups``, unchecked: the inner loop of the selection."""
@@ -136,6 +136,17 @@ class CostModel:
         """FLOPs per example that removing one more channel of each group saves at the present widths, exactly."""
         flops_G = self._flops(self._widths(np.eye(len(self.groups), dtype=np.int64)))
         return {name: self.now.flops - float(flops_G[g]) for g, name in enumerate(self.groups)}
+
+    def _counts(self, removed: Mapping[str, int]) -> NDArray[np.int64]:
+        removed_G = np.zeros_like(self.sizes)
+        for name, count in removed.items():
+            if name not in self._position:
+                raise ValueError(f"no channel group {name!r}; this graph has {len(self.groups)}: {self.groups[:8]}")
+            g = self._position[name]
+            if not 0 <= count <= self.sizes[g]:
+                raise ValueError(f"group {name!r} has {self.sizes[g]} channels and cannot lose {count}")
+            removed_G[g] = count
+        return removed_G
 
     def _widths(self, removed_BG: NDArray[np.int64]) -> NDArray[np.float64]:
         return self._now_A - removed_BG.astype(np.float64) @ self._span_GA

@@ -49,17 +49,17 @@ class Ranking:
     ) -> Ranking:
         """Rank the channels of all scored groups by score, then group, then index."""
         orders = {name: np.argsort(scores[name], kind="stable") if name in scores else None for name in graph.groups}
-        parts: list[tuple[NDArray[np.float64], Counts, Counts, Counts]] = []
+        parts: list[tuple[NDArray[np.float64], Counts, Counts]] = []
         for g, (name, order_C) in enumerate(orders.items()):
             if order_C is None:
                 continue
             widths = np.array(allowed_widths(graph.groups[name].size, min_channels=min_channels, round_to=round_to))
             last = order_C[widths[0] - widths[1:] - 1]
-            parts.append((scores[name][last], np.full(len(last), g), last, -np.diff(widths)))
+            parts.append((scores[name][last], np.full(len(last), g), widths[:-1] - widths[1:]))
         if not parts:
             return cls(np.zeros(0, np.int64), np.zeros(0, np.int64), orders)
-        score_B, owner_B, last_B, length_B = (np.concatenate(each) for each in zip(*parts, strict=True))
-        order_B = np.lexsort((last_B, owner_B, score_B))
+        score_B, owner_B, length_B = (np.concatenate(each) for each in zip(*parts, strict=True))
+        order_B = np.argsort(score_B, kind="stable")  # they lie by group already, and within it by score and index
         return cls(owners=owner_B[order_B], lengths=length_B[order_B], orders=orders)
 
     def __len__(self) -> int:

@@ -133,7 +133,7 @@ class Selector:
         """
         if demand.target.to_measure:
             raise ValueError(f"{demand.target} needs a measurement of {demand.target.to_measure}; see select_measured")
-        goal, ranking = _Goal(self.cost, demand), self._ranking
+        goal, ranking = _Goal(self.cost, demand, demand.target.limits(self.cost.dense)), self._ranking
         best_G: Counts | None = None
         order = np.arange(len(ranking))
         while (length := _shortest(ranking, order, goal)) is not None:
@@ -160,11 +160,13 @@ class _Goal:
 
     cost: CostModel
     demand: Demand
+    limits: Mapping[str, int]
 
     def met(self, removed_G: Counts) -> bool:
         if self.demand.channels is not None and removed_G.sum() >= self.demand.channels:
             return True
-        return self.demand.target.met(self.cost.at_counts(removed_G), self.cost.dense)
+        cost = self.cost.at_counts(removed_G)
+        return all(getattr(cost, name) <= limit for name, limit in self.limits.items())
 
     def undercut(self, removed_G: Counts) -> float:
         """How far a removal goes below the fit's target, in dense models; 0 if that is not at stake."""

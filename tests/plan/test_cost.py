@@ -38,6 +38,21 @@ def test_a_what_if_costs_what_the_shrunk_graph_costs(make_graph, plain_cost, cas
     assert what_if == plain_cost(shrunk) == CostModel(shrunk).now
 
 
+@given(widths_and_losses(), st.data())
+def test_the_model_after_a_removal_is_that_of_the_shrunk_graph(make_graph, case, data):
+    sizes, spans, work, losses = case
+    graph = make_graph(sizes, spans, work)
+    before = CostModel(graph)
+    after = before.after({f"l{g}": count for g, count in enumerate(losses)})
+    expected = CostModel(graph.shrink(first_channels(losses)))
+    more = {f"l{g}": data.draw(st.integers(0, n - m)) for g, (n, m) in enumerate(zip(sizes, losses, strict=True))}
+    assert (after.now, after.dense, after.at(more)) == (expected.now, expected.dense, expected.at(more))
+    assert after.sizes.tolist() == expected.sizes.tolist()
+    assert after.flops_per_channel() == expected.flops_per_channel()
+    assert before.sizes.tolist() == sizes
+    assert before.now == before.at({})
+
+
 @given(widths_and_losses())
 def test_the_dense_cost_is_remembered_by_a_shrunk_graph(make_graph, plain_cost, case):
     sizes, spans, work, losses = case
