@@ -135,9 +135,11 @@ def _entries(
     """Row, column and value of every nonzero of the matrix, sorted by row and without repetition."""
     if not parts:
         return torch.zeros(0, dtype=torch.int64), torch.zeros(0, dtype=torch.int64), torch.zeros(0)
-    row = torch.cat([_rows_of(part) + rows[part.group].start for part in parts])
-    column = torch.cat([part.index.flatten() + columns[part.source].start for part in parts])
-    scale = torch.cat([torch.full((part.index.numel(),), part.scale, dtype=torch.float64) for part in parts])
+    entries = torch.tensor([part.index.numel() for part in parts])
+    row = torch.cat([_rows_of(part, rows[part.group]) for part in parts])
+    start = torch.tensor([columns[part.source].start for part in parts])
+    column = torch.cat([part.index.flatten() for part in parts]) + start.repeat_interleave(entries)
+    scale = torch.tensor([part.scale for part in parts], dtype=torch.float64).repeat_interleave(entries)
     width = int(column.max()) + 1 if len(column) else 1
     # One number a pair: unique sorts numbers several times faster than pairs.
     pair, inverse = torch.unique(row * width + column, return_inverse=True)
@@ -146,6 +148,6 @@ def _entries(
     return pair // width, pair % width, value
 
 
-def _rows_of(part: Part[Source]) -> Tensor:
-    channels, entries = part.index.shape
-    return torch.arange(channels).repeat_interleave(entries)
+def _rows_of(part: Part[Source], span: slice) -> Tensor:
+    row = torch.arange(span.start, span.stop)
+    return row if part.index.shape[1] == 1 else row.repeat_interleave(part.index.shape[1])

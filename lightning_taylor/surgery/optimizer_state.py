@@ -144,8 +144,9 @@ def _unknown_keys(optimizer: Optimizer) -> set[str]:
 def _follows(value: object, shape: torch.Size) -> bool:
     if not isinstance(value, Tensor) or value.numel() <= 1:
         return not _has_entries(value)
-    same_axes = value.ndim == len(shape) and all(n in (size, 1) for n, size in zip(value.shape, shape, strict=True))
-    return value.layout is torch.strided and same_axes
+    if value.layout is not torch.strided or value.shape == shape:  # nearly always: spare the walk over the axes
+        return value.layout is torch.strided
+    return value.ndim == len(shape) and all(n in (size, 1) for n, size in zip(value.shape, shape, strict=True))
 
 
 def _has_entries(value: object) -> bool:
