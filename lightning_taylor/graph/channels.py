@@ -214,7 +214,9 @@ class ChannelGraph:
                 if (axis := s.axis) not in stays:
                     stays[axis] = np.ones(self.width(axis), dtype=bool)
                 stays[axis][s.index.numpy()[index_R.numpy()]] = False
-        return {axis: torch.from_numpy(np.flatnonzero(mask)) for axis, mask in stays.items()}
+        alike = {mask.tobytes(): mask for mask in stays.values()}  # most axes of a group lose the same entries
+        kept = {key: torch.from_numpy(np.flatnonzero(mask)) for key, mask in alike.items()}
+        return {axis: kept[mask.tobytes()] for axis, mask in stays.items()}
 
     def shrink(self, remove: Remove) -> ChannelGraph:
         """The graph of the model after ``remove``, without another trace; this one is left as it is."""
@@ -227,8 +229,7 @@ class ChannelGraph:
         groups = {name: _shrink(group, removed.get(name), keep) for name, group in self.groups.items()}
         shapes = dict(self.shapes)
         for (tensor, dim), kept in keep.items():
-            shape = shapes[tensor]
-            shapes[tensor] = (*shape[:dim], len(kept), *shape[dim + 1 :])
+            shapes[tensor] = (*shapes[tensor][:dim], len(kept), *shapes[tensor][dim + 1 :])
         return keep, replace(self, groups=groups, shapes=shapes)
 
     def sample(self, fraction: float, generator: torch.Generator | None = None) -> dict[str, Tensor]:
@@ -264,13 +265,14 @@ def _shrink(group: ChannelGroup, index_R: Tensor | None, keep: Mapping[Axis, Ten
     """The group without the removed rows, renumbered along every axis that lost entries."""
     if index_R is None and not any(s.axis in keep for s in group.slices):
         return group
-    rows = np.ones(group.size, dtype=bool)
-    if index_R is not None:
-        rows[index_R.numpy()] = False
+    rows = np.delete(np.arange(group.size), [] if index_R is None else index_R.numpy())
+    made: dict[tuple[bytes, int], Tensor] = {}  # of most layers the slices list the same entries
     slices = []
     for s in group.slices:
-        index = s.index.numpy()[rows]
-        if (kept := keep.get(s.axis)) is not None:
-            index = np.searchsorted(kept.numpy(), index)
-        slices.append(Slice(s.tensor, s.dim, torch.from_numpy(index), s.role))
+        index, kept = s.index.numpy(), keep.get(s.axis)
+        key = index.tobytes(), id(kept)
+        if key not in made:
+            left = index[rows]
+            made[key] = torch.from_numpy(left if kept is None else np.searchsorted(kept.numpy(), left))
+        slices.append(Slice(s.tensor, s.dim, made[key], s.role))
     return ChannelGroup(group.name, tuple(slices))

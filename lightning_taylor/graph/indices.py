@@ -46,9 +46,7 @@ def _check_indices(name: str, index_R: Tensor, size: int) -> None:
     index = index_R.numpy()
     if index.ndim != 1:
         raise ValueError(f"group {name!r}: indices must be one-dimensional, got shape {index.shape}")
-    if not index.size:
-        return
-    if index.min() < 0 or index.max() >= size:
+    if index.size and (index.min() < 0 or index.max() >= size):
         raise ValueError(
             f"group {name!r} has channels 0 to {size - 1}, got indices from {index.min()} to "
             f"{index.max()}; indices count in the current width"

@@ -53,7 +53,7 @@ class Ranking:
         for g, (name, order_C) in enumerate(orders.items()):
             if order_C is None:
                 continue
-            widths = np.array(allowed_widths(graph.groups[name].size, min_channels=min_channels, round_to=round_to))
+            widths = allowed_widths(graph.groups[name].size, min_channels=min_channels, round_to=round_to)
             last = order_C[widths[0] - widths[1:] - 1]
             parts.append((scores[name][last], np.full(len(last), g), widths[:-1] - widths[1:]))
         if not parts:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from lightning_taylor.errors import TargetUnreachableError
 from lightning_taylor.graph.channels import ChannelGraph
@@ -15,7 +17,7 @@ from lightning_taylor.plan.target import Target
 __all__ = ["allowed_widths", "check_reachable", "reachable_minimum", "unreachable_message"]
 
 
-def allowed_widths(size: int, *, min_channels: int = 1, round_to: int = 1) -> list[int]:
+def allowed_widths(size: int, *, min_channels: int = 1, round_to: int = 1) -> NDArray[np.int64]:
     """The widths that a group may have from now on, from the present one down.
 
     Args:
@@ -28,13 +30,13 @@ def allowed_widths(size: int, *, min_channels: int = 1, round_to: int = 1) -> li
 
     Example:
         >>> allowed_widths(20, min_channels=3, round_to=8)
-        [20, 16, 8]
+        array([20, 16,  8])
     """
     for name, value in (("min_channels", min_channels), ("round_to", round_to)):
         if isinstance(value, bool) or not isinstance(value, int) or value < 1:
             raise ValueError(f"{name} must be a whole number of at least 1, got {value!r}")
     highest = (size - 1) // round_to * round_to
-    return [size, *range(highest, min_channels - 1, -round_to)]
+    return np.concatenate([[size], np.arange(highest, min_channels - 1, -round_to)])
 
 
 def own_round_to(device: torch.device) -> int:
@@ -137,7 +139,7 @@ def _removable(
         if name not in graph.groups:
             raise ValueError(f"no channel group {name!r} in this graph")
         size = graph.groups[name].size
-        removed[name] = size - allowed_widths(size, min_channels=min_channels, round_to=round_to)[-1]
+        removed[name] = size - int(allowed_widths(size, min_channels=min_channels, round_to=round_to)[-1])
     return removed
 
 
