@@ -88,7 +88,7 @@ class Pruner:
     @property
     def cost(self) -> Cost:
         """What the model costs now."""
-        return self._cost.at({})
+        return self._cost.now
 
     @property
     def dense(self) -> Cost:

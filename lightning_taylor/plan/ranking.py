@@ -96,7 +96,7 @@ def _checked(name: str, score_C: Tensor, graph: ChannelGraph) -> NDArray[np.floa
     if tuple(score_C.shape) != (size,):
         raise ValueError(f"group {name!r} has {size} channels, but its scores have shape {tuple(score_C.shape)}")
     values_C = score_C.detach().to("cpu", torch.float64).numpy()
-    bad = int((~np.isfinite(values_C)).sum())
+    bad = size - np.count_nonzero(np.isfinite(values_C))
     if bad:
         raise PruningError(
             f"{bad} of the {size} scores of group {name!r} are not finite; leave the group out of the scores, or "

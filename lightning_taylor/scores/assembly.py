@@ -117,8 +117,8 @@ class Assembly(Generic[Source]):
     def by_group(self, mean_C: Tensor) -> dict[str, Tensor]:
         """Group name -> its ``(C,)`` scores, float32 on the CPU; groups with a nan (never seen) are left out."""
         mean_C = mean_C.detach().to("cpu", torch.float32)
-        split = {name: mean_C[span].clone() for name, span in self._spans.items()}
-        return {name: score_C for name, score_C in split.items() if not bool(score_C.isnan().any())}
+        unseen_C = mean_C.isnan().numpy()
+        return {name: mean_C[span].clone() for name, span in self._spans.items() if not unseen_C[span].any()}
 
 
 def _spans(sizes: Mapping[Key, int]) -> dict[Key, slice]:
