@@ -133,8 +133,12 @@ def _map(values: Any, change: Any) -> Any:
 
 def named_tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
     """Every parameter and buffer, by all of its names."""
-    yield from model.named_parameters(remove_duplicate=False)
-    yield from model.named_buffers(remove_duplicate=False)
+    modules = [(f"{name}." if name else "", module) for name, module in model.named_modules(remove_duplicate=False)]
+    for held in ("_parameters", "_buffers"):
+        for prefix, module in modules:
+            for name, tensor in getattr(module, held).items():
+                if tensor is not None:
+                    yield prefix + name, tensor
 
 
 def _check_supported(model: nn.Module) -> None:

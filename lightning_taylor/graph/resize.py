@@ -8,8 +8,7 @@ Shape legend: K = entries of one dimension that stay. ``keep`` maps a dimension 
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -72,18 +71,20 @@ def resized(tensor: Tensor, keep: Mapping[int, Tensor]) -> Tensor:
         tensor([[0, 2],
                 [3, 5]])
     """
-    with torch.inference_mode(False), torch.no_grad():
-        order = _memory_order(tensor)
-        stored = tensor.permute(order)
-        if not keep:
-            stored = stored.clone(memory_format=torch.contiguous_format)
-        # The dimension that loses most goes first: what it drops is not copied again.
-        dims = sorted(keep, key=lambda d: keep[d].numel() / tensor.shape[d])
-        stored = _selected(stored, [(order.index(dim), keep[dim].to(tensor.device)) for dim in dims])
-        if order == tuple(range(tensor.ndim)):
-            return stored
-        # `set_` gives a plain tensor; a permuted view would keep its base as an attribute.
-        return hold(stored.new_empty(0), stored.permute([order.index(d) for d in range(tensor.ndim)]))
+    if torch.is_grad_enabled() or torch.is_inference_mode_enabled():
+        with torch.inference_mode(False), torch.no_grad():
+            return resized(tensor, keep)
+    order = _memory_order(tensor)
+    stored = tensor.permute(order)
+    if not keep:
+        stored = stored.clone(memory_format=torch.contiguous_format)
+    # The dimension that loses most goes first: what it drops is not copied again.
+    dims = sorted(keep, key=lambda d: keep[d].numel() / tensor.shape[d])
+    stored = _selected(stored, [(order.index(dim), keep[dim].to(tensor.device)) for dim in dims])
+    if order == tuple(range(tensor.ndim)):
+        return stored
+    # `set_` gives a plain tensor; a permuted view would keep its base as an attribute.
+    return hold(stored.new_empty(0), stored.permute([order.index(d) for d in range(tensor.ndim)]))
 
 
 def _selected(stored: Tensor, keep: list[tuple[int, Tensor]]) -> Tensor:
@@ -146,9 +147,10 @@ def touched_tensors(model: nn.Module, keep: Mapping[Axis, Tensor]) -> list[Touch
         UncoupledChannelsError: if the model has no tensor of that name, or two names of one tensor disagree.
     """
     named = dict(named_tensors(model))
-    aliases: dict[int, list[str]] = defaultdict(list)
+    aliases: dict[int, list[str]] = {id(named[name]): [] for name, _ in keep if name in named}
     for name, tensor in named.items():
-        aliases[id(tensor)].append(name)
+        if id(tensor) in aliases:
+            aliases[id(tensor)].append(name)
     touched: dict[int, Touched] = {}
     for (name, dim), index_K in keep.items():
         if name not in named:
@@ -166,14 +168,15 @@ def touched_tensors(model: nn.Module, keep: Mapping[Axis, Tensor]) -> list[Touch
     return list(touched.values())
 
 
-def owners(model: nn.Module, touched: Iterable[Touched]) -> list[tuple[nn.Module, dict[Axis, Tensor]]]:
+def owners(model: nn.Module, touched: Sequence[Touched]) -> list[tuple[nn.Module, dict[Axis, Tensor]]]:
     """The modules whose attributes have to follow, innermost first, with what stayed in their own local names.
 
     Every module on the way to a tensor counts, so that a parametrized layer (whose parameter lies two modules
     deeper) and a registered container follow too.
     """
+    around = {name[:end] for t in touched for name in t.names for end in _ends(name)}
     named = model.named_modules(remove_duplicate=False)
-    following = {name: module for name, module in named if rule_of(module)}
+    following = {name: module for name, module in named if name in around and rule_of(module)}
     found: dict[int, tuple[int, nn.Module, dict[Axis, Tensor]]] = {}
     for t in touched:
         for parts in (name.split(".") for name in t.names):
@@ -182,6 +185,12 @@ def owners(model: nn.Module, touched: Iterable[Touched]) -> list[tuple[nn.Module
                     local = found.setdefault(id(module), (depth, module, {}))[2]
                     local.update({(".".join(parts[depth:]), dim): index_K for dim, index_K in t.keep.items()})
     return [(module, local) for _, module, local in sorted(found.values(), key=lambda f: -f[0])]
+
+
+def _ends(name: str) -> Iterator[int]:
+    """Where the names of the modules around a tensor end, the outermost's first."""
+    yield 0
+    yield from (place for place, letter in enumerate(name) if letter == ".")
 
 
 def followed(

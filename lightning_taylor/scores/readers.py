@@ -9,7 +9,7 @@ Shape legend: C = channels of a group, M = entries that one channel owns in a la
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -91,8 +91,9 @@ class Readers:
         self._handing: dict[str, nn.Identity] = {}
         self._owners: dict[int, list[tuple[str, nn.Module]]] = defaultdict(list)
         for name, module in model.named_modules():
-            for attribute, parameter in module.named_parameters(recurse=False, remove_duplicate=False):
-                self._owners[id(parameter)].append((f"{name}.{attribute}".lstrip("."), module))
+            for attribute, parameter in module._parameters.items():
+                if parameter is not None:
+                    self._owners[id(parameter)].append((f"{name}.{attribute}".lstrip("."), module))
 
     def of(self, consumer: Slice) -> list[Reader] | str:
         """Every module that reads through this slice, or the reason why it cannot be watched."""
@@ -108,7 +109,7 @@ class Readers:
                 return f"read through {tensor!r}, which its attention passes on without a call"
             if dim != consumer.dim or tensor.rpartition(".")[2] not in _READING:
                 return f"read through {tensor!r}, which reads nothing that its module is called with"
-            index = torch.cat(list(_input_channels(module, consumer)), dim=1)
+            index = _input_channels(module, consumer)
             found.append(Reader(tensor.rpartition(".")[0], module, _input_width(module, parameter), index))
         return found
 
@@ -190,14 +191,12 @@ def _output_dim(module: nn.Module) -> int | None:
     return 0 if isinstance(module, _ConvNd | nn.Linear) else None
 
 
-def _input_channels(module: nn.Module, consumer: Slice) -> Iterator[Tensor]:
+def _input_channels(module: nn.Module, consumer: Slice) -> Tensor:
     """The slice's entries as input channels: a grouped convolution reads one per group through the same entry."""
-    if isinstance(module, _ConvNd) and not isinstance(module, _ConvTransposeNd):
-        step = module.in_channels // module.groups
-        for group in range(module.groups):
-            yield consumer.index + group * step
-    else:
-        yield consumer.index
+    if not isinstance(module, _ConvNd) or isinstance(module, _ConvTransposeNd) or module.groups == 1:
+        return consumer.index
+    step = module.in_channels // module.groups
+    return torch.cat([consumer.index + group * step for group in range(module.groups)], dim=1)
 
 
 def _input_width(module: nn.Module, parameter: nn.Parameter) -> int:
