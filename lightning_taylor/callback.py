@@ -77,7 +77,7 @@ class TaylorPruning(Callback):
             FLOPs (0.5 for ``Taylor()``, 1 for ``TaylorBatch()``: notebooks/accuracy.md), and 0 elsewhere.
         conv_groups: what goes from a grouped convolution, as in ResNeXt and RegNet: "whole" for whole groups, "spread"
             for the same channels of every group, "auto" for whole groups where they are many; see ``trace_channels``.
-        attention_heads: what goes from an attention: "whole" heads, or the same coordinates of each, "spread".
+        attention_heads: what goes from an attention: "whole" heads, or with "spread" the same coordinates of each.
 
     Raises:
         ValueError: listing every value of a wrong type or outside its range.

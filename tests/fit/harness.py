@@ -110,13 +110,14 @@ def scores_of(
     *loaders: Any,
     criterion: Criterion | None = None,
     step: int = 8,
+    options: Mapping[str, Any] | None = None,
     **kwargs: Any,
 ) -> dict[str, Tensor]:
     """The scores at an only event, of a module made from one seed; with a learning rate of zero they depend on data
     and weights alone."""
     torch.manual_seed(0)
     recording = Recording(criterion)
-    pruner = pruning(criterion=recording, schedule=OneShot(step))
+    pruner = pruning(criterion=recording, schedule=OneShot(step), **(options or {}))
     fit(make(), pruner, folder, *loaders, **kwargs)
     assert len(recording.seen) == 1
     return recording.seen[0]

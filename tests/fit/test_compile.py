@@ -15,8 +15,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 import zoo
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.data import DataLoader
+from zoo_heads import SPREAD
 
 from fit.boring import Boring, loader, trainer
 from fit.harness import Survivors, assert_close, fit, hooks_on, pruning, scores_of
@@ -75,6 +76,24 @@ def test_scores_equal_those_of_the_uncompiled_run(how: str, criterion: Any, tmp_
     found = scores_of(lambda: compiled(how, rate=0.0), tmp_path, criterion=criterion)
     # A compiled child is wrapped by a module of its own, whose name is part of the path.
     assert_close({name.replace("._orig_mod", ""): score_C for name, score_C in found.items()}, expected)
+    assert torch._dynamo.utils.counters["frames"]["total"] > 0
+
+
+@pytest.mark.parametrize("criterion", [Taylor(), TaylorBatch()])
+@pytest.mark.parametrize("name", ["stock", "own_three", "swin_v2"])
+def test_coordinates_of_heads_are_scored_in_compiled_code(name: str, criterion: Any, tmp_path: Path) -> None:
+    def module(backend: str = "") -> Boring:
+        torch.manual_seed(0)
+        make, side = SPREAD[name]
+        made = Boring(nn.Sequential(nn.Upsample((side, side)), make()), "SGD", lr=0.0)
+        if backend:
+            made.net.compile(backend=backend)
+        return made
+
+    options = {"attention_heads": "spread", "target": 0.8}
+    expected = scores_of(module, tmp_path, criterion=criterion, options=options)
+    found = scores_of(lambda: module("eager"), tmp_path, criterion=criterion, options=options)
+    assert_close(found, expected)
     assert torch._dynamo.utils.counters["frames"]["total"] > 0
 
 
