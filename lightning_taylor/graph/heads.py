@@ -1,10 +1,11 @@
-"""Attention whose heads are fewer than its width over theirs: what the stock modules' own code cannot run.
+"""Attention with fewer or thinner heads than its width allows: what the stock modules' own code cannot run.
 
 ``nn.MultiheadAttention`` and torchvision's window attentions compute the width of a head from the width of their
-input, so they cannot lose a head. Each has a subclass here with a forward pass of our own, in which the number of
-heads and the width of the input are independent. A module changes to it, in place, when it loses a head: parameters,
-names and hooks stay. It also runs it while scores are gathered, since the stock code never calls the output
-projection as a module, so that nothing could be hooked there; the class goes back if no head went.
+input, so they cannot lose a head, nor a coordinate of each. Each has a subclass here with a forward pass of our own, in
+which the number of heads, their width, the scale of their products and the width of the input are independent. A module
+changes to it, in place, when it loses something: parameters, names and hooks stay. It also runs it while scores are
+gathered, since the stock code never calls the output projection as a module, so that nothing could be hooked there; the
+class goes back if nothing went.
 
 Shape legend: B = batch, L = queries, S = keys, E = width of the input, H = heads, D = width of a head.
 """
