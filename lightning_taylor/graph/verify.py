@@ -1,10 +1,10 @@
 """The proof by trial: a family that cannot be removed without a trace is frozen, whatever the rules believed.
 
 For every group at once, up to half of the channels are removed from the copy, and the outputs of both paths must equal
-those of the whole copy in which nothing reads these channels: the consumers' weights for them are zero, as are the layers
-that make queries and keys, which no weight reads; and normalisations over them, where the user lets them shrink, leave
-them out of their statistics. Only if that fails are the groups tried apart: first those near the module that raised, then
-by halves.
+those of the whole copy in which nothing reads these channels: the consumers' weights for them are zero, as are the
+layers that make queries and keys, which no weight reads; and normalisations over them, where the user lets them shrink,
+leave them out of their statistics. Only if that fails are the groups tried apart: first those near the module that
+raised, then by halves.
 """
 
 from __future__ import annotations
