@@ -9,7 +9,7 @@ Shape legend: C = channels of a group, M = entries of one axis per channel.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 
 import numpy as np
 import torch
@@ -50,8 +50,12 @@ def _groups(ledger: Ledger, component: np.ndarray, frozen_by: np.ndarray) -> tup
     kinds = _kinds(ledger, component[labels], number)
     grouped = np.zeros(ledger.total, dtype=bool)
     found: list[tuple[int, ChannelGroup, np.ndarray]] = []
+    contracted = ledger.contracted.components(component)
+    silenced = {role: ledger.contracted.silenced(role) for role in _SIDES if len(contracted)}
     for members in kinds:
-        slices = _slices(ledger, component[labels[members]], number[members], index[members])
+        mine = component[labels[members]]
+        sides = silenced if mine[0] in contracted else {}
+        slices = _slices(ledger, mine, number[members], index[members], sides)
         if slices and slices[0].index.shape[0] > 1:
             first, axis = min((ledger.order[s.axis], s.axis) for s in slices if s.role is Role.PRODUCER)
             found.append((first, ChannelGroup(_layer_of(ledger, axis), tuple(slices)), labels[members]))
@@ -83,14 +87,22 @@ def _kinds(ledger: Ledger, component: np.ndarray, number: np.ndarray) -> list[np
     return np.split(order, np.flatnonzero(np.diff(kind[order])) + 1) if len(order) else []
 
 
-def _slices(ledger: Ledger, component: np.ndarray, number: np.ndarray, index: np.ndarray) -> list[Slice]:
-    """One slice per axis and role; empty if nothing produces or nothing consumes these channels."""
+def _slices(
+    ledger: Ledger,
+    component: np.ndarray,
+    number: np.ndarray,
+    index: np.ndarray,
+    silenced: Mapping[Role, np.ndarray],
+) -> list[Slice]:
+    """One slice per axis and role; empty if nothing produces or nothing consumes these channels.
+
+    ``silenced``: of channels that are contracted, what has to be zero for either side to be zero.
+    """
     late = len(ledger.order)
-    contracted = bool(np.isin(component[:1], ledger.contracted.components(ledger.components())).any())
     axes = {i: ledger.axes[i] for i in np.unique(number).tolist()}
     axes = dict(sorted(axes.items(), key=lambda entry: ledger.order.get(entry[1], late)))
     roles = {role for axis in axes.values() for role in ledger.roles.get(axis, {})}
-    if Role.PRODUCER not in roles or not (Role.CONSUMER in roles or contracted):
+    if Role.PRODUCER not in roles or not (Role.CONSUMER in roles or silenced):
         return []
     rank = _channel_order(ledger, axes, component, number, index)
     slices = []
@@ -101,8 +113,8 @@ def _slices(ledger: Ledger, component: np.ndarray, number: np.ndarray, index: np
         index_CM = torch.from_numpy(index[order].reshape(channels, -1).copy())
         roles_here: Iterable[Role] = ledger.roles.get(axis, {Role.PASS_THROUGH: None})
         slices.extend(Slice(axis[0], axis[1], index_CM, role) for role in roles_here if role not in _SIDES)
-        for role in _SIDES if contracted else ():
-            silent_CM = np.isin(ledger.entries(axis)[index_CM], ledger.contracted.silenced(role))
+        for role, entries in silenced.items():
+            silent_CM = np.isin(ledger.entries(axis)[index_CM], entries)
             if len(counts := set(silent_CM.sum(1))) > 1:  # one channel is multiplied more often than another
                 return []
             if counts != {0}:

@@ -13,21 +13,13 @@ from zoo_heads import SPREAD, build_spread
 
 from lightning_taylor.graph.channels import ChannelGraph, Role
 from lightning_taylor.graph.trace import trace_channels
-from lightning_taylor.scores import (
-    OBD,
-    APoZ,
-    Criterion,
-    MutualInformation,
-    Random,
-    Taylor,
-    TaylorBatch,
-    WeightMagnitude,
-)
+from lightning_taylor.scores import OBD, Criterion, Taylor, TaylorBatch
+from lightning_taylor.study import every_criterion
 
 from .gates import assert_same, contributions, scored, train_batch
 from .test_obd import hessian, run, split
 
-CRITERIA = (Taylor(), Taylor(absolute="window"), TaylorBatch(), OBD(), WeightMagnitude(), APoZ(), Random())
+CRITERIA = every_criterion(probes=1)
 
 
 def case(name: str) -> tuple[nn.Module, ChannelGraph, Tensor, list[str]]:
@@ -77,7 +69,7 @@ def test_a_probe_of_obd_is_a_product_with_the_hessian(name: str) -> None:
         assert float(torch.corrcoef(torch.stack([found[n].double(), expected]))[0, 1]) > 0.9
 
 
-@pytest.mark.parametrize("criterion", CRITERIA, ids=str)
+@pytest.mark.parametrize("criterion", CRITERIA.values(), ids=CRITERIA)
 @pytest.mark.parametrize("name", ["stock", "own_three_fused", "swin_v2", "non_local"])
 def test_every_criterion_scores_them_and_leaves_nothing_on_the_model(name: str, criterion: Criterion) -> None:
     model, graph, x, products = case(name)
@@ -95,10 +87,3 @@ def test_every_criterion_scores_them_and_leaves_nothing_on_the_model(name: str, 
     assert [type(m) for m in model.modules()] == kinds
     assert [sorted(vars(m)) for m in model.modules()] == attributes
     assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())
-
-
-def test_mutual_information_scores_them() -> None:
-    model, graph, _, products = case("own")
-    scorer = MutualInformation().watch(model, graph)
-    assert not set(scorer.blind) & set(products)
-    scorer.close()
