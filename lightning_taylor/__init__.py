@@ -17,27 +17,25 @@ from lightning_taylor.errors import (
     UncoupledChannelsError,
     UnsupportedModelError,
 )
-from lightning_taylor.export import export_onnx, export_program, export_state_dict
+from lightning_taylor.export.onnx_file import export_onnx
+from lightning_taylor.export.program import export_program
+from lightning_taylor.export.weights import export_state_dict
 from lightning_taylor.graph.attributes import register_attributes
 from lightning_taylor.graph.channels import ChannelGraph, ChannelGroup
 from lightning_taylor.graph.trace import trace_channels
-from lightning_taylor.plan import Gradual, Iterative, OneShot, Target
 from lightning_taylor.plan.guard import Guard
+from lightning_taylor.plan.schedule import Gradual, Iterative, OneShot
+from lightning_taylor.plan.target import Target
 from lightning_taylor.report.inspection import Inspection, inspect_model
-from lightning_taylor.scores import (
-    OBD,
-    ActivationMean,
-    ActivationStd,
-    APoZ,
-    Combined,
-    Criterion,
-    MutualInformation,
-    Random,
-    Taylor,
-    TaylorBatch,
-    WeightMagnitude,
-)
-from lightning_taylor.surgery import prune_channels
+from lightning_taylor.scores.activations import ActivationMean, ActivationStd, APoZ
+from lightning_taylor.scores.baselines import Random, WeightMagnitude
+from lightning_taylor.scores.combined import Combined
+from lightning_taylor.scores.criterion import Criterion
+from lightning_taylor.scores.mutual_information import MutualInformation
+from lightning_taylor.scores.obd import OBD
+from lightning_taylor.scores.taylor import Taylor
+from lightning_taylor.scores.taylor_batch import TaylorBatch
+from lightning_taylor.surgery.prune import prune_channels
 
 __all__ = [
     "OBD",

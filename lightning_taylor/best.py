@@ -12,7 +12,7 @@ from torch import Tensor
 from typing_extensions import override
 
 from lightning_taylor.callback import TaylorPruning
-from lightning_taylor.namesakes import either
+from lightning_taylor.utilities.lightning_names import either
 
 __all__ = ["PrunedModelCheckpoint"]
 

@@ -15,8 +15,6 @@ from typing_extensions import override
 from lightning_taylor.checkpoint import NO_STATE, was_pruned, widths_of
 from lightning_taylor.graph.channels import ChannelGraph
 from lightning_taylor.graph.choices import AttentionHeads, Choices, ConvGroups
-from lightning_taylor.graph.copying import batch_size
-from lightning_taylor.graph.passes import ForwardCall
 from lightning_taylor.host import (
     check_return,
     check_strategy,
@@ -29,13 +27,17 @@ from lightning_taylor.host import (
 from lightning_taylor.listening import Listening
 from lightning_taylor.loading import Loading
 from lightning_taylor.options import OF_THE_TRACE, Options, as_inputs, changed_settings, check_arguments, settings_of
-from lightning_taylor.plan import Schedule, Target
 from lightning_taylor.plan.guard import Guard
+from lightning_taylor.plan.schedule import Schedule
+from lightning_taylor.plan.target import Target
 from lightning_taylor.report import loggers
 from lightning_taylor.reporting import Reporting
-from lightning_taylor.scores import Criterion, Normalization, Taylor
+from lightning_taylor.scores.criterion import Criterion
+from lightning_taylor.scores.normalize import Normalization
+from lightning_taylor.scores.taylor import Taylor
 from lightning_taylor.session import Session
 from lightning_taylor.together import Together
+from lightning_taylor.utilities.calls import ForwardCall, batch_size
 
 __all__ = ["TaylorPruning"]
 

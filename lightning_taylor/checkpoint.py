@@ -21,12 +21,12 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from lightning_taylor.errors import UncoupledChannelsError
-from lightning_taylor.graph.attributes import known
+from lightning_taylor.graph.attributes import follow_shapes, known
 from lightning_taylor.graph.channels import ChannelGraph
 from lightning_taylor.graph.copying import named_tensors
 from lightning_taylor.graph.plain import follower_from_plain, follower_to_plain
-from lightning_taylor.graph.resize import follow_shapes, hold
-from lightning_taylor.namesakes import either
+from lightning_taylor.graph.resize import hold
+from lightning_taylor.utilities.lightning_names import either
 
 __all__ = [
     "NO_STATE",

@@ -8,10 +8,11 @@ from typing import Any, final
 from torch.optim import Optimizer
 
 from lightning_taylor.graph.plain import graph_from_plain, graph_to_plain
-from lightning_taylor.plan import Record
 from lightning_taylor.plan.guard import Guard
+from lightning_taylor.plan.record import Record
 from lightning_taylor.pruner import Pruner
-from lightning_taylor.surgery import Copy, Snapshot
+from lightning_taylor.surgery.copies import Copy
+from lightning_taylor.surgery.snapshot import Snapshot
 
 __all__ = ["Guarding"]
 

@@ -7,8 +7,8 @@ from typing import final
 from torch import nn
 
 from lightning_taylor.graph.capture import CallRecorder
-from lightning_taylor.graph.passes import ForwardCall
-from lightning_taylor.surgery.transaction import signals_deferred
+from lightning_taylor.utilities.atomic import signals_deferred
+from lightning_taylor.utilities.calls import ForwardCall
 
 __all__ = ["Listening"]
 

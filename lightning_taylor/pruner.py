@@ -15,23 +15,20 @@ from torch import Tensor, nn
 
 from lightning_taylor.errors import TargetUnreachableError, UncoupledChannelsError
 from lightning_taylor.graph.channels import ChannelGraph
-from lightning_taylor.graph.passes import ForwardCall
 from lightning_taylor.options import Options
-from lightning_taylor.plan import (
-    Cost,
-    CostModel,
-    Event,
-    Measure,
-    Meter,
-    Record,
-    Schedule,
-    Selection,
-    check_reachable,
-    select_measured,
-)
-from lightning_taylor.scores import Scorer, normalize
-from lightning_taylor.surgery import Copy, prune_channels
-from lightning_taylor.surgery.transaction import signals_deferred
+from lightning_taylor.plan.cost import Cost, CostModel
+from lightning_taylor.plan.measured import select_measured
+from lightning_taylor.plan.meter import Measure, Meter
+from lightning_taylor.plan.reach import check_reachable
+from lightning_taylor.plan.record import Event, Record
+from lightning_taylor.plan.schedule import Schedule
+from lightning_taylor.plan.search import Selection
+from lightning_taylor.scores.criterion import Scorer
+from lightning_taylor.scores.normalize import normalize
+from lightning_taylor.surgery.copies import Copy
+from lightning_taylor.surgery.prune import prune_channels
+from lightning_taylor.utilities.atomic import signals_deferred
+from lightning_taylor.utilities.calls import ForwardCall
 
 __all__ = ["Pruner"]
 

@@ -13,21 +13,23 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from lightning_taylor.compiling import Compiler, compiled_graphs, forget_compiled
 from lightning_taylor.graph.channels import ChannelGraph
-from lightning_taylor.graph.passes import ForwardCall
 from lightning_taylor.graph.plain import graph_from_plain, graph_to_plain
 from lightning_taylor.guarding import Guarding
 from lightning_taylor.options import Options
-from lightning_taylor.plan import Event, Record, Schedule, Selection
 from lightning_taylor.plan.guard import Guard
+from lightning_taylor.plan.record import Event, Record
+from lightning_taylor.plan.schedule import Schedule
+from lightning_taylor.plan.search import Selection
 from lightning_taylor.pruner import Pruner
 from lightning_taylor.report.fit import FitReport
 from lightning_taylor.report.summary import PruningSummary
 from lightning_taylor.report.widths import Size, widths_now
 from lightning_taylor.spotting import Spotting
-from lightning_taylor.surgery import Copy
+from lightning_taylor.surgery.copies import Copy
 from lightning_taylor.timetable import Timetable
+from lightning_taylor.utilities.calls import ForwardCall
+from lightning_taylor.utilities.compile import Compiler, compiled_graphs, forget_compiled
 
 __all__ = ["Session"]
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, final
 
-from lightning_taylor.plan import Schedule, default_schedule
+from lightning_taylor.plan.schedule import Schedule, default_schedule
 
 __all__ = ["Timetable"]
 

@@ -25,8 +25,8 @@ from lightning_taylor import (
 )
 from lightning_taylor.errors import TargetUnreachableError
 from lightning_taylor.options import Options
-from lightning_taylor.plan import Schedule
 from lightning_taylor.plan.reach import own_round_to
+from lightning_taylor.plan.schedule import Schedule
 
 
 @pytest.mark.parametrize(("capability", "multiple"), [((9, 0), 8), ((7, 0), 8), ((6, 1), 1)])

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from lightning_taylor.cli import TaylorCLI, main
+from lightning_taylor.cli.app import TaylorCLI, main
 from lightning_taylor.cli.commands import COMMANDS
 
 README = Path(__file__).parent.parent / "README.md"

@@ -18,8 +18,8 @@ from lightning_taylor.cli.failure import fail
 from lightning_taylor.graph.capture import CallRecorder
 from lightning_taylor.graph.channels import ChannelGraph
 from lightning_taylor.graph.choices import Choices
-from lightning_taylor.graph.passes import ForwardCall
 from lightning_taylor.host import example_call, remaining_steps, trace_step
+from lightning_taylor.utilities.calls import ForwardCall
 
 __all__ = ["Looked", "SeenError", "Visitor", "look", "visit"]
 

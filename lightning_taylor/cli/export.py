@@ -13,9 +13,11 @@ from lightning_taylor.cli.arguments import Parser, add_model_options, one_of, po
 from lightning_taylor.cli.failure import debugging, fail
 from lightning_taylor.cli.fit_config import find_config
 from lightning_taylor.cli.trained import Trained, read_trained
-from lightning_taylor.export import Exported, ExportError, export_onnx, export_program, export_state_dict
 from lightning_taylor.export.architecture import torchvision_builders
-from lightning_taylor.export.keep import evaluating, largest_difference
+from lightning_taylor.export.keep import Exported, ExportError, evaluating, largest_difference
+from lightning_taylor.export.onnx_file import export_onnx
+from lightning_taylor.export.program import export_program
+from lightning_taylor.export.weights import export_state_dict
 
 __all__ = ["run"]
 

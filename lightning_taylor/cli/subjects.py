@@ -18,7 +18,9 @@ from lightning_taylor.cli.failure import fail
 from lightning_taylor.cli.messages import nearest
 from lightning_taylor.graph.choices import AttentionHeads, Choices, ConvGroups
 from lightning_taylor.graph.plain import graph_from_plain
-from lightning_taylor.plan import Record, Target, default_schedule
+from lightning_taylor.plan.record import Record
+from lightning_taylor.plan.schedule import default_schedule
+from lightning_taylor.plan.target import Target
 from lightning_taylor.recipes.models import create_model, model_names
 from lightning_taylor.report.inspection import Inspection, inspect_model
 

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from lightning_taylor.export.inputs import Inputs
+from lightning_taylor.utilities.calls import Inputs
 
 __all__ = ["Candidate", "ExportError", "Exported", "evaluating", "keep", "largest_difference", "uncompiled"]
 

@@ -14,9 +14,9 @@ from torch import Tensor, nn
 from torch.export import ExportedProgram
 from torch.utils import _pytree as pytree
 
-from lightning_taylor.export.inputs import Inputs
 from lightning_taylor.export.keep import Exported, ExportError, keep, uncompiled
 from lightning_taylor.export.program import program_candidates
+from lightning_taylor.utilities.calls import Inputs
 
 __all__ = ["export_onnx", "onnx_session"]
 

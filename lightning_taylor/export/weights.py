@@ -12,9 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from lightning_taylor.export.architecture import architecture_record, loader_text, torchvision_builders
-from lightning_taylor.export.inputs import Inputs
 from lightning_taylor.export.keep import Candidate, Exported, ExportError, keep, uncompiled
 from lightning_taylor.graph.copying import private_copy
+from lightning_taylor.utilities.calls import Inputs
 
 __all__ = ["export_state_dict"]
 

@@ -14,8 +14,7 @@ import torch
 from torch import nn
 from torch.utils.hooks import RemovableHandle
 
-from lightning_taylor.graph.passes import ForwardCall
-from lightning_taylor.graph.tracer import tensors_in
+from lightning_taylor.utilities.calls import ForwardCall, tensors_in
 
 __all__ = ["CallRecorder"]
 

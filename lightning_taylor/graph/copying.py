@@ -15,14 +15,16 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from lightning_taylor.errors import UnsupportedModelError
-from lightning_taylor.graph.tracer import tensors_in
+from lightning_taylor.utilities.calls import tensors_in
 
-__all__ = ["batch_size", "cast", "few_examples", "private_copy", "reveal", "tensor_names"]
-
+__all__ = [
+    "private_copy",
+    "reveal",
+    "tensor_names",
+]
 
 _STEPS = ("forward", "training_step", "validation_step", "test_step", "predict_step")
 """What Lightning compiles of a module, and keeps as functions on it."""
-
 
 _FLOATING = {"FloatFunctional", "FXFloatFunctional"}
 """What lies among the quantized modules and is a sum or a product in floating point, to be quantized later."""
@@ -84,51 +86,6 @@ def tensor_names(model: nn.Module) -> dict[int, str]:
     for name, tensor in named_tensors(model):
         names.setdefault(id(tensor), name)
     return names
-
-
-def cast(values: Any, dtype: torch.dtype) -> Any:
-    """Nested inputs with every floating-point tensor in another precision."""
-    return _map(values, lambda t: t.detach().to(dtype) if t.is_floating_point() else t.detach().clone())
-
-
-def batch_size(values: Any) -> int:
-    """The leading dimension of the first tensor in nested inputs; the length of a list of images; 1 if none."""
-    if _is_list_of_images(values):
-        return len(values)
-    if isinstance(values, Tensor):
-        return values.shape[0] if values.ndim else 1
-    inner = values.values() if isinstance(values, dict) else values if isinstance(values, list | tuple) else ()
-    for value in inner:
-        if next(tensors_in(value), None) is not None:
-            return batch_size(value)
-    return 1
-
-
-def few_examples(values: Any, batch: int, most: int) -> Any:
-    """Nested inputs whose leading dimension of ``batch`` is cut to ``most``."""
-    if _is_list_of_images(values) and len(values) == batch:
-        return type(values)(list(values)[:most])
-    if isinstance(values, list | tuple) and any(_is_list_of_images(v) for v in values):
-        return type(values)(few_examples(v, batch, most) for v in values)
-    return _map(values, lambda t: t[:most] if t.ndim and t.shape[0] == batch else t)
-
-
-def _is_list_of_images(values: Any) -> bool:
-    if not isinstance(values, list) or not values:
-        return False
-    return all(isinstance(v, Tensor) and v.ndim == 3 for v in values)
-
-
-def _map(values: Any, change: Any) -> Any:
-    if isinstance(values, Tensor):
-        return change(values)
-    if isinstance(values, dict):
-        return {k: _map(v, change) for k, v in values.items()}
-    if isinstance(values, tuple) and hasattr(values, "_fields"):
-        return type(values)(*(_map(v, change) for v in values))
-    if isinstance(values, list | tuple):
-        return type(values)(_map(v, change) for v in values)
-    return values
 
 
 def named_tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:

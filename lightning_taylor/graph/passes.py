@@ -2,37 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from lightning_taylor.errors import UnsupportedModelError
-from lightning_taylor.graph.copying import cast, few_examples
 from lightning_taylor.graph.quiet import quiet
-from lightning_taylor.graph.tracer import tensors_in
+from lightning_taylor.utilities.calls import ForwardCall, cast_call, tensors_in
 
-__all__ = ["ForwardCall", "Paths", "cast_call", "few_of", "in_mode", "outputs_of", "settle_precision"]
+__all__ = [
+    "Paths",
+    "in_mode",
+    "outputs_of",
+    "settle_precision",
+]
 
 Paths = Sequence[bool]
 """False for the evaluation path, True for the training path; in this order."""
-
-
-@dataclass(frozen=True, eq=False)
-class ForwardCall:
-    """One call of a module: its qualified name in the model ("" is the model itself) and what it was given."""
-
-    module: str
-    args: tuple[Any, ...]
-    kwargs: Mapping[str, Any] = field(default_factory=dict)
-
-
-def few_of(call: ForwardCall, batch: int, most: int = 1) -> ForwardCall:
-    """The same call with its leading dimension of ``batch`` cut to ``most``."""
-    return ForwardCall(call.module, few_examples(call.args, batch, most), few_examples(dict(call.kwargs), batch, most))
 
 
 def outputs_of(
@@ -69,11 +57,6 @@ def settle_precision(
     raise UnsupportedModelError(
         f"the forward pass of {type(net).__name__} raised {type(failure).__name__} on the example inputs: {failure}"
     ) from failure
-
-
-def cast_call(call: ForwardCall, dtype: torch.dtype) -> ForwardCall:
-    """The same call with every floating-point tensor in another precision."""
-    return ForwardCall(call.module, cast(call.args, dtype), cast(dict(call.kwargs), dtype))
 
 
 def _check_finite(net: nn.Module, outputs: list[Tensor]) -> None:

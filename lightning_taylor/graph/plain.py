@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from lightning_taylor.graph.channels import Axis, ChannelGraph, ChannelGroup, Follower, Operation, Role, Slice
-from lightning_taylor.graph.passes import ForwardCall
+from lightning_taylor.utilities.calls import ForwardCall
 
 __all__ = [
     "call_from_plain",

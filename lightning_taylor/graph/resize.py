@@ -8,29 +8,29 @@ Shape legend: K = entries of one dimension that stay. ``keep`` maps a dimension 
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import chain
 
 import torch
 from torch import Tensor, nn
 
 from lightning_taylor.errors import UncoupledChannelsError
-from lightning_taylor.graph.attributes import Known, concerned, follow_shapes, known, register_attributes, rule_of
+from lightning_taylor.graph.attributes import Known, concerned, follow_shapes, known, rule_of
 from lightning_taylor.graph.channels import Axis, Follower
 from lightning_taylor.graph.copying import named_tensors
 
 __all__ = [
     "Touched",
-    "follow_shapes",
     "followed",
     "hold",
     "owners",
-    "register_attributes",
     "resized",
     "shrink_modules",
     "touched_tensors",
+    "with_shapes",
 ]
-
 
 _LARGE, _SLAB = 2**22, 2**18  # entries
 
@@ -220,3 +220,37 @@ def _dense_strides(shape: torch.Size, order: tuple[int, ...]) -> tuple[int, ...]
         strides[dim] = step
         step *= shape[dim]
     return tuple(strides)
+
+
+def with_shapes(net: nn.Module, shapes: Mapping[str, tuple[int, ...]], followers: Iterable[Follower] = ()) -> nn.Module:
+    """A deep copy whose parameters and buffers have these shapes; what it computes is meaningless.
+
+    Args:
+        net: any module without hooks that may not be copied; left as it is.
+        shapes: qualified name -> shape, as ``ChannelGraph.shapes`` or ``ChannelGraph.dense``. Names that the net
+            does not have are skipped; tensors that are not named keep their shape.
+        followers: as ``ChannelGraph.followers``.
+
+    Returns:
+        The copy: same device, dtype, memory format and mode, with the modules' attributes following.
+
+    Raises:
+        UncoupledChannelsError: if a module's attributes fit no such shape.
+
+    Example:
+        >>> net = nn.Sequential(nn.Conv2d(3, 8, 1), nn.Conv2d(8, 4, 1))
+        >>> with_shapes(net, {"0.weight": (2, 3, 1, 1), "0.bias": (2,), "1.weight": (4, 2, 1, 1)})[0]
+        Conv2d(3, 2, kernel_size=(1, 1), stride=(1, 1))
+    """
+    twin = copy.deepcopy(net)
+    tensors = dict(chain(twin.named_parameters(), twin.named_buffers()))
+    with torch.no_grad():
+        for name, shape in shapes.items():
+            tensor = tensors.get(name)
+            if tensor is not None and tuple(tensor.shape) != tuple(shape):
+                entries = {d: torch.arange(n) % tensor.shape[d] for d, n in enumerate(shape) if n != tensor.shape[d]}
+                hold(tensor, resized(tensor, entries))
+    values = known(followers, shapes)
+    for name, module in reversed(list(twin.named_modules())):
+        follow_shapes(module, values=values.get(name))
+    return twin

@@ -7,8 +7,8 @@ tied that should be. Then the removal of one channel either raises or changes th
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields, is_dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -23,10 +23,16 @@ from lightning_taylor.graph.labels import Labels, tells_all
 from lightning_taylor.graph.ledger import NEUTRAL, Ledger
 from lightning_taylor.graph.lines import running_line
 from lightning_taylor.graph.sizes import may_count
+from lightning_taylor.utilities.calls import tensors_in
 
-__all__ = ["Call", "Rule", "Tracer", "tensors_in"]
+__all__ = [
+    "Call",
+    "Rule",
+    "Tracer",
+]
 
 _FACTORIES = {"zeros", "ones", "empty", "full", "new_zeros", "new_ones", "new_empty", "new_full", "empty_strided"}
+
 _LARGEST_WRITABLE = 1 << 25
 
 
@@ -90,23 +96,6 @@ def operator_name(func: Any) -> str:
     """``relu`` for ``aten::relu_``, ``roi_align`` for ``torchvision::roi_align``."""
     name = func._schema.name.split("::")[-1]
     return name[:-1] if name.endswith("_") and not name.endswith("__") else name
-
-
-def tensors_in(values: Any) -> Iterator[Tensor]:
-    """Every tensor in nested tuples, lists, dicts and plain objects, in order."""
-    if isinstance(values, Tensor):
-        yield values
-    elif isinstance(values, dict):
-        for value in values.values():
-            yield from tensors_in(value)
-    elif isinstance(values, tuple | list | set | frozenset):
-        for value in values:
-            yield from tensors_in(value)
-    elif hasattr(values, "__dict__") and not isinstance(values, nn.Module | type):
-        yield from tensors_in(vars(values))
-    elif is_dataclass(values) and not isinstance(values, type):  # one with slots
-        for entry in fields(values):
-            yield from tensors_in(getattr(values, entry.name, None))
 
 
 class Tracer(TorchDispatchMode):

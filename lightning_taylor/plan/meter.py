@@ -14,11 +14,10 @@ from torch import nn
 
 from lightning_taylor.graph.channels import ChannelGraph
 from lightning_taylor.graph.copying import private_copy
-from lightning_taylor.graph.passes import ForwardCall
-from lightning_taylor.graph.tracer import tensors_in
+from lightning_taylor.graph.resize import with_shapes
 from lightning_taylor.plan.latency import compare_latency, measure_latency
 from lightning_taylor.plan.memory import peak_bytes
-from lightning_taylor.plan.twin import one_example, repeated, runner, with_shapes
+from lightning_taylor.utilities.calls import ForwardCall, one_example, repeated, runner, tensors_in
 
 __all__ = ["Measure", "Meter"]
 

@@ -9,7 +9,10 @@ import torch
 from torch import Tensor
 
 from lightning_taylor.graph.channels import ChannelGraph
-from lightning_taylor.plan import Cost, CostModel, Demand, Schedule, Target, select
+from lightning_taylor.plan.cost import Cost, CostModel
+from lightning_taylor.plan.schedule import Demand, Schedule
+from lightning_taylor.plan.select import select
+from lightning_taylor.plan.target import Target
 from lightning_taylor.report.widths import widths_now
 
 __all__ = ["RULE", "InspectedEvent", "dry_run"]

@@ -14,16 +14,15 @@ from rich.console import Console
 from torch import Tensor
 
 from lightning_taylor.graph.copying import private_copy
-from lightning_taylor.graph.passes import ForwardCall
 from lightning_taylor.graph.plain import call_to_plain
-from lightning_taylor.graph.tracer import tensors_in
+from lightning_taylor.graph.resize import with_shapes
 from lightning_taylor.plan.latency import LatencyComparison, compare_latency
-from lightning_taylor.plan.twin import one_example, repeated, runner, with_shapes
 from lightning_taylor.pruner import Pruner
 from lightning_taylor.report.environment import machine, peak_memory, state_dict_bytes
 from lightning_taylor.report.page import write_page
 from lightning_taylor.report.summary import PruningSummary
 from lightning_taylor.report.table import summary_tables
+from lightning_taylor.utilities.calls import ForwardCall, one_example, repeated, runner, tensors_in
 
 __all__ = ["QUANTILES", "FitReport", "quantiles"]
 

@@ -13,8 +13,11 @@ from lightning_taylor.errors import TargetUnreachableError
 from lightning_taylor.graph.channels import ChannelGraph, Operation
 from lightning_taylor.graph.choices import AttentionHeads, ConvGroups
 from lightning_taylor.graph.trace import trace_channels
-from lightning_taylor.plan import Cost, CostModel, Record, Schedule, Target, check_reachable, default_schedule
-from lightning_taylor.plan.reach import allowed_widths
+from lightning_taylor.plan.cost import Cost, CostModel
+from lightning_taylor.plan.reach import allowed_widths, check_reachable
+from lightning_taylor.plan.record import Record
+from lightning_taylor.plan.schedule import Schedule, default_schedule
+from lightning_taylor.plan.target import Target
 from lightning_taylor.report.dry_run import RULE, InspectedEvent, dry_run
 from lightning_taylor.report.remedies import remedy_for
 from lightning_taylor.report.widths import widths_after, widths_now

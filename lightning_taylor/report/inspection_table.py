@@ -10,7 +10,8 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from lightning_taylor.plan import Cost, Target
+from lightning_taylor.plan.cost import Cost
+from lightning_taylor.plan.target import Target
 from lightning_taylor.report.dry_run import InspectedEvent
 from lightning_taylor.report.inspection import InspectedLayer, Inspection
 from lightning_taylor.report.remedies import remedy_for

@@ -21,7 +21,7 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 
-from lightning_taylor.plan import Event
+from lightning_taylor.plan.record import Event
 from lightning_taylor.report.figures import figures
 from lightning_taylor.report.fit import quantiles
 from lightning_taylor.report.shown import can_draw, keep_files, show_figure, show_histograms, show_tables

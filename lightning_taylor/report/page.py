@@ -16,9 +16,9 @@ from markupsafe import Markup
 
 from lightning_taylor.report.figures import figures
 from lightning_taylor.report.figures.style import png
-from lightning_taylor.report.files import write_file
 from lightning_taylor.report.summary import PruningSummary
 from lightning_taylor.report.totals import latency_line, oracle_line, totals, verdict
+from lightning_taylor.utilities.atomic import write_file
 
 __all__ = ["page", "write_page"]
 

@@ -11,9 +11,12 @@ from pathlib import Path
 from typing import Any
 
 from lightning_taylor.graph.channels import ChannelGraph
-from lightning_taylor.plan import Cost, CostModel, LatencyComparison, Record, Target
-from lightning_taylor.report.files import write_file
+from lightning_taylor.plan.cost import Cost, CostModel
+from lightning_taylor.plan.latency import LatencyComparison
+from lightning_taylor.plan.record import Record
+from lightning_taylor.plan.target import Target
 from lightning_taylor.report.widths import widths_after
+from lightning_taylor.utilities.atomic import write_file
 
 __all__ = ["Change", "LayerChange", "PruningSummary"]
 

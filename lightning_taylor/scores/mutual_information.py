@@ -14,12 +14,11 @@ from torchmetrics.utilities.distributed import gather_all_tensors
 from typing_extensions import override
 
 from lightning_taylor.graph.channels import ChannelGraph
-from lightning_taylor.graph.copying import batch_size
-from lightning_taylor.graph.tracer import tensors_in
 from lightning_taylor.scores.activations import position_means
 from lightning_taylor.scores.criterion import Criterion, Scorer
 from lightning_taylor.scores.formulas import information_gain
 from lightning_taylor.scores.looks import Looks
+from lightning_taylor.utilities.calls import batch_size, tensors_in
 
 __all__ = ["MutualInformation"]
 

@@ -22,12 +22,12 @@ from typing_extensions import override
 
 from lightning_taylor.errors import UnsupportedModelError
 from lightning_taylor.graph.channels import ChannelGraph
-from lightning_taylor.graph.copying import batch_size
 from lightning_taylor.scores.criterion import Criterion, Scorer
 from lightning_taylor.scores.formulas import fold_examples
 from lightning_taylor.scores.normalize import Normalization
 from lightning_taylor.scores.sums import ChannelSums
 from lightning_taylor.scores.watch import Watch
+from lightning_taylor.utilities.calls import batch_size
 
 __all__ = ["OBD"]
 

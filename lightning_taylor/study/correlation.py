@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torchmetrics.functional import spearman_corrcoef
 
-from lightning_taylor.scores import normalize
+from lightning_taylor.scores.normalize import normalize
 from lightning_taylor.study.gathering import Gathered
 from lightning_taylor.study.oracle import Oracle
 

@@ -16,14 +16,14 @@ import torch
 from torch import Tensor, nn
 
 from lightning_taylor.graph.channels import ChannelGraph
-from lightning_taylor.scores import OBD
 from lightning_taylor.scores.assembly import Assembly, Part
 from lightning_taylor.scores.formulas import fold_examples
+from lightning_taylor.scores.obd import OBD
 from lightning_taylor.scores.opening import OpenHeads
 from lightning_taylor.scores.readers import find_readers
 from lightning_taylor.scores.tap import Tap
-from lightning_taylor.study.evaluation import evaluating, moved
 from lightning_taylor.study.gathering import Gathered
+from lightning_taylor.utilities.calls import evaluating, moved
 
 __all__ = ["Logits", "gather_curvature"]
 

@@ -14,8 +14,8 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from lightning_taylor.report.files import write_file
 from lightning_taylor.study.curves_figure import curves_figure
+from lightning_taylor.utilities.atomic import write_file
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

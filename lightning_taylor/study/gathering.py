@@ -11,10 +11,9 @@ from typing import Any, final
 from torch import Tensor, nn
 
 from lightning_taylor.graph.channels import ChannelGraph
-from lightning_taylor.graph.copying import batch_size
-from lightning_taylor.scores import Criterion, Scorer
-from lightning_taylor.study.evaluation import evaluating, moved
+from lightning_taylor.scores.criterion import Criterion, Scorer
 from lightning_taylor.study.oracle import Loss
+from lightning_taylor.utilities.calls import batch_size, evaluating, moved
 
 __all__ = ["Gathered", "gather_scores"]
 

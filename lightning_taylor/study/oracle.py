@@ -24,11 +24,10 @@ from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 
 from lightning_taylor.graph.channels import ChannelGraph, Role
-from lightning_taylor.graph.copying import batch_size
 from lightning_taylor.scores.opening import OpenHeads
 from lightning_taylor.scores.readers import Reader, find_readers
-from lightning_taylor.study.evaluation import evaluating, moved
 from lightning_taylor.study.state import Column, StateFile, fingerprint
+from lightning_taylor.utilities.calls import batch_size, evaluating, moved
 
 __all__ = ["Loss", "Oracle", "measure_oracle", "sample_channels"]
 

@@ -14,7 +14,8 @@ from lightning_taylor.graph.channels import ChannelGraph, Remove
 from lightning_taylor.graph.resize import Touched, followed, owners, resized, touched_tensors
 from lightning_taylor.surgery.copies import Copy
 from lightning_taylor.surgery.optimizer_state import prepare_state, unwrapped
-from lightning_taylor.surgery.transaction import Transaction, signals_deferred
+from lightning_taylor.surgery.transaction import Transaction
+from lightning_taylor.utilities.atomic import signals_deferred
 
 __all__ = ["prune_channels"]
 

@@ -16,7 +16,8 @@ from lightning_taylor.graph.attributes import Known, known
 from lightning_taylor.graph.channels import Follower
 from lightning_taylor.surgery.copies import Copy
 from lightning_taylor.surgery.optimizer_state import unwrapped
-from lightning_taylor.surgery.transaction import Transaction, signals_deferred
+from lightning_taylor.surgery.transaction import Transaction
+from lightning_taylor.utilities.atomic import signals_deferred
 
 __all__ = ["Snapshot"]
 

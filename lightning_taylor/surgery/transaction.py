@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import signal
-import threading
-from collections.abc import Callable, Iterator, Mapping, MutableMapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, MutableMapping
 from types import TracebackType
 from typing import Any, Self, final
 
@@ -15,11 +12,11 @@ from lightning_taylor.graph.attributes import attribute_changes
 from lightning_taylor.graph.channels import Axis
 from lightning_taylor.graph.resize import hold
 
-__all__ = ["Transaction", "signals_deferred"]
+__all__ = [
+    "Transaction",
+]
 
 _NOTHING = object()
-
-_DEFERRED = ("SIGUSR1", "SIGTERM", "SIGINT")
 
 
 @final
@@ -80,36 +77,6 @@ class Transaction:
         """Let the module's attributes follow its tensors; see ``graph.attributes``."""
         for name, (_, new) in attribute_changes(module, keep, values or {}).items():
             self.set_attribute(module, name, new)
-
-
-@contextmanager
-def signals_deferred() -> Iterator[None]:
-    """Hold back SIGUSR1, SIGTERM and SIGINT until the body is left, whether by its end or by an error.
-
-    Lightning saves checkpoints inside a signal handler; one in the middle of a surgery would save half of it. What
-    came meanwhile is raised again on the way out, so Ctrl-C ends in ``KeyboardInterrupt`` there. Contexts nest:
-    wrap one around a surgery and what has to be noted about it, and nothing comes between the two.
-
-    The handlers are exchanged rather than the signals masked: a mask holds for one thread, the kernel hands the
-    signal to another (a data loader's, an OpenMP worker), and Python runs the handler in the main thread all the
-    same. Handlers run, and can be exchanged, in the main thread only; in any other thread this does nothing.
-    """
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    numbers = (getattr(signal, name) for name in _DEFERRED if hasattr(signal, name))
-    # None: a handler that was not installed from Python and could not be put back.
-    handlers = {n: h for n in numbers if (h := signal.getsignal(n)) is not None}
-    came: dict[int, None] = {}
-    try:
-        for number in handlers:
-            signal.signal(number, lambda number, frame: came.setdefault(number))
-        yield
-    finally:
-        for number, handler in handlers.items():
-            signal.signal(number, handler)
-        for number in came:
-            signal.raise_signal(number)
 
 
 def _restore(tensor: Tensor, old: Tensor, old_grad: Tensor | None) -> None:

@@ -33,16 +33,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, Subset
 from torch.utils.flop_counter import FlopCounterMode
 
-from lightning_taylor import (
-    OBD,
-    ActivationMean,
-    Gradual,
-    Random,
-    Taylor,
-    TaylorBatch,
-    TaylorPruning,
-    WeightMagnitude,
-)
+from lightning_taylor import OBD, ActivationMean, Gradual, Random, Taylor, TaylorBatch, TaylorPruning, WeightMagnitude
 from lightning_taylor.recipes.folder import ImageFolder
 from lightning_taylor.report.figures.style import COLOURS, GREY, MARKERS, canvas, legend_below, plain_axes, styled
 

@@ -17,10 +17,13 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 from zoo import randomize, torchvision_model
 
 from lightning_taylor import prune_channels, trace_channels
-from lightning_taylor.export import Exported, export_onnx, export_program, export_state_dict, onnx_session
-from lightning_taylor.export.inputs import Inputs
+from lightning_taylor.export.keep import Exported
+from lightning_taylor.export.onnx_file import export_onnx, onnx_session
+from lightning_taylor.export.program import export_program
+from lightning_taylor.export.weights import export_state_dict
+from lightning_taylor.graph.resize import with_shapes
 from lightning_taylor.plan.latency import compare_latency
-from lightning_taylor.plan.twin import with_shapes
+from lightning_taylor.utilities.calls import Inputs
 
 SHAPES = {
     "resnet18": (1, 3, 224, 224),

@@ -33,17 +33,12 @@ from torchvision.transforms.v2.functional import normalize as standardise
 from lightning_taylor.graph.trace import trace_channels
 from lightning_taylor.recipes.folder import ImageFolder
 from lightning_taylor.recipes.weights import read_state_dict
-from lightning_taylor.study import (
-    Correlations,
-    CorrelationTable,
-    Gathered,
-    correlate,
-    gather_curvature,
-    gather_scores,
-    measure_oracle,
-)
+from lightning_taylor.study.correlation import Correlations, correlate
 from lightning_taylor.study.criteria import every_criterion
-from lightning_taylor.study.oracle import sample_channels
+from lightning_taylor.study.curvature import gather_curvature
+from lightning_taylor.study.gathering import Gathered, gather_scores
+from lightning_taylor.study.oracle import measure_oracle, sample_channels
+from lightning_taylor.study.tables import CorrelationTable
 
 
 class Block(nn.Module):

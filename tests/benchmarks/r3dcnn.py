@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.utils.data import Dataset, TensorDataset
 
 from lightning_taylor import Gradual, OneShot, Taylor, TaylorPruning
-from lightning_taylor.plan import CostModel
+from lightning_taylor.plan.cost import CostModel
 from lightning_taylor.recipes.clip_classifier import ClipClassifier
 from lightning_taylor.recipes.data import ImageData
 from lightning_taylor.recipes.r3dcnn import WIDTHS

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from lightning_taylor import trace_channels
 from lightning_taylor.graph.channels import ChannelGraph
 from lightning_taylor.report.environment import machine
-from lightning_taylor.scores import Scorer
+from lightning_taylor.scores.criterion import Scorer
 
 Clock = Callable[[], float]
 CLIPS = {"r3d_18", "r2plus1d_18", "s3d"}

@@ -23,9 +23,9 @@ from torch import Tensor, nn
 
 from lightning_taylor import UnsupportedModelError, trace_channels
 from lightning_taylor.graph.channels import ChannelGraph
-from lightning_taylor.graph.copying import cast, reveal
+from lightning_taylor.graph.copying import reveal
 from lightning_taylor.graph.quiet import quiet
-from lightning_taylor.graph.tracer import tensors_in
+from lightning_taylor.utilities.calls import cast, tensors_in
 
 Example = tuple[nn.Module, tuple[Any, ...]]
 """A model and its positional arguments."""

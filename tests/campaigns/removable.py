@@ -29,7 +29,7 @@ from campaigns.measuring import OUTPUT, Example, Row
 from campaigns.table import Store, arguments, versions, write_section
 from lightning_taylor import trace_channels
 from lightning_taylor.graph.channels import ChannelGraph
-from lightning_taylor.graph.tracer import tensors_in
+from lightning_taylor.utilities.calls import tensors_in
 
 SHARE = 0.25
 GIVEN_UP = "longer than"

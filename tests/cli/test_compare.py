@@ -18,7 +18,7 @@ pytest.importorskip("matplotlib", reason="needs the extra plots")
 from lightning_taylor.cli import curves
 from lightning_taylor.recipes.classifier import ImageClassifier
 from lightning_taylor.recipes.digits import Digits
-from lightning_taylor.study import Curve, CurvePoint
+from lightning_taylor.study.curves import Curve, CurvePoint
 
 Run = Callable[..., tuple[int, str, str]]
 OWN = "TaylorBatch(momentum=0.9)"

@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from lightning_taylor.export.inputs import Inputs
+from lightning_taylor.utilities.calls import Inputs
 
 
 def test_a_tensor_a_tuple_and_a_dict_become_arguments() -> None:

@@ -7,9 +7,8 @@ import pytest
 import torch
 from torch import nn
 
-from lightning_taylor.export import ExportError
-from lightning_taylor.export.inputs import Inputs
-from lightning_taylor.export.keep import Candidate, keep, largest_difference
+from lightning_taylor.export.keep import Candidate, ExportError, keep, largest_difference
+from lightning_taylor.utilities.calls import Inputs
 
 
 def doubling(factor: float, trials: int = 1) -> Candidate:

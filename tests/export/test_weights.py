@@ -12,8 +12,9 @@ import zoo
 from torch import nn
 
 from export.nets import Classes, Wrapper, halved
-from lightning_taylor.export import ExportError, export_state_dict
 from lightning_taylor.export.architecture import LOADER
+from lightning_taylor.export.keep import ExportError
+from lightning_taylor.export.weights import export_state_dict
 
 ALONE = """
 import sys

@@ -14,7 +14,7 @@ from zoo_heads import SPREAD
 from fit.boring import Boring, kept_trainer
 from fit.resuming import StatefulLoader, differences
 from lightning_taylor import Gradual, Taylor, TaylorBatch, TaylorPruning, load_pruned, trace_channels
-from lightning_taylor.export import export_onnx
+from lightning_taylor.export.onnx_file import export_onnx
 from lightning_taylor.graph.channels import ChannelGraph, Role
 
 KEPT, STEPS = 3, 6

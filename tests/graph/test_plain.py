@@ -5,8 +5,8 @@ import io
 import pytest
 import torch
 
-from lightning_taylor.graph.passes import ForwardCall
 from lightning_taylor.graph.plain import call_from_plain, call_to_plain
+from lightning_taylor.utilities.calls import ForwardCall
 
 
 def test_a_call_comes_back_from_a_file_with_the_same_shapes_types_and_plain_values() -> None:

@@ -35,7 +35,7 @@ from surgery.reference import lost, named_state, named_tensors, snapshot, withou
 from lightning_taylor.graph.channels import ChannelGraph, Remove, Role
 from lightning_taylor.graph.choices import AttentionHeads
 from lightning_taylor.graph.trace import trace_channels
-from lightning_taylor.surgery import prune_channels
+from lightning_taylor.surgery.prune import prune_channels
 from lightning_taylor.surgery.transaction import Transaction
 
 FEW, MANY = 20, 170

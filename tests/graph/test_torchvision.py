@@ -21,7 +21,7 @@ from torchvision.models.detection.backbone_utils import resnet_fpn_backbone
 from lightning_taylor.graph.channels import ChannelGraph
 from lightning_taylor.graph.copying import reveal
 from lightning_taylor.graph.trace import trace_channels
-from lightning_taylor.graph.tracer import tensors_in
+from lightning_taylor.utilities.calls import tensors_in
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from lightning_taylor.graph.channels import ChannelGraph, ChannelGroup, Operation, Role, Slice
-from lightning_taylor.plan import Cost
+from lightning_taylor.plan.cost import Cost
 
 
 @pytest.fixture(scope="session")

@@ -11,7 +11,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from torchvision import models
 
 from lightning_taylor.graph.trace import trace_channels
-from lightning_taylor.plan import CostModel
+from lightning_taylor.plan.cost import CostModel
 
 SMALL_INPUT = (2, 3, 64, 64)
 

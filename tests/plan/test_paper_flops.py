@@ -31,7 +31,7 @@ from torch import nn
 
 from lightning_taylor.graph.channels import ChannelGraph
 from lightning_taylor.graph.trace import trace_channels
-from lightning_taylor.plan import CostModel
+from lightning_taylor.plan.cost import CostModel
 from lightning_taylor.recipes.r3dcnn import R3DCNN
 
 VGG16 = [3.1, 57.8, 14.1, 28.9, 7.0, 14.5, 14.5, 3.5, 7.2, 7.2, 1.8, 1.8, 1.8, 1.8]

@@ -10,7 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lightning_taylor.errors import UncoupledChannelsError
-from lightning_taylor.plan import CostModel, Event, Record, fingerprint
+from lightning_taylor.plan.cost import CostModel
+from lightning_taylor.plan.record import Event, Record, fingerprint
 
 
 def recorded(graph, removals):

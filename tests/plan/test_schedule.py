@@ -5,7 +5,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from jsonargparse import ArgumentParser
 
-from lightning_taylor.plan import Demand, Gradual, Iterative, OneShot, Schedule, Target, default_schedule
+from lightning_taylor.plan.schedule import Demand, Gradual, Iterative, OneShot, Schedule, default_schedule
+from lightning_taylor.plan.target import Target
 
 TARGET = Target(flops=0.3, params=0.6)
 

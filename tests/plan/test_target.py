@@ -6,7 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lightning_taylor.plan import Cost, Target
+from lightning_taylor.plan.cost import Cost
+from lightning_taylor.plan.target import Target
 
 percents = st.integers(1, 100).map(lambda n: n / 100)
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, TensorDataset
 
 from lightning_taylor import Gradual, Taylor, TaylorPruning, load_pruned
-from lightning_taylor.plan import CostModel
+from lightning_taylor.plan.cost import CostModel
 from lightning_taylor.recipes.clip_classifier import ClipClassifier
 from lightning_taylor.recipes.data import ImageData
 from lightning_taylor.recipes.r3dcnn import WIDTHS

@@ -5,13 +5,7 @@ import pytest
 import torch
 from PIL import Image
 
-from lightning_taylor.recipes.transforms import (
-    IMAGENET_MEAN,
-    IMAGENET_STD,
-    crop_center,
-    crop_randomly,
-    normalize,
-)
+from lightning_taylor.recipes.transforms import IMAGENET_MEAN, IMAGENET_STD, crop_center, crop_randomly, normalize
 
 
 def picture(width: int = 40, height: int = 30) -> Image.Image:

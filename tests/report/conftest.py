@@ -4,8 +4,10 @@ import pytest
 import torch
 
 from lightning_taylor.graph.channels import ChannelGraph, ChannelGroup, Operation, Role, Slice
-from lightning_taylor.plan import CostModel, Event, Record, Target
-from lightning_taylor.report import PruningSummary
+from lightning_taylor.plan.cost import CostModel
+from lightning_taylor.plan.record import Event, Record
+from lightning_taylor.plan.target import Target
+from lightning_taylor.report.summary import PruningSummary
 
 
 @pytest.fixture

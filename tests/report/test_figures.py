@@ -13,9 +13,9 @@ from matplotlib import pyplot
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.text import Text
 
-from lightning_taylor.report import Change, LayerChange
-from lightning_taylor.report.figures import accuracy_figure, figures, save_figures
-from lightning_taylor.report.figures.accuracy import is_a_cost
+from lightning_taylor.report.figures import figures, save_figures
+from lightning_taylor.report.figures.accuracy import accuracy_figure, is_a_cost
+from lightning_taylor.report.summary import Change, LayerChange
 
 NASTY = "<b>$x_{y}^$\n[0] 层 & \\frac"
 

@@ -12,7 +12,9 @@ from rich.console import Console
 from torch import nn
 
 from lightning_taylor import Gradual, Iterative, OneShot, Target, trace_channels
-from lightning_taylor.plan import CostModel, Event, Record, select
+from lightning_taylor.plan.cost import CostModel
+from lightning_taylor.plan.record import Event, Record
+from lightning_taylor.plan.select import select
 from lightning_taylor.report.dry_run import dry_run
 from lightning_taylor.report.inspection import Inspection, inspect_model
 from lightning_taylor.report.inspection_table import inspection_tables

@@ -16,11 +16,12 @@ import lightning as L
 import pytest
 
 from lightning_taylor import OneShot, TaylorPruning
+from lightning_taylor.plan.latency import Latency, LatencyComparison
 from lightning_taylor.recipes.classifier import ImageClassifier
 from lightning_taylor.recipes.digits import Digits
-from lightning_taylor.report import Change, Latency, LatencyComparison, LayerChange, PruningSummary
 from lightning_taylor.report.fit import FitReport
 from lightning_taylor.report.page import page, write_page
+from lightning_taylor.report.summary import Change, LayerChange, PruningSummary
 
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 IN_A_BROWSER = pytest.mark.skipif(BROWSER is None, reason="no Chromium or Chrome on the PATH to open the page in")

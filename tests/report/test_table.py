@@ -5,7 +5,9 @@ from io import StringIO
 
 from rich.console import Console
 
-from lightning_taylor.report import Change, Latency, LatencyComparison, LayerChange, render, summary_tables
+from lightning_taylor.plan.latency import Latency, LatencyComparison
+from lightning_taylor.report.summary import Change, LayerChange
+from lightning_taylor.report.table import render, summary_tables
 
 LONG = "backbone." * 9 + "conv"
 

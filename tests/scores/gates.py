@@ -14,7 +14,7 @@ from zoo import build
 
 from lightning_taylor.graph.channels import ChannelGraph, Role
 from lightning_taylor.graph.trace import trace_channels
-from lightning_taylor.scores import Criterion, Scorer
+from lightning_taylor.scores.criterion import Criterion, Scorer
 
 
 def case(name: str, examples: int = 3) -> tuple[nn.Module, ChannelGraph, Tensor]:

@@ -15,7 +15,8 @@ from zoo import conv
 
 from lightning_taylor.graph.channels import ChannelGraph, Role
 from lightning_taylor.graph.trace import trace_channels
-from lightning_taylor.scores import ActivationMean, ActivationStd, APoZ, Criterion
+from lightning_taylor.scores.activations import ActivationMean, ActivationStd, APoZ
+from lightning_taylor.scores.criterion import Criterion
 
 from .gates import assert_same, case, scored, train_batch
 

@@ -12,7 +12,11 @@ from zoo import NETS
 
 from lightning_taylor.errors import UncoupledChannelsError
 from lightning_taylor.graph.channels import Role
-from lightning_taylor.scores import Criterion, Random, Taylor, TaylorBatch, WeightMagnitude, normalize
+from lightning_taylor.scores.baselines import Random, WeightMagnitude
+from lightning_taylor.scores.criterion import Criterion
+from lightning_taylor.scores.normalize import normalize
+from lightning_taylor.scores.taylor import Taylor
+from lightning_taylor.scores.taylor_batch import TaylorBatch
 
 from .gates import assert_same, case, scored
 

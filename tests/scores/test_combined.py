@@ -6,16 +6,14 @@ import pytest
 import torch
 from zoo import NETS
 
-from lightning_taylor.scores import (
-    OBD,
-    ActivationMean,
-    Combined,
-    MutualInformation,
-    Taylor,
-    TaylorBatch,
-    WeightMagnitude,
-    normalize,
-)
+from lightning_taylor.scores.activations import ActivationMean
+from lightning_taylor.scores.baselines import WeightMagnitude
+from lightning_taylor.scores.combined import Combined
+from lightning_taylor.scores.mutual_information import MutualInformation
+from lightning_taylor.scores.normalize import normalize
+from lightning_taylor.scores.obd import OBD
+from lightning_taylor.scores.taylor import Taylor
+from lightning_taylor.scores.taylor_batch import TaylorBatch
 
 from .gates import assert_same, case, scored, train_batch
 

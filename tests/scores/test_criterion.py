@@ -15,20 +15,14 @@ from zoo import Residual, conv
 from lightning_taylor import OneShot
 from lightning_taylor.graph.channels import ChannelGraph, Role
 from lightning_taylor.graph.trace import trace_channels
-from lightning_taylor.scores import (
-    OBD,
-    ActivationMean,
-    ActivationStd,
-    APoZ,
-    Combined,
-    Criterion,
-    MutualInformation,
-    Random,
-    Scorer,
-    Taylor,
-    TaylorBatch,
-    WeightMagnitude,
-)
+from lightning_taylor.scores.activations import ActivationMean, ActivationStd, APoZ
+from lightning_taylor.scores.baselines import Random, WeightMagnitude
+from lightning_taylor.scores.combined import Combined
+from lightning_taylor.scores.criterion import Criterion, Scorer
+from lightning_taylor.scores.mutual_information import MutualInformation
+from lightning_taylor.scores.obd import OBD
+from lightning_taylor.scores.taylor import Taylor
+from lightning_taylor.scores.taylor_batch import TaylorBatch
 
 ALL: tuple[Criterion, ...] = (
     ActivationMean(), ActivationStd(), APoZ(), MutualInformation(bins=4), OBD(), Random(), WeightMagnitude(),

@@ -17,8 +17,9 @@ from zoo import conv
 
 from lightning_taylor.graph.channels import ChannelGraph
 from lightning_taylor.graph.trace import trace_channels
-from lightning_taylor.scores import MutualInformation, Scorer
+from lightning_taylor.scores.criterion import Scorer
 from lightning_taylor.scores.formulas import information_gain
+from lightning_taylor.scores.mutual_information import MutualInformation
 
 from .gates import assert_same, case, train_batch
 

@@ -14,8 +14,10 @@ from zoo import NETS, conv
 from lightning_taylor.errors import UnsupportedModelError
 from lightning_taylor.graph.channels import ChannelGraph, Role
 from lightning_taylor.graph.trace import trace_channels
-from lightning_taylor.scores import OBD, Combined, Scorer, Taylor
-from lightning_taylor.scores.obd import draw_signs
+from lightning_taylor.scores.combined import Combined
+from lightning_taylor.scores.criterion import Scorer
+from lightning_taylor.scores.obd import OBD, draw_signs
+from lightning_taylor.scores.taylor import Taylor
 
 from .gates import assert_same, case, losses, scored
 

@@ -13,8 +13,11 @@ from zoo_heads import SPREAD, build_spread
 
 from lightning_taylor.graph.channels import ChannelGraph, Role
 from lightning_taylor.graph.trace import trace_channels
-from lightning_taylor.scores import OBD, Criterion, Taylor, TaylorBatch
-from lightning_taylor.study import every_criterion
+from lightning_taylor.scores.criterion import Criterion
+from lightning_taylor.scores.obd import OBD
+from lightning_taylor.scores.taylor import Taylor
+from lightning_taylor.scores.taylor_batch import TaylorBatch
+from lightning_taylor.study.criteria import every_criterion
 
 from .gates import assert_same, contributions, scored, train_batch
 from .test_obd import hessian, run, split

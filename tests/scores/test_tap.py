@@ -17,7 +17,8 @@ from zoo import conv
 
 from lightning_taylor.graph.channels import ChannelGraph
 from lightning_taylor.graph.trace import trace_channels
-from lightning_taylor.scores import Taylor, TaylorBatch
+from lightning_taylor.scores.taylor import Taylor
+from lightning_taylor.scores.taylor_batch import TaylorBatch
 
 from .gates import assert_same, losses, scored, train_batch
 

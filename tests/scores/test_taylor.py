@@ -12,7 +12,8 @@ from zoo import NETS, conv
 
 from lightning_taylor.graph.channels import ChannelGraph
 from lightning_taylor.graph.trace import trace_channels
-from lightning_taylor.scores import Taylor, normalize
+from lightning_taylor.scores.normalize import normalize
+from lightning_taylor.scores.taylor import Taylor
 
 from .gates import assert_same, case, contributions, scored, train_batch
 

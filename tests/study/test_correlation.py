@@ -15,28 +15,18 @@ from zoo import build
 
 from lightning_taylor.graph.channels import ChannelGraph
 from lightning_taylor.graph.trace import trace_channels
-from lightning_taylor.scores import (
-    OBD,
-    ActivationMean,
-    ActivationStd,
-    Criterion,
-    MutualInformation,
-    Random,
-    Taylor,
-    TaylorBatch,
-    WeightMagnitude,
-    normalize,
-)
-from lightning_taylor.study import (
-    SCOPES,
-    Correlations,
-    CorrelationTable,
-    correlate,
-    gather_scores,
-    measure_oracle,
-    spearman,
-)
-from lightning_taylor.study.correlation import scope_correlations
+from lightning_taylor.scores.activations import ActivationMean, ActivationStd
+from lightning_taylor.scores.baselines import Random, WeightMagnitude
+from lightning_taylor.scores.criterion import Criterion
+from lightning_taylor.scores.mutual_information import MutualInformation
+from lightning_taylor.scores.normalize import normalize
+from lightning_taylor.scores.obd import OBD
+from lightning_taylor.scores.taylor import Taylor
+from lightning_taylor.scores.taylor_batch import TaylorBatch
+from lightning_taylor.study.correlation import SCOPES, Correlations, correlate, scope_correlations, spearman
+from lightning_taylor.study.gathering import gather_scores
+from lightning_taylor.study.oracle import measure_oracle
+from lightning_taylor.study.tables import CorrelationTable
 
 CRITERIA: dict[str, Criterion] = {
     "taylor": Taylor(), "window": Taylor(absolute="window"), "batch": TaylorBatch(), "mean": ActivationMean(),

@@ -12,8 +12,9 @@ from zoo import build, conv
 
 from lightning_taylor.graph.channels import ChannelGraph, Role
 from lightning_taylor.graph.trace import trace_channels
-from lightning_taylor.scores import OBD
-from lightning_taylor.study import gather_curvature, gather_scores
+from lightning_taylor.scores.obd import OBD
+from lightning_taylor.study.curvature import gather_curvature
+from lightning_taylor.study.gathering import gather_scores
 
 Batch = tuple[Tensor, Tensor]
 

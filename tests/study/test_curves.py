@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from lightning_taylor.study import DENSE, Curve, CurveFile, CurvePoint, CurveTable, measured_steps
+from lightning_taylor.study.curves import DENSE, Curve, CurveFile, CurvePoint, CurveTable, measured_steps
 
 
 def curve(name: str, seed: int, *points: tuple[float, float]) -> Curve:

@@ -13,7 +13,7 @@ from zoo import NETS, build, conv
 
 from lightning_taylor.graph.channels import ChannelGraph
 from lightning_taylor.graph.trace import trace_channels
-from lightning_taylor.study import measure_oracle, sample_channels
+from lightning_taylor.study.oracle import measure_oracle, sample_channels
 
 Batch = tuple[Tensor, Tensor]
 

@@ -13,7 +13,7 @@ from zoo import build
 
 from lightning_taylor.graph.channels import Role
 from lightning_taylor.graph.trace import trace_channels
-from lightning_taylor.study import spearman
+from lightning_taylor.study.correlation import spearman
 from lightning_taylor.study.spot import draw_channels, spot_check, training_loss
 
 

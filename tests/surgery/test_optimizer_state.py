@@ -13,7 +13,7 @@ from torch.optim import Optimizer
 
 from lightning_taylor.errors import OptimizerStateError
 from lightning_taylor.graph.channels import ChannelGraph, Role
-from lightning_taylor.surgery import prune_channels
+from lightning_taylor.surgery.prune import prune_channels
 
 from .nets import Chain, Perceptron, Residual, Words, batches, build
 from .reference import lost, mask, named_state, named_tensors, snapshot, train, without

@@ -12,7 +12,7 @@ from torch.multiprocessing.reductions import StorageWeakRef
 
 from lightning_taylor.errors import UncoupledChannelsError
 from lightning_taylor.graph.channels import Role
-from lightning_taylor.surgery import prune_channels
+from lightning_taylor.surgery.prune import prune_channels
 
 from .nets import C, Chain, P, Perceptron, Residual, batches, build, graph_of
 from .reference import lost, mask, named_state, named_tensors, snapshot, train, without

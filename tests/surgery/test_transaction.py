@@ -13,8 +13,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from lightning_taylor.surgery import prune_channels
-from lightning_taylor.surgery.transaction import Transaction, signals_deferred
+from lightning_taylor.surgery.prune import prune_channels
+from lightning_taylor.surgery.transaction import Transaction
+from lightning_taylor.utilities.atomic import signals_deferred
 
 from .nets import Chain, Residual, batches, build
 from .reference import named_tensors, snapshot, train

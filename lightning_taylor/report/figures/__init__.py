@@ -15,8 +15,8 @@ from lightning_taylor.report.figures.channels import channels_figure
 from lightning_taylor.report.figures.scores import scores_figure
 from lightning_taylor.report.figures.style import png
 from lightning_taylor.report.figures.timeline import timeline_figure
-from lightning_taylor.report.files import write_file
 from lightning_taylor.report.summary import PruningSummary
+from lightning_taylor.utilities.atomic import write_file
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

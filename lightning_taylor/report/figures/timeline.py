@@ -4,15 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from lightning_taylor.report.figures.style import (
-    COLOURS,
-    GREY,
-    MARKERS,
-    canvas,
-    legend_below,
-    plain_axes,
-    styled,
-)
+from lightning_taylor.report.figures.style import COLOURS, GREY, MARKERS, canvas, legend_below, plain_axes, styled
 from lightning_taylor.report.summary import PruningSummary
 
 if TYPE_CHECKING:

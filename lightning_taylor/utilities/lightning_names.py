@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import sys
 
-__all__ = ["either"]
+__all__ = [
+    "either",
+]
 
 _NAME, _OTHER = "lightning.pytorch", "pytorch_lightning"
 

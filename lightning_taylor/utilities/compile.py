@@ -7,7 +7,11 @@ from typing import Any, final
 
 import torch
 
-__all__ = ["Compiler", "compiled_graphs", "forget_compiled"]
+__all__ = [
+    "Compiler",
+    "compiled_graphs",
+    "forget_compiled",
+]
 
 
 def forget_compiled() -> None:
