@@ -13,7 +13,7 @@ from torch import Tensor
 from typing_extensions import override
 
 from lightning_taylor.checkpoint import NO_STATE, was_pruned, widths_of
-from lightning_taylor.graph.channels import ChannelGraph
+from lightning_taylor.graph.channel_graph import ChannelGraph
 from lightning_taylor.graph.choices import AttentionHeads, Choices, ConvGroups
 from lightning_taylor.host import (
     check_return,

@@ -22,10 +22,10 @@ from torch.utils.hooks import RemovableHandle
 
 from lightning_taylor.errors import UncoupledChannelsError
 from lightning_taylor.graph.attributes import follow_shapes, known
-from lightning_taylor.graph.channels import ChannelGraph
+from lightning_taylor.graph.channel_graph import ChannelGraph
 from lightning_taylor.graph.copying import named_tensors
-from lightning_taylor.graph.plain import follower_from_plain, follower_to_plain
 from lightning_taylor.graph.resize import hold
+from lightning_taylor.graph.serialize import follower_from_plain, follower_to_plain
 from lightning_taylor.utilities.lightning_names import either
 
 __all__ = [

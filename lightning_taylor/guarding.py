@@ -7,7 +7,7 @@ from typing import Any, final
 
 from torch.optim import Optimizer
 
-from lightning_taylor.graph.plain import graph_from_plain, graph_to_plain
+from lightning_taylor.graph.serialize import graph_from_plain, graph_to_plain
 from lightning_taylor.plan.guard import Guard
 from lightning_taylor.plan.record import Record
 from lightning_taylor.pruner import Pruner

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from lightning_taylor.checkpoint import PrunedCheckpointMixin
 from lightning_taylor.errors import PruningError, UncoupledChannelsError, UnsupportedModelError
-from lightning_taylor.graph.channels import ChannelGraph
+from lightning_taylor.graph.channel_graph import ChannelGraph
 from lightning_taylor.graph.choices import Choices
 from lightning_taylor.graph.trace import trace_calls
 from lightning_taylor.plan.guard import Guard

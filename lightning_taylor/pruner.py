@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_taylor.errors import TargetUnreachableError, UncoupledChannelsError
-from lightning_taylor.graph.channels import ChannelGraph
+from lightning_taylor.graph.channel_graph import ChannelGraph
 from lightning_taylor.options import Options
 from lightning_taylor.plan.cost import Cost, CostModel
 from lightning_taylor.plan.measured import select_measured

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from lightning_taylor.graph.channels import ChannelGraph
-from lightning_taylor.graph.plain import graph_from_plain, graph_to_plain
+from lightning_taylor.graph.channel_graph import ChannelGraph
+from lightning_taylor.graph.serialize import graph_from_plain, graph_to_plain
 from lightning_taylor.guarding import Guarding
 from lightning_taylor.options import Options
 from lightning_taylor.plan.guard import Guard

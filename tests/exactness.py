@@ -7,8 +7,9 @@ import copy
 import torch
 from torch import Tensor, nn
 
-from lightning_taylor.graph.channels import ChannelGraph, Remove
+from lightning_taylor.graph.channel_graph import ChannelGraph
 from lightning_taylor.graph.resize import shrink_modules
+from lightning_taylor.graph.types import Remove
 
 
 def masked(model: nn.Module, graph: ChannelGraph, remove: Remove) -> nn.Module:

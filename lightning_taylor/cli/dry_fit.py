@@ -16,7 +16,7 @@ from lightning_taylor.callback import TaylorPruning
 from lightning_taylor.cli.app import TaylorCLI
 from lightning_taylor.cli.failure import fail
 from lightning_taylor.graph.capture import CallRecorder
-from lightning_taylor.graph.channels import ChannelGraph
+from lightning_taylor.graph.channel_graph import ChannelGraph
 from lightning_taylor.graph.choices import Choices
 from lightning_taylor.host import example_call, remaining_steps, trace_step
 from lightning_taylor.utilities.calls import ForwardCall

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from lightning_taylor.cli.failure import debugging, fail
 from lightning_taylor.cli.fit_config import FitConfig
-from lightning_taylor.graph.plain import call_from_plain
+from lightning_taylor.graph.serialize import call_from_plain
 from lightning_taylor.utilities.calls import Inputs
 
 __all__ = ["find_inputs", "random_inputs"]

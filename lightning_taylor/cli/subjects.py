@@ -17,7 +17,7 @@ from lightning_taylor.cli.dry_fit import look
 from lightning_taylor.cli.failure import fail
 from lightning_taylor.cli.messages import nearest
 from lightning_taylor.graph.choices import AttentionHeads, Choices, ConvGroups
-from lightning_taylor.graph.plain import graph_from_plain
+from lightning_taylor.graph.serialize import graph_from_plain
 from lightning_taylor.plan.record import Record
 from lightning_taylor.plan.schedule import default_schedule
 from lightning_taylor.plan.target import Target

@@ -20,8 +20,8 @@ from lightning_taylor.cli.fit_config import FitConfig
 from lightning_taylor.cli.messages import nearest
 from lightning_taylor.errors import PruningError
 from lightning_taylor.export.keep import evaluating
-from lightning_taylor.graph.channels import Follower
-from lightning_taylor.graph.plain import follower_from_plain
+from lightning_taylor.graph.serialize import follower_from_plain
+from lightning_taylor.graph.types import Follower
 from lightning_taylor.utilities.calls import Inputs
 
 __all__ = ["Trained", "read_trained"]

@@ -15,8 +15,8 @@ from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 from torch.nn.utils.parametrize import is_parametrized
 
 from lightning_taylor.errors import UncoupledChannelsError
-from lightning_taylor.graph.channels import Axis, Follower
 from lightning_taylor.graph.heads import HEAD_WIDTH, heads_left
+from lightning_taylor.graph.types import Axis, Follower
 
 __all__ = [
     "AttributeRule",

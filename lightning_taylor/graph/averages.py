@@ -20,8 +20,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from lightning_taylor.graph.channels import Axis
 from lightning_taylor.graph.labels import Labels, collapse, united, varying
+from lightning_taylor.graph.types import Axis
 
 if TYPE_CHECKING:
     from lightning_taylor.graph.ledger import Ledger

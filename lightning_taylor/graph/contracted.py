@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lightning_taylor.graph.channels import Role
+from lightning_taylor.graph.types import Role
 
 if TYPE_CHECKING:
     from lightning_taylor.graph.ledger import Ledger

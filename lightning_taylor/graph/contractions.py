@@ -8,11 +8,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from lightning_taylor.graph.channels import Role
 from lightning_taylor.graph.labels import Labels, collapse, compressed, pairs, united, varying
 from lightning_taylor.graph.ledger import NEUTRAL
 from lightning_taylor.graph.products import contracted, keeps_scale
 from lightning_taylor.graph.tracer import Call
+from lightning_taylor.graph.types import Role
 from lightning_taylor.graph.weights import along_dim, axes_of, produce, vector_of
 
 __all__ = ["attention", "embedding", "matmul"]

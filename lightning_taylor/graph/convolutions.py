@@ -8,10 +8,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from lightning_taylor.graph.channels import Role
 from lightning_taylor.graph.labels import Labels, compressed, pairs, varying
 from lightning_taylor.graph.ledger import NEUTRAL
 from lightning_taylor.graph.tracer import Call
+from lightning_taylor.graph.types import Role
 from lightning_taylor.graph.weights import (
     along_dim,
     axes_of,

@@ -14,10 +14,11 @@ from collections.abc import Iterable, Iterator, Mapping
 import numpy as np
 import torch
 
-from lightning_taylor.graph.channels import Axis, ChannelGraph, ChannelGroup, Follower, Role, Slice
+from lightning_taylor.graph.channel_graph import ChannelGraph
 from lightning_taylor.graph.grids import MERGED
 from lightning_taylor.graph.heads import SCALED_BY
 from lightning_taylor.graph.ledger import VIRTUAL, Ledger
+from lightning_taylor.graph.types import Axis, ChannelGroup, Follower, Role, Slice
 
 __all__ = ["build_graph"]
 

@@ -18,11 +18,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lightning_taylor.graph.channels import Axis, ChannelGroup, Operation, Role
 from lightning_taylor.graph.choices import Choices
 from lightning_taylor.graph.contracted import Contracted
 from lightning_taylor.graph.grids import Grids
 from lightning_taylor.graph.sizes import Place, Places
+from lightning_taylor.graph.types import Axis, ChannelGroup, Operation, Role
 
 __all__ = ["NEUTRAL", "VIRTUAL", "Ledger"]
 

@@ -12,7 +12,6 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_map
 
-from lightning_taylor.graph.channels import Role
 from lightning_taylor.graph.labels import Labels, varies, varying
 from lightning_taylor.graph.ledger import NEUTRAL
 from lightning_taylor.graph.lines import running_place
@@ -20,6 +19,7 @@ from lightning_taylor.graph.pointwise import freeze_all
 from lightning_taylor.graph.sizes import Place, place_of
 from lightning_taylor.graph.slots import arranged, joined, squeezed
 from lightning_taylor.graph.tracer import Call
+from lightning_taylor.graph.types import Role
 from lightning_taylor.graph.weights import vector_of
 
 __all__ = ["move"]

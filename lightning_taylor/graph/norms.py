@@ -9,10 +9,10 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from lightning_taylor.graph.channels import Role
 from lightning_taylor.graph.labels import Labels, compressed, is_constant, varying
 from lightning_taylor.graph.ledger import NEUTRAL
 from lightning_taylor.graph.tracer import Call
+from lightning_taylor.graph.types import Role
 from lightning_taylor.graph.weights import read_channels, tie_along, vector_of
 
 __all__ = ["batch_norm", "group_norm", "normalized_over"]

@@ -8,10 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lightning_taylor.graph.channels import Role
 from lightning_taylor.graph.labels import Labels, compressed, pairs, varying
 from lightning_taylor.graph.ledger import NEUTRAL
 from lightning_taylor.graph.tracer import Call
+from lightning_taylor.graph.types import Role
 
 __all__ = ["combine", "freeze_all", "keep_extent", "outputs_of", "pointwise"]
 

@@ -18,8 +18,8 @@ from torch import Tensor, nn
 
 from lightning_taylor.errors import UncoupledChannelsError
 from lightning_taylor.graph.attributes import Known, concerned, follow_shapes, known, rule_of
-from lightning_taylor.graph.channels import Axis, Follower
 from lightning_taylor.graph.copying import named_tensors
+from lightning_taylor.graph.types import Axis, Follower
 
 __all__ = [
     "Touched",

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from torch import Tensor
 
-from lightning_taylor.graph.channels import Axis, Follower
+from lightning_taylor.graph.types import Axis, Follower
 
 if TYPE_CHECKING:
     from lightning_taylor.graph.ledger import Ledger

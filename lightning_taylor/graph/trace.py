@@ -12,7 +12,7 @@ from torch import nn
 
 from lightning_taylor.errors import NothingToPruneError, UnsupportedModelError
 from lightning_taylor.graph.averages import Averages
-from lightning_taylor.graph.channels import ChannelGraph
+from lightning_taylor.graph.channel_graph import ChannelGraph
 from lightning_taylor.graph.choices import AttentionHeads, Choices, ConvGroups
 from lightning_taylor.graph.copying import private_copy, reveal, tensor_names
 from lightning_taylor.graph.grouping import build_graph

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from lightning_taylor.graph.attributes import follow_shapes, known
 from lightning_taylor.graph.averages import Averages
-from lightning_taylor.graph.channels import ChannelGraph
+from lightning_taylor.graph.channel_graph import ChannelGraph
 from lightning_taylor.graph.copying import tensor_names
 from lightning_taylor.graph.ledger import Ledger
 from lightning_taylor.graph.lines import raising_line

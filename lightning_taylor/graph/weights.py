@@ -8,11 +8,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from lightning_taylor.graph.channels import Axis, Role
 from lightning_taylor.graph.labels import Labels, collapse, compressed, pairs, varying
 from lightning_taylor.graph.ledger import NEUTRAL
 from lightning_taylor.graph.slots import slot_along
 from lightning_taylor.graph.tracer import Call
+from lightning_taylor.graph.types import Axis, Role
 
 __all__ = [
     "along_dim",

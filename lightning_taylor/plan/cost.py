@@ -20,7 +20,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from lightning_taylor.graph.channels import Axis, ChannelGraph
+from lightning_taylor.graph.channel_graph import ChannelGraph
+from lightning_taylor.graph.types import Axis
 
 __all__ = ["Cost", "CostModel"]
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 from torch import Tensor
 
-from lightning_taylor.graph.channels import ChannelGraph
+from lightning_taylor.graph.channel_graph import ChannelGraph
 from lightning_taylor.plan.cost import CostModel
 from lightning_taylor.plan.meter import Measure
 from lightning_taylor.plan.schedule import Demand

@@ -12,7 +12,7 @@ from typing import Any, Protocol, final
 import torch
 from torch import nn
 
-from lightning_taylor.graph.channels import ChannelGraph
+from lightning_taylor.graph.channel_graph import ChannelGraph
 from lightning_taylor.graph.copying import private_copy
 from lightning_taylor.graph.resize import with_shapes
 from lightning_taylor.plan.latency import compare_latency, measure_latency

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from lightning_taylor.errors import PruningError
-from lightning_taylor.graph.channels import ChannelGraph
+from lightning_taylor.graph.channel_graph import ChannelGraph
 from lightning_taylor.plan.reach import allowed_widths
 
 __all__ = ["Counts", "Ranking", "checked_scores"]

@@ -9,7 +9,7 @@ import torch
 from numpy.typing import NDArray
 
 from lightning_taylor.errors import TargetUnreachableError
-from lightning_taylor.graph.channels import ChannelGraph
+from lightning_taylor.graph.channel_graph import ChannelGraph
 from lightning_taylor.plan.cost import Cost, CostModel
 from lightning_taylor.plan.meter import Measure
 from lightning_taylor.plan.target import Target

@@ -10,7 +10,8 @@ from typing import Any
 import torch
 
 from lightning_taylor.errors import UncoupledChannelsError
-from lightning_taylor.graph.channels import ChannelGraph, Remove
+from lightning_taylor.graph.channel_graph import ChannelGraph
+from lightning_taylor.graph.types import Remove
 
 __all__ = ["Event", "Record", "fingerprint"]
 

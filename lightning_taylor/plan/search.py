@@ -18,7 +18,7 @@ from dataclasses import dataclass, field, replace
 from torch import Tensor
 
 from lightning_taylor.errors import TargetUnreachableError
-from lightning_taylor.graph.channels import ChannelGraph
+from lightning_taylor.graph.channel_graph import ChannelGraph
 from lightning_taylor.plan.meter import Measure
 from lightning_taylor.plan.reach import unreachable_message
 from lightning_taylor.plan.schedule import Demand

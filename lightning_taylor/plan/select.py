@@ -16,7 +16,7 @@ import numpy as np
 from torch import Tensor
 
 from lightning_taylor.errors import TargetUnreachableError
-from lightning_taylor.graph.channels import ChannelGraph
+from lightning_taylor.graph.channel_graph import ChannelGraph
 from lightning_taylor.plan.cost import CostModel
 from lightning_taylor.plan.ranking import Counts, Ranking, checked_scores
 from lightning_taylor.plan.reach import unreachable_message

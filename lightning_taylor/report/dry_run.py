@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from lightning_taylor.graph.channels import ChannelGraph
+from lightning_taylor.graph.channel_graph import ChannelGraph
 from lightning_taylor.plan.cost import Cost, CostModel
 from lightning_taylor.plan.schedule import Demand, Schedule
 from lightning_taylor.plan.select import select

@@ -10,9 +10,10 @@ from typing import Any
 from torch import nn
 
 from lightning_taylor.errors import TargetUnreachableError
-from lightning_taylor.graph.channels import ChannelGraph, Operation
+from lightning_taylor.graph.channel_graph import ChannelGraph
 from lightning_taylor.graph.choices import AttentionHeads, ConvGroups
 from lightning_taylor.graph.trace import trace_channels
+from lightning_taylor.graph.types import Operation
 from lightning_taylor.plan.cost import Cost, CostModel
 from lightning_taylor.plan.reach import allowed_widths, check_reachable
 from lightning_taylor.plan.record import Record

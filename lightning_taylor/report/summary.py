@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from lightning_taylor.graph.channels import ChannelGraph
+from lightning_taylor.graph.channel_graph import ChannelGraph
 from lightning_taylor.plan.cost import Cost, CostModel
 from lightning_taylor.plan.latency import LatencyComparison
 from lightning_taylor.plan.record import Record

@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from lightning_taylor.graph.channels import ChannelGraph
+from lightning_taylor.graph.channel_graph import ChannelGraph
 from lightning_taylor.plan.record import Record
 
 __all__ = ["Size", "widths_after", "widths_now"]

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from typing_extensions import override
 
-from lightning_taylor.graph.channels import ChannelGraph
+from lightning_taylor.graph.channel_graph import ChannelGraph
 from lightning_taylor.scores.criterion import Criterion, Scorer
 from lightning_taylor.scores.looks import Looks, Statistic
 from lightning_taylor.scores.sums import ChannelSums

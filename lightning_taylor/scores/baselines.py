@@ -13,7 +13,8 @@ import torch
 from torch import Tensor, nn
 from typing_extensions import override
 
-from lightning_taylor.graph.channels import ChannelGraph, ChannelGroup, Role
+from lightning_taylor.graph.channel_graph import ChannelGraph
+from lightning_taylor.graph.types import ChannelGroup, Role
 from lightning_taylor.scores.criterion import Criterion, Scorer
 from lightning_taylor.scores.formulas import weight_magnitude
 from lightning_taylor.scores.normalize import Normalization

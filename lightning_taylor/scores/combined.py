@@ -11,7 +11,7 @@ from typing import Any, final, get_args
 from torch import Tensor, nn
 from typing_extensions import override
 
-from lightning_taylor.graph.channels import ChannelGraph
+from lightning_taylor.graph.channel_graph import ChannelGraph
 from lightning_taylor.scores.criterion import Criterion, Scorer
 from lightning_taylor.scores.normalize import Normalization, normalize
 

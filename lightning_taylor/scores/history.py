@@ -11,7 +11,7 @@ from typing import final
 import torch
 from torch import Tensor
 
-from lightning_taylor.graph.channels import ChannelGraph
+from lightning_taylor.graph.channel_graph import ChannelGraph
 
 __all__ = ["History"]
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torchmetrics.utilities.distributed import gather_all_tensors
 from typing_extensions import override
 
-from lightning_taylor.graph.channels import ChannelGraph
+from lightning_taylor.graph.channel_graph import ChannelGraph
 from lightning_taylor.scores.activations import position_means
 from lightning_taylor.scores.criterion import Criterion, Scorer
 from lightning_taylor.scores.formulas import information_gain

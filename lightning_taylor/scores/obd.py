@@ -21,7 +21,7 @@ from torch.nn.modules.conv import _ConvNd
 from typing_extensions import override
 
 from lightning_taylor.errors import UnsupportedModelError
-from lightning_taylor.graph.channels import ChannelGraph
+from lightning_taylor.graph.channel_graph import ChannelGraph
 from lightning_taylor.scores.criterion import Criterion, Scorer
 from lightning_taylor.scores.formulas import fold_examples
 from lightning_taylor.scores.normalize import Normalization

@@ -20,8 +20,9 @@ from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 from torch.utils.hooks import RemovableHandle
 
 from lightning_taylor.errors import UncoupledChannelsError
-from lightning_taylor.graph.channels import ChannelGraph, Role, Slice
+from lightning_taylor.graph.channel_graph import ChannelGraph
 from lightning_taylor.graph.heads import hands_queries_on, headwise, is_stock, projection_of
+from lightning_taylor.graph.types import Role, Slice
 
 __all__ = ["Reader", "Readers", "checked_parameter", "find_readers"]
 

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from typing_extensions import override
 
-from lightning_taylor.graph.channels import ChannelGraph
+from lightning_taylor.graph.channel_graph import ChannelGraph
 from lightning_taylor.scores.criterion import Criterion, Scorer
 from lightning_taylor.scores.formulas import Absolute, Positions, fold_examples, taylor
 from lightning_taylor.scores.normalize import Normalization

@@ -12,7 +12,8 @@ import torch
 from torch import Tensor, nn
 from typing_extensions import override
 
-from lightning_taylor.graph.channels import Axis, ChannelGraph, Role
+from lightning_taylor.graph.channel_graph import ChannelGraph
+from lightning_taylor.graph.types import Axis, Role
 from lightning_taylor.scores.assembly import Assembly, Part
 from lightning_taylor.scores.criterion import Criterion, Scorer
 from lightning_taylor.scores.formulas import batch_contributions

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 from torch.utils.hooks import RemovableHandle
 
-from lightning_taylor.graph.channels import ChannelGraph
+from lightning_taylor.graph.channel_graph import ChannelGraph
 from lightning_taylor.scores.assembly import Assembly, Part
 from lightning_taylor.scores.opening import OpenHeads
 from lightning_taylor.scores.readers import Reader, find_readers

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lightning_taylor.graph.channels import ChannelGraph
+from lightning_taylor.graph.channel_graph import ChannelGraph
 from lightning_taylor.scores.assembly import Assembly, Part
 from lightning_taylor.scores.formulas import fold_examples
 from lightning_taylor.scores.obd import OBD

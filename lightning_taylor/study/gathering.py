@@ -10,7 +10,7 @@ from typing import Any, final
 
 from torch import Tensor, nn
 
-from lightning_taylor.graph.channels import ChannelGraph
+from lightning_taylor.graph.channel_graph import ChannelGraph
 from lightning_taylor.scores.criterion import Criterion, Scorer
 from lightning_taylor.study.oracle import Loss
 from lightning_taylor.utilities.calls import batch_size, evaluating, moved

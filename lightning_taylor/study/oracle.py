@@ -23,7 +23,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 
-from lightning_taylor.graph.channels import ChannelGraph, Role
+from lightning_taylor.graph.channel_graph import ChannelGraph
+from lightning_taylor.graph.types import Role
 from lightning_taylor.scores.opening import OpenHeads
 from lightning_taylor.scores.readers import Reader, find_readers
 from lightning_taylor.study.state import Column, StateFile, fingerprint

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torchmetrics import Metric
 
-from lightning_taylor.graph.channels import ChannelGraph
+from lightning_taylor.graph.channel_graph import ChannelGraph
 from lightning_taylor.graph.copying import private_copy
 from lightning_taylor.study.correlation import spearman
 from lightning_taylor.study.oracle import measure_oracle

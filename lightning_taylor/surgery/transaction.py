@@ -9,8 +9,8 @@ from typing import Any, Self, final
 from torch import Tensor, nn
 
 from lightning_taylor.graph.attributes import attribute_changes
-from lightning_taylor.graph.channels import Axis
 from lightning_taylor.graph.resize import hold
+from lightning_taylor.graph.types import Axis
 
 __all__ = [
     "Transaction",

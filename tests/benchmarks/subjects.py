@@ -18,7 +18,7 @@ import torchvision
 from torch import Tensor, nn
 
 from lightning_taylor import trace_channels
-from lightning_taylor.graph.channels import ChannelGraph
+from lightning_taylor.graph.channel_graph import ChannelGraph
 from lightning_taylor.report.environment import machine
 from lightning_taylor.scores.criterion import Scorer
 

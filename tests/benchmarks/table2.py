@@ -25,7 +25,7 @@ from subjects import Clock, Setting, clock_of, parser, write
 from torch import nn
 
 from lightning_taylor import prune_channels
-from lightning_taylor.graph.channels import ChannelGraph
+from lightning_taylor.graph.channel_graph import ChannelGraph
 from lightning_taylor.plan.cost import CostModel
 
 CLASSES = {"alexnet": 102, "vgg16": 1000}

@@ -28,7 +28,7 @@ from campaigns.children import outcome
 from campaigns.measuring import OUTPUT, Example, Row
 from campaigns.table import Store, arguments, versions, write_section
 from lightning_taylor import trace_channels
-from lightning_taylor.graph.channels import ChannelGraph
+from lightning_taylor.graph.channel_graph import ChannelGraph
 from lightning_taylor.utilities.calls import tensors_in
 
 SHARE = 0.25

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from fit.boring import Boring, loader, trainer
 from lightning_taylor import OneShot, Taylor, TaylorPruning
-from lightning_taylor.graph.channels import ChannelGraph
+from lightning_taylor.graph.channel_graph import ChannelGraph
 from lightning_taylor.scores.criterion import Criterion, Scorer
 
 

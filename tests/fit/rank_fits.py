@@ -19,7 +19,7 @@ from fit.boring import Boring, trainer
 from fit.rank_launch import all_well, on_ranks
 from fit.resuming import StatefulLoader
 from lightning_taylor import Gradual, TaylorPruning
-from lightning_taylor.graph.plain import graph_to_plain
+from lightning_taylor.graph.serialize import graph_to_plain
 
 Result = list[dict[str, Any]]
 

@@ -15,7 +15,8 @@ from fit.boring import Boring, kept_trainer
 from fit.resuming import StatefulLoader, differences
 from lightning_taylor import Gradual, Taylor, TaylorBatch, TaylorPruning, load_pruned, trace_channels
 from lightning_taylor.export.onnx_file import export_onnx
-from lightning_taylor.graph.channels import ChannelGraph, Role
+from lightning_taylor.graph.channel_graph import ChannelGraph
+from lightning_taylor.graph.types import Role
 
 KEPT, STEPS = 3, 6
 X = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))

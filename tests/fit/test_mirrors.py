@@ -22,7 +22,8 @@ from torch.optim.lr_scheduler import OneCycleLR, ReduceLROnPlateau, StepLR
 from fit.boring import Boring, loader, trainer
 from fit.harness import Recording, fit, lands, pruning
 from lightning_taylor import Gradual, OneShot
-from lightning_taylor.graph.channels import ChannelGraph, Role
+from lightning_taylor.graph.channel_graph import ChannelGraph
+from lightning_taylor.graph.types import Role
 
 STEP = 10  # of the only event, in the second of three epochs of eight steps
 Averager = Callable[[], L.Callback]

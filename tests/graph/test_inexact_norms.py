@@ -16,8 +16,9 @@ from torchvision.models.convnext import CNBlockConfig, ConvNeXt
 from torchvision.models.swin_transformer import SwinTransformer
 
 from lightning_taylor import Gradual, TaylorPruning, trace_channels
-from lightning_taylor.graph.channels import ChannelGraph, Remove
+from lightning_taylor.graph.channel_graph import ChannelGraph
 from lightning_taylor.graph.copying import reveal
+from lightning_taylor.graph.types import Remove
 
 
 def grouped() -> nn.Module:

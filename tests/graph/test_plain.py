@@ -5,7 +5,7 @@ import io
 import pytest
 import torch
 
-from lightning_taylor.graph.plain import call_from_plain, call_to_plain
+from lightning_taylor.graph.serialize import call_from_plain, call_to_plain
 from lightning_taylor.utilities.calls import ForwardCall
 
 

@@ -32,9 +32,10 @@ from exactness import difference, masked, outputs, sliced
 from random_program import Gene
 from surgery.reference import lost, named_state, named_tensors, snapshot, without, zero
 
-from lightning_taylor.graph.channels import ChannelGraph, Remove, Role
+from lightning_taylor.graph.channel_graph import ChannelGraph
 from lightning_taylor.graph.choices import AttentionHeads
 from lightning_taylor.graph.trace import trace_channels
+from lightning_taylor.graph.types import Remove, Role
 from lightning_taylor.surgery.prune import prune_channels
 from lightning_taylor.surgery.transaction import Transaction
 

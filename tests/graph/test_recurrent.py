@@ -10,7 +10,8 @@ from exactness import difference, masked, outputs, sliced
 from torch import Tensor, nn
 
 from lightning_taylor import Taylor, TaylorBatch, trace_channels
-from lightning_taylor.graph.channels import ChannelGraph, Role
+from lightning_taylor.graph.channel_graph import ChannelGraph
+from lightning_taylor.graph.types import Role
 
 X = torch.randn(3, 3, 9, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
 

@@ -14,9 +14,9 @@ from torchvision.models import VisionTransformer
 
 from lightning_taylor import prune_channels, trace_channels
 from lightning_taylor.checkpoint import fit_shapes, widths_of
-from lightning_taylor.graph.channels import Follower
-from lightning_taylor.graph.plain import follower_from_plain, follower_to_plain
+from lightning_taylor.graph.serialize import follower_from_plain, follower_to_plain
 from lightning_taylor.graph.sizes import WHOLE, choices
+from lightning_taylor.graph.types import Follower
 
 NUMBERS = {"listed": "sizes", "rest": "sizes", "sliced": "worked", "halved": "expanded", "spelled": "hidden"}
 

@@ -9,7 +9,8 @@ from math import prod
 import pytest
 import torch
 
-from lightning_taylor.graph.channels import ChannelGraph, ChannelGroup, Operation, Role, Slice
+from lightning_taylor.graph.channel_graph import ChannelGraph
+from lightning_taylor.graph.types import ChannelGroup, Operation, Role, Slice
 from lightning_taylor.plan.cost import Cost
 
 

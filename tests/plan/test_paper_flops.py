@@ -29,7 +29,7 @@ import torch
 import torchvision
 from torch import nn
 
-from lightning_taylor.graph.channels import ChannelGraph
+from lightning_taylor.graph.channel_graph import ChannelGraph
 from lightning_taylor.graph.trace import trace_channels
 from lightning_taylor.plan.cost import CostModel
 from lightning_taylor.recipes.r3dcnn import R3DCNN

@@ -5,7 +5,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_taylor import prune_channels, trace_channels
-from lightning_taylor.graph.channels import Role
+from lightning_taylor.graph.types import Role
 from lightning_taylor.recipes.r3dcnn import R3DCNN, WIDTHS, load_c3d
 
 SHAPE = (2, 3, 1, 8, 32, 32)

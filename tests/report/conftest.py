@@ -3,7 +3,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from lightning_taylor.graph.channels import ChannelGraph, ChannelGroup, Operation, Role, Slice
+from lightning_taylor.graph.channel_graph import ChannelGraph
+from lightning_taylor.graph.types import ChannelGroup, Operation, Role, Slice
 from lightning_taylor.plan.cost import CostModel
 from lightning_taylor.plan.record import Event, Record
 from lightning_taylor.plan.target import Target

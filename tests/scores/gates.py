@@ -12,8 +12,9 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from zoo import build
 
-from lightning_taylor.graph.channels import ChannelGraph, Role
+from lightning_taylor.graph.channel_graph import ChannelGraph
 from lightning_taylor.graph.trace import trace_channels
+from lightning_taylor.graph.types import Role
 from lightning_taylor.scores.criterion import Criterion, Scorer
 
 

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from zoo import NETS
 
 from lightning_taylor.errors import UncoupledChannelsError
-from lightning_taylor.graph.channels import Role
+from lightning_taylor.graph.types import Role
 from lightning_taylor.scores.baselines import Random, WeightMagnitude
 from lightning_taylor.scores.criterion import Criterion
 from lightning_taylor.scores.normalize import normalize

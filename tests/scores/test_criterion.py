@@ -13,8 +13,9 @@ from torch import Tensor, nn
 from zoo import Residual, conv
 
 from lightning_taylor import OneShot
-from lightning_taylor.graph.channels import ChannelGraph, Role
+from lightning_taylor.graph.channel_graph import ChannelGraph
 from lightning_taylor.graph.trace import trace_channels
+from lightning_taylor.graph.types import Role
 from lightning_taylor.scores.activations import ActivationMean, ActivationStd, APoZ
 from lightning_taylor.scores.baselines import Random, WeightMagnitude
 from lightning_taylor.scores.combined import Combined

@@ -12,8 +12,9 @@ from torch.utils.checkpoint import checkpoint
 from zoo import NETS, conv
 
 from lightning_taylor.errors import UnsupportedModelError
-from lightning_taylor.graph.channels import ChannelGraph, Role
+from lightning_taylor.graph.channel_graph import ChannelGraph
 from lightning_taylor.graph.trace import trace_channels
+from lightning_taylor.graph.types import Role
 from lightning_taylor.scores.combined import Combined
 from lightning_taylor.scores.criterion import Scorer
 from lightning_taylor.scores.obd import OBD, draw_signs

@@ -11,8 +11,9 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from zoo_heads import SPREAD, build_spread
 
-from lightning_taylor.graph.channels import ChannelGraph, Role
+from lightning_taylor.graph.channel_graph import ChannelGraph
 from lightning_taylor.graph.trace import trace_channels
+from lightning_taylor.graph.types import Role
 from lightning_taylor.scores.criterion import Criterion
 from lightning_taylor.scores.obd import OBD
 from lightning_taylor.scores.taylor import Taylor

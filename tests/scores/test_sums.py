@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.multiprocessing.spawn import spawn
 
-from lightning_taylor.graph.channels import ChannelGraph, ChannelGroup, Role, Slice
+from lightning_taylor.graph.channel_graph import ChannelGraph
+from lightning_taylor.graph.types import ChannelGroup, Role, Slice
 from lightning_taylor.scores.assembly import Assembly, Part
 from lightning_taylor.scores.sums import ChannelSums
 

@@ -15,7 +15,7 @@ from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils.checkpoint import checkpoint
 from zoo import conv
 
-from lightning_taylor.graph.channels import ChannelGraph
+from lightning_taylor.graph.channel_graph import ChannelGraph
 from lightning_taylor.graph.trace import trace_channels
 from lightning_taylor.scores.taylor import Taylor
 from lightning_taylor.scores.taylor_batch import TaylorBatch

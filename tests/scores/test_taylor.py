@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from zoo import NETS, conv
 
-from lightning_taylor.graph.channels import ChannelGraph
+from lightning_taylor.graph.channel_graph import ChannelGraph
 from lightning_taylor.graph.trace import trace_channels
 from lightning_taylor.scores.normalize import normalize
 from lightning_taylor.scores.taylor import Taylor

@@ -13,7 +13,7 @@ from rich.console import Console
 from torch import Tensor, nn
 from zoo import build
 
-from lightning_taylor.graph.channels import ChannelGraph
+from lightning_taylor.graph.channel_graph import ChannelGraph
 from lightning_taylor.graph.trace import trace_channels
 from lightning_taylor.scores.activations import ActivationMean, ActivationStd
 from lightning_taylor.scores.baselines import Random, WeightMagnitude

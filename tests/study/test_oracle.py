@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from zoo import NETS, build, conv
 
-from lightning_taylor.graph.channels import ChannelGraph
+from lightning_taylor.graph.channel_graph import ChannelGraph
 from lightning_taylor.graph.trace import trace_channels
 from lightning_taylor.study.oracle import measure_oracle, sample_channels
 

@@ -11,8 +11,8 @@ from lightning.pytorch.utilities.compile import from_compiled
 from torch import Tensor
 from zoo import build
 
-from lightning_taylor.graph.channels import Role
 from lightning_taylor.graph.trace import trace_channels
+from lightning_taylor.graph.types import Role
 from lightning_taylor.study.correlation import spearman
 from lightning_taylor.study.spot import draw_channels, spot_check, training_loss
 

@@ -7,7 +7,8 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor, nn
 
-from lightning_taylor.graph.channels import ChannelGraph, ChannelGroup, Role, Slice
+from lightning_taylor.graph.channel_graph import ChannelGraph
+from lightning_taylor.graph.types import ChannelGroup, Role, Slice
 
 P, T, C = Role.PRODUCER, Role.PASS_THROUGH, Role.CONSUMER
 Place = tuple[str, int, Role]

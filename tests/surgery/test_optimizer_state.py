@@ -12,7 +12,8 @@ from torch import nn
 from torch.optim import Optimizer
 
 from lightning_taylor.errors import OptimizerStateError
-from lightning_taylor.graph.channels import ChannelGraph, Role
+from lightning_taylor.graph.channel_graph import ChannelGraph
+from lightning_taylor.graph.types import Role
 from lightning_taylor.surgery.prune import prune_channels
 
 from .nets import Chain, Perceptron, Residual, Words, batches, build

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.multiprocessing.reductions import StorageWeakRef
 
 from lightning_taylor.errors import UncoupledChannelsError
-from lightning_taylor.graph.channels import Role
+from lightning_taylor.graph.types import Role
 from lightning_taylor.surgery.prune import prune_channels
 
 from .nets import C, Chain, P, Perceptron, Residual, batches, build, graph_of

@@ -11,7 +11,8 @@ from typing import Any
 
 import torch
 
-from lightning_taylor.graph.channels import Axis, ChannelGraph, ChannelGroup, Follower, Operation, Role, Slice
+from lightning_taylor.graph.channel_graph import ChannelGraph
+from lightning_taylor.graph.types import Axis, ChannelGroup, Follower, Operation, Role, Slice
 from lightning_taylor.utilities.calls import ForwardCall
 
 __all__ = [

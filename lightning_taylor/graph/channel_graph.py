@@ -1,7 +1,4 @@
-"""What belongs together: channels, the groups they form, and the graph of a whole model.
-
-Plain data, found by a trace and used by everything above: a score is a ``(C,)`` tensor per group name,
-a decision is ``remove``, sorted unique indices per group name. Indices always count in the *current* width.
+"""The channel graph of a whole model: its groups, what is frozen, and what is left after a removal.
 
 Shape legend: C = channels of a group, M = entries of one tensor dimension that one channel owns.
 """
@@ -11,144 +8,18 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
-from enum import StrEnum
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from lightning_taylor.graph.indices import checked_indices, some
+from lightning_taylor.graph.types import Axis, ChannelGroup, Follower, Operation, Remove, Slice
 
-__all__ = ["Axis", "ChannelGraph", "ChannelGroup", "Follower", "Operation", "Remove", "Role", "Slice"]
-
-Axis = tuple[str, int]
-"""One dimension of one parameter or buffer: its qualified name and the dimension."""
-
-Remove = Mapping[str, Tensor | Iterable[int]]
-"""Group name -> sorted unique int64 indices of the channels to remove, in the group's current width."""
-
-
-class Role(StrEnum):
-    """What a tensor does with a channel."""
-
-    PRODUCER = "producer"
-    """Makes the channel: the output dimension of a convolution or linear layer, and its bias."""
-    PASS_THROUGH = "pass-through"
-    """Acts on the channel and hands it on: batch norm, depthwise convolution, layer scale."""
-    CONSUMER = "consumer"
-    """Reads the channel: the input dimension of a convolution or linear layer."""
-    QUERY = "query"
-    """Makes the channel, which is then multiplied with that of a ``KEY`` and summed over, as in an attention."""
-    KEY = "key"
-    """The other side: zero on either, the product is zero."""
-
-
-@dataclass(frozen=True, eq=False)
-class Slice:
-    """The part of one tensor dimension that a group's channels own.
-
-    Attributes:
-        tensor: qualified name of the parameter or buffer; of tied names, the first.
-        dim: which of its dimensions.
-        index: shape ``(C, M)``, int64, on the CPU: row ``c`` lists the entries along ``dim`` that go with channel
-            ``c``. ``M`` is 1 but for flattened maps (positions), tied halves, and the like.
-        role: producer, pass-through, consumer, query or key.
-    """
-
-    tensor: str
-    dim: int
-    index: Tensor
-    role: Role
-
-    @property
-    def axis(self) -> Axis:
-        """The tensor's name and the dimension, as one key."""
-        return self.tensor, self.dim
-
-
-@dataclass(frozen=True, eq=False)
-class ChannelGroup:
-    """Channels of one kind: each goes from every slice at once, and any of them can go without the others.
-
-    Attributes:
-        name: the first layer that produces them.
-        slices: every place where they live; all have the same number of rows.
-    """
-
-    name: str
-    slices: tuple[Slice, ...]
-
-    @property
-    def size(self) -> int:
-        """How many channels there are now, each of which can be removed on its own."""
-        return self.slices[0].index.shape[0]
-
-    def of(self, *roles: Role) -> tuple[Slice, ...]:
-        """The slices with one of the given roles, in the order of the trace."""
-        return tuple(s for s in self.slices if s.role in roles)
-
-    @property
-    def read(self) -> tuple[Slice, ...]:
-        """What has to be zero for nothing to read the channels: consumers, and what makes queries and keys."""
-        return self.of(Role.CONSUMER, Role.QUERY, Role.KEY)
-
-
-@dataclass(frozen=True)
-class Operation:
-    """One contraction or attention kernel of the evaluation path, with its cost when the model was traced.
-
-    Attributes:
-        module: qualified name of the innermost module that ran it.
-        name: the operator, as torch calls it.
-        flops: FLOPs per example (2 per multiply-add) at the traced widths, by ``FlopCounterMode``.
-        axes: the tensor dimensions to whose widths the cost is proportional.
-    """
-
-    module: str
-    name: str
-    flops: int
-    axes: tuple[Axis, ...]
-
-
-@dataclass(frozen=True)
-class Follower:
-    """A whole number that a module keeps about its width (``num_heads``), and that follows a tensor's.
-
-    Attributes:
-        module: qualified name.
-        attribute: of the module.
-        axis: the tensor dimension whose width it is proportional to.
-        dense: its value when the model was traced.
-        width: the width of the axis then, without those of ``minus``; 0 for a number that stays as it is.
-        minus: the dimensions whose widths are not counted: a part that no tensor is as wide as is the rest of others.
-
-    An attribute ``sizes[1]`` is the second entry of a list or tuple.
-    """
-
-    module: str
-    attribute: str
-    axis: Axis
-    dense: int
-    width: int
-    minus: tuple[Axis, ...] = ()
-
-    @property
-    def axes(self) -> tuple[Axis, ...]:
-        """All dimensions that it depends on."""
-        return self.axis, *self.minus
-
-    def at(self, width: int) -> int:
-        """Its value at another width of the axis, without those of ``minus``.
-
-        Raises:
-            ValueError: if that is no whole number.
-        """
-        if not self.width:
-            return self.dense
-        value, rest = divmod(self.dense * width, self.width)
-        if rest:
-            raise ValueError(f"{self.module}.{self.attribute} would be {self.dense * width}/{self.width}")
-        return value
+__all__ = [
+    "ChannelGraph",
+    "checked_indices",
+    "some",
+]
 
 
 @dataclass(frozen=True, eq=False)
@@ -276,3 +147,54 @@ def _shrink(group: ChannelGroup, index_R: Tensor | None, keep: Mapping[Axis, Ten
             made[key] = torch.from_numpy(left if kept is None else np.searchsorted(kept.numpy(), left))
         slices.append(Slice(s.tensor, s.dim, made[key], s.role))
     return ChannelGroup(group.name, tuple(slices))
+
+
+def checked_indices(name: str, indices: Tensor | Iterable[int], size: int) -> Tensor:
+    """A decision's indices as int64 on the CPU.
+
+    Args:
+        name: the group's, for the message.
+        indices: what the user gave.
+        size: how many channels the group has.
+
+    Raises:
+        ValueError: if they are no whole numbers, out of range, not sorted and unique, or all that the group has.
+    """
+    index_R = _whole_numbers(name, indices)
+    _check_indices(name, index_R, size)
+    return index_R
+
+
+def _whole_numbers(name: str, indices: Tensor | Iterable[int]) -> Tensor:
+    """The indices as int64 on the CPU; what is no whole number is refused, not rounded."""
+    try:
+        given = indices if isinstance(indices, Tensor) else torch.as_tensor(list(indices))
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise ValueError(f"group {name!r}: indices must be whole numbers, got {indices!r}") from error
+    if given.dtype is torch.bool:
+        raise ValueError(f"group {name!r}: indices must be whole numbers; of a mask take mask.nonzero().flatten()")
+    if given.numel() and (given.is_floating_point() or given.is_complex()):
+        raise ValueError(f"group {name!r}: indices must be whole numbers, got {given.dtype}: {given.tolist()}")
+    return given.to("cpu", torch.int64)
+
+
+def _check_indices(name: str, index_R: Tensor, size: int) -> None:
+    index = index_R.numpy()
+    if index.ndim != 1:
+        raise ValueError(f"group {name!r}: indices must be one-dimensional, got shape {index.shape}")
+    if index.size and (index.min() < 0 or index.max() >= size):
+        raise ValueError(
+            f"group {name!r} has channels 0 to {size - 1}, got indices from {index.min()} to "
+            f"{index.max()}; indices count in the current width"
+        )
+    if not (index[1:] > index[:-1]).all():
+        raise ValueError(f"group {name!r}: indices must be sorted and unique, got {index.tolist()[:16]}")
+    if index.size >= size:
+        raise ValueError(f"group {name!r} has {size} channels and cannot lose all of them")
+
+
+def some(names: Iterable[str], most: int = 8) -> str:
+    """The first few names, for a message."""
+    listed = [repr(n) for n in names]
+    tail = f" and {len(listed) - most} more" if len(listed) > most else ""
+    return ", ".join(listed[:most]) + tail if listed else "none"
