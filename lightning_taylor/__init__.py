@@ -20,10 +20,10 @@ from lightning_taylor.errors import (
 from lightning_taylor.export.onnx_file import export_onnx
 from lightning_taylor.export.program import export_program
 from lightning_taylor.export.weights import export_state_dict
-from lightning_taylor.graph.attributes import register_attributes
 from lightning_taylor.graph.channel_graph import ChannelGraph
 from lightning_taylor.graph.trace import trace_channels
 from lightning_taylor.graph.types import ChannelGroup
+from lightning_taylor.modules.attributes import register_attributes
 from lightning_taylor.plan.guard import Guard
 from lightning_taylor.plan.schedule import Gradual, Iterative, OneShot
 from lightning_taylor.plan.target import Target

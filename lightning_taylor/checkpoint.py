@@ -21,11 +21,11 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from lightning_taylor.errors import UncoupledChannelsError
-from lightning_taylor.graph.attributes import follow_shapes, known
 from lightning_taylor.graph.channel_graph import ChannelGraph
-from lightning_taylor.graph.copying import named_tensors
-from lightning_taylor.graph.resize import hold
 from lightning_taylor.graph.serialize import follower_from_plain, follower_to_plain
+from lightning_taylor.modules.attributes import follow_shapes, known
+from lightning_taylor.modules.model_copy import named_tensors
+from lightning_taylor.modules.resize import hold
 from lightning_taylor.utilities.lightning_names import either
 
 __all__ = [

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from lightning_taylor.graph.channel_graph import ChannelGraph
-from lightning_taylor.graph.resize import shrink_modules
 from lightning_taylor.graph.types import Remove
+from lightning_taylor.modules.resize import shrink_modules
 
 
 def masked(model: nn.Module, graph: ChannelGraph, remove: Remove) -> nn.Module:

@@ -14,7 +14,7 @@ import torch
 import torchvision
 from torch import Tensor, nn
 
-from lightning_taylor.graph.attributes import rule_of
+from lightning_taylor.modules.attributes import rule_of
 
 __all__ = ["LOADER", "architecture_record", "loader_text", "torchvision_builders"]
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from lightning_taylor.export.architecture import architecture_record, loader_text, torchvision_builders
 from lightning_taylor.export.keep import Candidate, Exported, ExportError, keep, uncompiled
-from lightning_taylor.graph.copying import private_copy
+from lightning_taylor.modules.model_copy import private_copy
 from lightning_taylor.utilities.calls import Inputs
 
 __all__ = ["export_state_dict"]
@@ -95,7 +95,7 @@ def export_state_dict(
 
 def _check_own_code(model: nn.Module) -> None:
     for name, module in model.named_modules():
-        if type(module).__module__.startswith("lightning_taylor.graph"):
+        if type(module).__module__.startswith("lightning_taylor.modules"):
             raise ExportError(
                 f"{name!r} lost attention heads and runs {type(module).__name__} of this package, so nothing else "
                 "can rebuild it: use export_onnx or export_program"

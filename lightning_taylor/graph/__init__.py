@@ -1,1 +1,1 @@
-"""What belongs together: the provenance trace, the rules of the operators, the groups, and their proof."""
+"""Plain data: channels, the groups that they form, the graph of a model, and how it is written down."""

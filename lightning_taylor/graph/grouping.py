@@ -16,9 +16,9 @@ import torch
 
 from lightning_taylor.graph.channel_graph import ChannelGraph
 from lightning_taylor.graph.grids import MERGED
-from lightning_taylor.graph.heads import SCALED_BY
 from lightning_taylor.graph.ledger import VIRTUAL, Ledger
 from lightning_taylor.graph.types import Axis, ChannelGroup, Follower, Role, Slice
+from lightning_taylor.modules.attention import SCALED_BY
 
 __all__ = ["build_graph"]
 

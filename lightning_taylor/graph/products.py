@@ -12,11 +12,12 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from lightning_taylor.graph.heads import HEAD_WIDTH, SCALED_BY, projection_of
 from lightning_taylor.graph.labels import Labels
 from lightning_taylor.graph.slots import entries_of
 from lightning_taylor.graph.tracer import Call
 from lightning_taylor.graph.types import Role
+from lightning_taylor.modules.attention import HEAD_WIDTH, SCALED_BY
+from lightning_taylor.modules.attention_registry import projection_of
 
 __all__ = ["contracted", "keeps_scale"]
 

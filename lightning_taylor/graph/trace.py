@@ -14,7 +14,6 @@ from lightning_taylor.errors import NothingToPruneError, UnsupportedModelError
 from lightning_taylor.graph.averages import Averages
 from lightning_taylor.graph.channel_graph import ChannelGraph
 from lightning_taylor.graph.choices import AttentionHeads, Choices, ConvGroups
-from lightning_taylor.graph.copying import private_copy, reveal, tensor_names
 from lightning_taylor.graph.grouping import build_graph
 from lightning_taylor.graph.ledger import Ledger
 from lightning_taylor.graph.passes import in_mode, outputs_of, settle_precision
@@ -23,6 +22,7 @@ from lightning_taylor.graph.recurrent import tie_recurrent
 from lightning_taylor.graph.rules import RULES, SEVERAL, fallback
 from lightning_taylor.graph.tracer import Tracer
 from lightning_taylor.graph.verify import prove
+from lightning_taylor.modules.model_copy import private_copy, reveal, tensor_names
 from lightning_taylor.utilities.calls import ForwardCall, batch_size, cast_call, few_of, tensors_in
 
 __all__ = ["require_groups", "trace_calls", "trace_channels"]

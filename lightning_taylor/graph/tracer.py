@@ -16,13 +16,13 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
-from lightning_taylor.graph.attributes import rule_of
 from lightning_taylor.graph.averages import Averages
 from lightning_taylor.graph.labels import Labels, tells_all
 from lightning_taylor.graph.ledger import NEUTRAL, Ledger
 from lightning_taylor.graph.lines import running_line
 from lightning_taylor.graph.sizes import may_count
 from lightning_taylor.graph.types import Axis, Operation
+from lightning_taylor.modules.attributes import rule_of
 from lightning_taylor.utilities.calls import tensors_in
 
 __all__ = [

@@ -15,15 +15,15 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-from lightning_taylor.graph.attributes import follow_shapes, known
 from lightning_taylor.graph.averages import Averages
 from lightning_taylor.graph.channel_graph import ChannelGraph
-from lightning_taylor.graph.copying import tensor_names
 from lightning_taylor.graph.ledger import Ledger
 from lightning_taylor.graph.lines import raising_line
 from lightning_taylor.graph.passes import Paths
-from lightning_taylor.graph.resize import hold, resized
 from lightning_taylor.graph.statistics import KeptStatistics
+from lightning_taylor.modules.attributes import follow_shapes, known
+from lightning_taylor.modules.model_copy import tensor_names
+from lightning_taylor.modules.resize import hold, resized
 
 __all__ = ["prove"]
 

@@ -13,8 +13,8 @@ import torch
 from torch import nn
 
 from lightning_taylor.graph.channel_graph import ChannelGraph
-from lightning_taylor.graph.copying import private_copy
-from lightning_taylor.graph.resize import with_shapes
+from lightning_taylor.modules.model_copy import private_copy
+from lightning_taylor.modules.resize import with_shapes
 from lightning_taylor.plan.latency import compare_latency, measure_latency
 from lightning_taylor.plan.memory import peak_bytes
 from lightning_taylor.utilities.calls import ForwardCall, one_example, repeated, runner, tensors_in

@@ -13,9 +13,9 @@ import torch
 from rich.console import Console
 from torch import Tensor
 
-from lightning_taylor.graph.copying import private_copy
-from lightning_taylor.graph.resize import with_shapes
 from lightning_taylor.graph.serialize import call_to_plain
+from lightning_taylor.modules.model_copy import private_copy
+from lightning_taylor.modules.resize import with_shapes
 from lightning_taylor.plan.latency import LatencyComparison, compare_latency
 from lightning_taylor.pruner import Pruner
 from lightning_taylor.report.environment import machine, peak_memory, state_dict_bytes

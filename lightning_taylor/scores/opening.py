@@ -11,8 +11,9 @@ from typing import final
 
 from torch import nn
 
-from lightning_taylor.graph.attributes import follow_shapes
-from lightning_taylor.graph.heads import hand_queries_to, headwise, projection_of
+from lightning_taylor.modules.attention import hand_queries_to
+from lightning_taylor.modules.attention_registry import headwise, projection_of
+from lightning_taylor.modules.attributes import follow_shapes
 from lightning_taylor.scores.readers import Reader
 
 __all__ = ["OpenHeads"]

@@ -21,8 +21,8 @@ from torch.utils.hooks import RemovableHandle
 
 from lightning_taylor.errors import UncoupledChannelsError
 from lightning_taylor.graph.channel_graph import ChannelGraph
-from lightning_taylor.graph.heads import hands_queries_on, headwise, is_stock, projection_of
 from lightning_taylor.graph.types import Role, Slice
+from lightning_taylor.modules.attention_registry import hands_queries_on, headwise, is_stock, projection_of
 
 __all__ = ["Reader", "Readers", "checked_parameter", "find_readers"]
 

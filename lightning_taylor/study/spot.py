@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torchmetrics import Metric
 
 from lightning_taylor.graph.channel_graph import ChannelGraph
-from lightning_taylor.graph.copying import private_copy
+from lightning_taylor.modules.model_copy import private_copy
 from lightning_taylor.study.correlation import spearman
 from lightning_taylor.study.oracle import measure_oracle
 

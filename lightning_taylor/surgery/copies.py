@@ -16,9 +16,9 @@ from typing import Any
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
-from lightning_taylor.graph.attributes import Known
-from lightning_taylor.graph.resize import followed, owners, resized, touched_tensors
 from lightning_taylor.graph.types import Axis
+from lightning_taylor.modules.attributes import Known
+from lightning_taylor.modules.resize import followed, owners, resized, touched_tensors
 from lightning_taylor.surgery.transaction import Transaction
 
 __all__ = ["Copy", "find_copies", "unreachable_copies"]

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.optim import LBFGS, Optimizer
 
 from lightning_taylor.errors import OptimizerStateError
-from lightning_taylor.graph.resize import Touched, resized
+from lightning_taylor.modules.resize import Touched, resized
 from lightning_taylor.surgery.transaction import Transaction
 
 __all__ = ["HistoryReset", "StateChange", "prepare_state", "unwrapped"]

@@ -9,10 +9,10 @@ from torch import nn
 from torch.optim import Optimizer
 
 from lightning_taylor.errors import UncoupledChannelsError
-from lightning_taylor.graph.attributes import concerned, known
 from lightning_taylor.graph.channel_graph import ChannelGraph
-from lightning_taylor.graph.resize import Touched, followed, owners, resized, touched_tensors
 from lightning_taylor.graph.types import Remove
+from lightning_taylor.modules.attributes import concerned, known
+from lightning_taylor.modules.resize import Touched, followed, owners, resized, touched_tensors
 from lightning_taylor.surgery.copies import Copy
 from lightning_taylor.surgery.optimizer_state import prepare_state, unwrapped
 from lightning_taylor.surgery.transaction import Transaction

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from lightning_taylor.graph.attributes import Known, known
 from lightning_taylor.graph.types import Follower
+from lightning_taylor.modules.attributes import Known, known
 from lightning_taylor.surgery.copies import Copy
 from lightning_taylor.surgery.optimizer_state import unwrapped
 from lightning_taylor.surgery.transaction import Transaction

@@ -8,9 +8,9 @@ from typing import Any, Self, final
 
 from torch import Tensor, nn
 
-from lightning_taylor.graph.attributes import attribute_changes
-from lightning_taylor.graph.resize import hold
 from lightning_taylor.graph.types import Axis
+from lightning_taylor.modules.attributes import attribute_changes
+from lightning_taylor.modules.resize import hold
 
 __all__ = [
     "Transaction",

@@ -21,7 +21,7 @@ from lightning_taylor.export.keep import Exported
 from lightning_taylor.export.onnx_file import export_onnx, onnx_session
 from lightning_taylor.export.program import export_program
 from lightning_taylor.export.weights import export_state_dict
-from lightning_taylor.graph.resize import with_shapes
+from lightning_taylor.modules.resize import with_shapes
 from lightning_taylor.plan.latency import compare_latency
 from lightning_taylor.utilities.calls import Inputs
 

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 
 from campaigns.strikes import Strike, StruckError, counting_lines
 from lightning_taylor import Gradual, Iterative, OneShot, Random, TaylorBatch, TaylorPruning
-from lightning_taylor.graph.attributes import attribute_changes
+from lightning_taylor.modules.attributes import attribute_changes
 from lightning_taylor.plan.guard import Guard
 
 PARTS = (

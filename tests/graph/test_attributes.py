@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrizations, parametrize, prune
 
 from lightning_taylor.errors import UncoupledChannelsError
-from lightning_taylor.graph.attributes import follow_shapes, register_attributes
-from lightning_taylor.graph.resize import shrink_modules
+from lightning_taylor.modules.attributes import follow_shapes, register_attributes
+from lightning_taylor.modules.resize import shrink_modules
 
 # One row: the module, what stays of which of its tensors, an input, and the module torch would have built.
 Row = tuple[nn.Module, dict[tuple[str, int], list[int]], nn.Module]

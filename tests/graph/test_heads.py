@@ -16,10 +16,10 @@ from zoo_heads import SPREAD, NonLocal, Own, Stock, build_spread
 from lightning_taylor import trace_channels
 from lightning_taylor.graph.channel_graph import ChannelGraph
 from lightning_taylor.graph.choices import AttentionHeads
-from lightning_taylor.graph.heads import SCALED_BY
-from lightning_taylor.graph.resize import shrink_modules
 from lightning_taylor.graph.serialize import graph_from_plain, graph_to_plain
 from lightning_taylor.graph.types import Role
+from lightning_taylor.modules.attention import SCALED_BY
+from lightning_taylor.modules.resize import shrink_modules
 from lightning_taylor.plan.cost import CostModel
 
 

@@ -17,8 +17,8 @@ from torchvision.models.swin_transformer import SwinTransformer
 
 from lightning_taylor import Gradual, TaylorPruning, trace_channels
 from lightning_taylor.graph.channel_graph import ChannelGraph
-from lightning_taylor.graph.copying import reveal
 from lightning_taylor.graph.types import Remove
+from lightning_taylor.modules.model_copy import reveal
 
 
 def grouped() -> nn.Module:

@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from lightning_taylor.errors import UncoupledChannelsError
-from lightning_taylor.graph import resize
-from lightning_taylor.graph.resize import resized, shrink_modules
+from lightning_taylor.modules import resize
+from lightning_taylor.modules.resize import resized, shrink_modules
 
 
 @st.composite

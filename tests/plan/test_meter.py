@@ -8,8 +8,8 @@ import zoo
 from torch import nn
 from torchvision import models
 
-from lightning_taylor.graph.resize import shrink_modules, with_shapes
 from lightning_taylor.graph.trace import trace_channels
+from lightning_taylor.modules.resize import shrink_modules, with_shapes
 from lightning_taylor.plan.latency import Latency, LatencyComparison
 from lightning_taylor.plan.measured import select_measured
 from lightning_taylor.plan.meter import Meter

@@ -17,7 +17,7 @@ from torchvision.models.swin_transformer import ShiftedWindowAttention, ShiftedW
 from torchvision.models.video.swin_transformer import ShiftedWindowAttention3d
 from typing_extensions import override
 
-from lightning_taylor.graph.heads import handed_on, scale_kept, scale_of
+from lightning_taylor.modules.attention import handed_on, scale_kept, scale_of
 
 __all__ = [
     "PrunedRelativeAttention",

@@ -15,8 +15,9 @@ from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 from torch.nn.utils.parametrize import is_parametrized
 
 from lightning_taylor.errors import UncoupledChannelsError
-from lightning_taylor.graph.heads import HEAD_WIDTH, heads_left
 from lightning_taylor.graph.types import Axis, Follower
+from lightning_taylor.modules.attention import HEAD_WIDTH
+from lightning_taylor.modules.attention_registry import heads_left
 
 __all__ = [
     "AttributeRule",
@@ -35,7 +36,6 @@ AttributeRule = Callable[[nn.Module, Mapping[Axis, Tensor]], Mapping[str, object
 ``keep`` has the entries that stayed, in the module's own names (``("weight", 0)``), or is empty where only the new
 shapes are known, as when a checkpoint is loaded. The module's attributes still have their old values.
 """
-
 
 Known = Mapping[str, Mapping[str, int]]
 """Module name -> attribute -> its value: what a trace has found to follow the widths."""

@@ -17,9 +17,9 @@ import torch
 from torch import Tensor, nn
 
 from lightning_taylor.errors import UncoupledChannelsError
-from lightning_taylor.graph.attributes import Known, concerned, follow_shapes, known, rule_of
-from lightning_taylor.graph.copying import named_tensors
 from lightning_taylor.graph.types import Axis, Follower
+from lightning_taylor.modules.attributes import Known, concerned, follow_shapes, known, rule_of
+from lightning_taylor.modules.model_copy import named_tensors
 
 __all__ = [
     "Touched",

@@ -1,0 +1,1 @@
+"""What the package knows about modules: their attributes, their sizes, copies of models, attention classes."""

@@ -1,0 +1,1 @@
+"""Small helpers with names that are searched for; they know nothing of channels."""
