@@ -21,7 +21,6 @@ from lightning_taylor.export.onnx_file import export_onnx
 from lightning_taylor.export.program import export_program
 from lightning_taylor.export.weights import export_state_dict
 from lightning_taylor.graph.channel_graph import ChannelGraph
-from lightning_taylor.graph.trace import trace_channels
 from lightning_taylor.graph.types import ChannelGroup
 from lightning_taylor.modules.attributes import register_attributes
 from lightning_taylor.plan.guard import Guard
@@ -37,6 +36,7 @@ from lightning_taylor.scores.obd import OBD
 from lightning_taylor.scores.taylor import Taylor
 from lightning_taylor.scores.taylor_batch import TaylorBatch
 from lightning_taylor.surgery.prune import prune_channels
+from lightning_taylor.trace.api import trace_channels
 
 __all__ = [
     "OBD",

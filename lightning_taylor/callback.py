@@ -14,7 +14,6 @@ from typing_extensions import override
 
 from lightning_taylor.checkpoint import NO_STATE, was_pruned, widths_of
 from lightning_taylor.graph.channel_graph import ChannelGraph
-from lightning_taylor.graph.choices import AttentionHeads, Choices, ConvGroups
 from lightning_taylor.host import (
     check_return,
     check_strategy,
@@ -24,7 +23,6 @@ from lightning_taylor.host import (
     remaining_scale,
     remaining_steps,
 )
-from lightning_taylor.listening import Listening
 from lightning_taylor.loading import Loading
 from lightning_taylor.options import OF_THE_TRACE, Options, as_inputs, changed_settings, check_arguments, settings_of
 from lightning_taylor.plan.guard import Guard
@@ -37,6 +35,8 @@ from lightning_taylor.scores.normalize import Normalization
 from lightning_taylor.scores.taylor import Taylor
 from lightning_taylor.session import Session
 from lightning_taylor.together import Together
+from lightning_taylor.trace.options import AttentionHeads, Choices, ConvGroups
+from lightning_taylor.trace.recorder import Listening
 from lightning_taylor.utilities.calls import ForwardCall, batch_size
 
 __all__ = ["TaylorPruning"]

@@ -10,13 +10,13 @@ from typing import Any, get_args
 
 import torch
 
-from lightning_taylor.graph.choices import AttentionHeads, Choices, ConvGroups
 from lightning_taylor.plan.guard import Guard
 from lightning_taylor.plan.reach import own_round_to
 from lightning_taylor.plan.schedule import Schedule
 from lightning_taylor.plan.target import Target
 from lightning_taylor.scores.criterion import Criterion
 from lightning_taylor.scores.normalize import Normalization
+from lightning_taylor.trace.options import AttentionHeads, Choices, ConvGroups
 
 __all__ = [
     "CHECKS",

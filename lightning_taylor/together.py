@@ -10,11 +10,11 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_warn
 from lightning.pytorch.utilities.seed import isolate_rng
 
-from lightning_taylor.graph.choices import Choices
-from lightning_taylor.graph.trace import require_groups
 from lightning_taylor.host import check_agreement, copies_of, share, trace_step, warn_of_unreachable, widths_changed
 from lightning_taylor.report import loggers
 from lightning_taylor.session import Session
+from lightning_taylor.trace.api import require_groups
+from lightning_taylor.trace.options import Choices
 from lightning_taylor.utilities.calls import ForwardCall
 
 __all__ = ["Together"]

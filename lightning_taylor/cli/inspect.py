@@ -17,10 +17,10 @@ from lightning_taylor.cli.failure import fail
 from lightning_taylor.cli.messages import nearest
 from lightning_taylor.cli.subjects import Request, of_checkpoint, of_config, of_name
 from lightning_taylor.errors import NothingToPruneError
-from lightning_taylor.graph.choices import AttentionHeads, ConvGroups
 from lightning_taylor.plan.target import Target
 from lightning_taylor.report.inspection import Inspection
 from lightning_taylor.report.inspection_table import inspection_tables
+from lightning_taylor.trace.options import AttentionHeads, ConvGroups
 
 __all__ = ["run"]
 

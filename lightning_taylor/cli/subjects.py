@@ -16,13 +16,13 @@ from lightning_taylor.cli.configs import shipped_configs
 from lightning_taylor.cli.dry_fit import look
 from lightning_taylor.cli.failure import fail
 from lightning_taylor.cli.messages import nearest
-from lightning_taylor.graph.choices import AttentionHeads, Choices, ConvGroups
 from lightning_taylor.graph.serialize import graph_from_plain
 from lightning_taylor.plan.record import Record
 from lightning_taylor.plan.schedule import default_schedule
 from lightning_taylor.plan.target import Target
 from lightning_taylor.recipes.models import create_model, model_names
 from lightning_taylor.report.inspection import Inspection, inspect_model
+from lightning_taylor.trace.options import AttentionHeads, Choices, ConvGroups
 
 __all__ = ["Request", "of_checkpoint", "of_config", "of_name"]
 

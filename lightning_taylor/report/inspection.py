@@ -11,8 +11,6 @@ from torch import nn
 
 from lightning_taylor.errors import TargetUnreachableError
 from lightning_taylor.graph.channel_graph import ChannelGraph
-from lightning_taylor.graph.choices import AttentionHeads, ConvGroups
-from lightning_taylor.graph.trace import trace_channels
 from lightning_taylor.graph.types import Operation
 from lightning_taylor.plan.cost import Cost, CostModel
 from lightning_taylor.plan.reach import allowed_widths, check_reachable
@@ -22,6 +20,8 @@ from lightning_taylor.plan.target import Target
 from lightning_taylor.report.dry_run import RULE, InspectedEvent, dry_run
 from lightning_taylor.report.remedies import remedy_for
 from lightning_taylor.report.widths import widths_after, widths_now
+from lightning_taylor.trace.api import trace_channels
+from lightning_taylor.trace.options import AttentionHeads, ConvGroups
 
 __all__ = ["InspectedLayer", "Inspection", "inspect_model"]
 

@@ -30,7 +30,6 @@ from torch.utils.data import DataLoader, Dataset, Subset
 from torchvision.io import decode_image
 from torchvision.transforms.v2.functional import normalize as standardise
 
-from lightning_taylor.graph.trace import trace_channels
 from lightning_taylor.recipes.folder import ImageFolder
 from lightning_taylor.recipes.weights import read_state_dict
 from lightning_taylor.study.correlation import Correlations, correlate
@@ -39,6 +38,7 @@ from lightning_taylor.study.curvature import gather_curvature
 from lightning_taylor.study.gathering import Gathered, gather_scores
 from lightning_taylor.study.oracle import measure_oracle, sample_channels
 from lightning_taylor.study.tables import CorrelationTable
+from lightning_taylor.trace.api import trace_channels
 
 
 class Block(nn.Module):

@@ -15,7 +15,7 @@ from torch.nn.utils import parametrizations, parametrize, spectral_norm
 
 from campaigns.cases import Case
 from lightning_taylor import prune_channels, trace_channels
-from lightning_taylor.graph.trace import require_groups
+from lightning_taylor.trace.api import require_groups
 
 X = torch.randn(2, 3, 12, 12)
 

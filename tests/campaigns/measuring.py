@@ -23,8 +23,8 @@ from torch import Tensor, nn
 
 from lightning_taylor import UnsupportedModelError, trace_channels
 from lightning_taylor.graph.channel_graph import ChannelGraph
-from lightning_taylor.graph.quiet import quiet
 from lightning_taylor.modules.model_copy import reveal
+from lightning_taylor.trace.forward import quiet
 from lightning_taylor.utilities.calls import cast, tensors_in
 
 Example = tuple[nn.Module, tuple[Any, ...]]

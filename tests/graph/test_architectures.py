@@ -20,8 +20,8 @@ from campaigns.table import Store, campaign, markdown
 from torch import nn
 
 from lightning_taylor.graph.channel_graph import ChannelGraph
-from lightning_taylor.graph.trace import trace_channels
 from lightning_taylor.graph.types import Role
+from lightning_taylor.trace.api import trace_channels
 
 WHOLE = {"mobilenet_v3_small": 9968, "mc3_18": 4800}
 WHOLE_SLOW = {"efficientnet_v2_s": 112128}

@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from lightning_taylor import trace_channels
-from lightning_taylor.graph.choices import ConvGroups
 from lightning_taylor.modules.model_copy import reveal
+from lightning_taylor.trace.options import ConvGroups
 
 CHOICES: tuple[Any, ...] = get_args(ConvGroups)
 X = torch.randn(2, 3, 8, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(0))

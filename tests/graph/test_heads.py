@@ -15,12 +15,12 @@ from zoo_heads import SPREAD, NonLocal, Own, Stock, build_spread
 
 from lightning_taylor import trace_channels
 from lightning_taylor.graph.channel_graph import ChannelGraph
-from lightning_taylor.graph.choices import AttentionHeads
 from lightning_taylor.graph.serialize import graph_from_plain, graph_to_plain
 from lightning_taylor.graph.types import Role
 from lightning_taylor.modules.attention import SCALED_BY
 from lightning_taylor.modules.resize import shrink_modules
 from lightning_taylor.plan.cost import CostModel
+from lightning_taylor.trace.options import AttentionHeads
 
 
 def spread(model: nn.Module, x: Tensor) -> ChannelGraph:

@@ -33,11 +33,11 @@ from random_program import Gene
 from surgery.reference import lost, named_state, named_tensors, snapshot, without, zero
 
 from lightning_taylor.graph.channel_graph import ChannelGraph
-from lightning_taylor.graph.choices import AttentionHeads
-from lightning_taylor.graph.trace import trace_channels
 from lightning_taylor.graph.types import Remove, Role
 from lightning_taylor.surgery.prune import prune_channels
 from lightning_taylor.surgery.transaction import Transaction
+from lightning_taylor.trace.api import trace_channels
+from lightning_taylor.trace.options import AttentionHeads
 
 FEW, MANY = 20, 170
 """Networks per property: in every run of the tests, and in CI (three properties, together about 500)."""

@@ -19,8 +19,8 @@ from torch import Tensor, nn
 from torchvision.models.detection.backbone_utils import resnet_fpn_backbone
 
 from lightning_taylor.graph.channel_graph import ChannelGraph
-from lightning_taylor.graph.trace import trace_channels
 from lightning_taylor.modules.model_copy import reveal
+from lightning_taylor.trace.api import trace_channels
 from lightning_taylor.utilities.calls import tensors_in
 
 

@@ -11,8 +11,8 @@ from torch import nn
 from torchvision.ops import roi_align
 
 from lightning_taylor.errors import UnsupportedModelError
-from lightning_taylor.graph.trace import trace_channels
 from lightning_taylor.graph.types import Role
+from lightning_taylor.trace.api import trace_channels
 
 EXPECTED = {
     "vgg": {"0": 6, "4": 8, "8": 10},

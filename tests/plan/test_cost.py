@@ -10,8 +10,8 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 from torchvision import models
 
-from lightning_taylor.graph.trace import trace_channels
 from lightning_taylor.plan.cost import CostModel
+from lightning_taylor.trace.api import trace_channels
 
 SMALL_INPUT = (2, 3, 64, 64)
 

@@ -8,12 +8,12 @@ import zoo
 from torch import nn
 from torchvision import models
 
-from lightning_taylor.graph.trace import trace_channels
 from lightning_taylor.modules.resize import shrink_modules, with_shapes
 from lightning_taylor.plan.latency import Latency, LatencyComparison
 from lightning_taylor.plan.measured import select_measured
 from lightning_taylor.plan.meter import Meter
 from lightning_taylor.plan.target import Target
+from lightning_taylor.trace.api import trace_channels
 from lightning_taylor.utilities.calls import ForwardCall
 
 FLOAT = 4

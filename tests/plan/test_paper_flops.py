@@ -30,9 +30,9 @@ import torchvision
 from torch import nn
 
 from lightning_taylor.graph.channel_graph import ChannelGraph
-from lightning_taylor.graph.trace import trace_channels
 from lightning_taylor.plan.cost import CostModel
 from lightning_taylor.recipes.r3dcnn import R3DCNN
+from lightning_taylor.trace.api import trace_channels
 
 VGG16 = [3.1, 57.8, 14.1, 28.9, 7.0, 14.5, 14.5, 3.5, 7.2, 7.2, 1.8, 1.8, 1.8, 1.8]
 ALEXNET = [2.3, 1.7, 0.8, 0.6, 0.6]

@@ -13,9 +13,9 @@ from torch.func import functional_call
 from zoo import build
 
 from lightning_taylor.graph.channel_graph import ChannelGraph
-from lightning_taylor.graph.trace import trace_channels
 from lightning_taylor.graph.types import Role
 from lightning_taylor.scores.criterion import Criterion, Scorer
+from lightning_taylor.trace.api import trace_channels
 
 
 def case(name: str, examples: int = 3) -> tuple[nn.Module, ChannelGraph, Tensor]:

@@ -14,7 +14,6 @@ from zoo import Residual, conv
 
 from lightning_taylor import OneShot
 from lightning_taylor.graph.channel_graph import ChannelGraph
-from lightning_taylor.graph.trace import trace_channels
 from lightning_taylor.graph.types import Role
 from lightning_taylor.scores.activations import ActivationMean, ActivationStd, APoZ
 from lightning_taylor.scores.baselines import Random, WeightMagnitude
@@ -24,6 +23,7 @@ from lightning_taylor.scores.mutual_information import MutualInformation
 from lightning_taylor.scores.obd import OBD
 from lightning_taylor.scores.taylor import Taylor
 from lightning_taylor.scores.taylor_batch import TaylorBatch
+from lightning_taylor.trace.api import trace_channels
 
 ALL: tuple[Criterion, ...] = (
     ActivationMean(), ActivationStd(), APoZ(), MutualInformation(bins=4), OBD(), Random(), WeightMagnitude(),

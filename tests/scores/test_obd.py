@@ -13,12 +13,12 @@ from zoo import NETS, conv
 
 from lightning_taylor.errors import UnsupportedModelError
 from lightning_taylor.graph.channel_graph import ChannelGraph
-from lightning_taylor.graph.trace import trace_channels
 from lightning_taylor.graph.types import Role
 from lightning_taylor.scores.combined import Combined
 from lightning_taylor.scores.criterion import Scorer
 from lightning_taylor.scores.obd import OBD, draw_signs
 from lightning_taylor.scores.taylor import Taylor
+from lightning_taylor.trace.api import trace_channels
 
 from .gates import assert_same, case, losses, scored
 

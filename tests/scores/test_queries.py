@@ -12,13 +12,13 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from zoo_heads import SPREAD, build_spread
 
 from lightning_taylor.graph.channel_graph import ChannelGraph
-from lightning_taylor.graph.trace import trace_channels
 from lightning_taylor.graph.types import Role
 from lightning_taylor.scores.criterion import Criterion
 from lightning_taylor.scores.obd import OBD
 from lightning_taylor.scores.taylor import Taylor
 from lightning_taylor.scores.taylor_batch import TaylorBatch
 from lightning_taylor.study.criteria import every_criterion
+from lightning_taylor.trace.api import trace_channels
 
 from .gates import assert_same, contributions, scored, train_batch
 from .test_obd import hessian, run, split

@@ -14,7 +14,6 @@ from torch import Tensor, nn
 from zoo import build
 
 from lightning_taylor.graph.channel_graph import ChannelGraph
-from lightning_taylor.graph.trace import trace_channels
 from lightning_taylor.scores.activations import ActivationMean, ActivationStd
 from lightning_taylor.scores.baselines import Random, WeightMagnitude
 from lightning_taylor.scores.criterion import Criterion
@@ -27,6 +26,7 @@ from lightning_taylor.study.correlation import SCOPES, Correlations, correlate, 
 from lightning_taylor.study.gathering import gather_scores
 from lightning_taylor.study.oracle import measure_oracle
 from lightning_taylor.study.tables import CorrelationTable
+from lightning_taylor.trace.api import trace_channels
 
 CRITERIA: dict[str, Criterion] = {
     "taylor": Taylor(), "window": Taylor(absolute="window"), "batch": TaylorBatch(), "mean": ActivationMean(),

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from zoo import NETS, build, conv
 
 from lightning_taylor.graph.channel_graph import ChannelGraph
-from lightning_taylor.graph.trace import trace_channels
 from lightning_taylor.study.oracle import measure_oracle, sample_channels
+from lightning_taylor.trace.api import trace_channels
 
 Batch = tuple[Tensor, Tensor]
 

@@ -11,10 +11,10 @@ from lightning.pytorch.utilities.compile import from_compiled
 from torch import Tensor
 from zoo import build
 
-from lightning_taylor.graph.trace import trace_channels
 from lightning_taylor.graph.types import Role
 from lightning_taylor.study.correlation import spearman
 from lightning_taylor.study.spot import draw_channels, spot_check, training_loss
+from lightning_taylor.trace.api import trace_channels
 
 
 class Dropping(Boring):

@@ -15,22 +15,25 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-from lightning_taylor.graph.averages import Averages
 from lightning_taylor.graph.channel_graph import ChannelGraph
-from lightning_taylor.graph.ledger import Ledger
-from lightning_taylor.graph.lines import raising_line
-from lightning_taylor.graph.passes import Paths
-from lightning_taylor.graph.statistics import KeptStatistics
 from lightning_taylor.modules.attributes import follow_shapes, known
 from lightning_taylor.modules.model_copy import tensor_names
 from lightning_taylor.modules.resize import hold, resized
+from lightning_taylor.trace.constraints.norm_statistics import Averages, KeptStatistics
+from lightning_taylor.trace.forward import Paths
+from lightning_taylor.trace.partition import Ledger
+from lightning_taylor.trace.source_line import raising_line
 
-__all__ = ["prove"]
-
+__all__ = [
+    "prove",
+]
 
 _TIGHT = 1e-9
+
 _LOOSE = 1e-2
+
 _DRAWS = 4
+
 _EVALUATION, _TRAINING, _BOTH = (False,), (True,), (False, True)
 
 

@@ -8,11 +8,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from lightning_taylor.graph.labels import Labels, compressed, pairs, varying
-from lightning_taylor.graph.ledger import NEUTRAL
-from lightning_taylor.graph.tracer import Call
 from lightning_taylor.graph.types import Role
-from lightning_taylor.graph.weights import (
+from lightning_taylor.trace.labels import Labels, compressed, pairs, varying
+from lightning_taylor.trace.ops.layer import (
     along_dim,
     axes_of,
     freeze_layer,
@@ -23,8 +21,12 @@ from lightning_taylor.graph.weights import (
     vector_of,
     with_batch,
 )
+from lightning_taylor.trace.partition import NEUTRAL
+from lightning_taylor.trace.state import Call
 
-__all__ = ["convolution"]
+__all__ = [
+    "convolution",
+]
 
 
 def convolution(call: Call) -> Labels | None:
@@ -53,7 +55,7 @@ def _grouped(call: Call, x: Labels | None, weight: Labels) -> Labels | None:
     Whole groups go, or as many channels of each: then the same ones, since they share the weight's input entries. Of a
     group of one channel none can go alone.
     """
-    ledger, groups = call.tracer.ledger, call.get("groups")
+    ledger, groups = call.state.ledger, call.get("groups")
     own_O, reads_I = (along_dim(weight, dim, call.get("weight").ndim) for dim in (0, 1))
     x_I = None if x is None or varying(x.slots[0]) != {1 - call.get("input").ndim} else vector_of(x.slots[0], 1)
     if call.get("transposed") or own_O is None or reads_I is None or x_I is None or bool((x_I == NEUTRAL).any()):
@@ -68,8 +70,8 @@ def _grouped(call: Call, x: Labels | None, weight: Labels) -> Labels | None:
     for dim, entries in ((0, made.axes[0]), (1, reads_I.numpy())):
         if (own := read.axes[dim]) is not None and entries is not None:
             ledger.tie(torch.from_numpy(own), torch.from_numpy(entries))
-    if call.tracer.holds("groups", groups):
-        made.holders[call.tracer.module, "groups", (0,)] = groups
+    if call.state.holds("groups", groups):
+        made.holders[call.state.module, "groups", (0,)] = groups
     ledger.assign(reads_I, Role.CONSUMER)
     call.cost([*axes_of(call, own_O), *axes_of(call, reads_I)])
     return produce(call, own_O, call.labels("bias"), dim=1)
@@ -86,15 +88,15 @@ def _plain_convolution(call: Call, x: Labels | None, weight: Labels, dim_in: int
 
 def _depthwise(call: Call, x: Labels | None, weight: Labels) -> Labels | None:
     """One filter (or several) per channel: passes the channel through, and goes with it."""
-    ledger = call.tracer.ledger
+    ledger = call.state.ledger
     own_O = along_dim(weight, 0, call.get("weight").ndim)
     if x is None or own_O is None:
         return freeze_layer(call, f"reads a tensor without channels ({call.where})")
     inputs = call.get("input").shape[1]
     multiplier = call.get("weight").shape[0] // inputs
-    if call.tracer.holds("groups", inputs):
+    if call.state.holds("groups", inputs):
         # Else nothing tells a depthwise layer of one channel from a plain one, when it grows back.
-        ledger.followers[call.tracer.module, "groups"] = (axes_of(call, own_O)[0], inputs)
+        ledger.followers[call.state.module, "groups"] = (axes_of(call, own_O)[0], inputs)
     slot = x.slots[0]
     for i in range(multiplier):
         tie_along(call, slot, own_O[i::multiplier], dim=1)
@@ -103,7 +105,7 @@ def _depthwise(call: Call, x: Labels | None, weight: Labels) -> Labels | None:
     if bias:
         ledger.tie(*pairs(bias.slots[0], own_O))
         ledger.assign(bias.slots[0], Role.PASS_THROUGH)
-    call.tracer.name_layer(own_O)
+    call.state.name_layer(own_O)
     call.cost(axes_of(call, own_O))
     # What joins it later with a part that was not filtered (a class token) must find the same labels there.
     same = multiplier == 1 and varying(slot) == {1 - slot.ndim} and not bool((compressed(slot) == NEUTRAL).any())
@@ -111,10 +113,10 @@ def _depthwise(call: Call, x: Labels | None, weight: Labels) -> Labels | None:
 
 
 def _consume(call: Call, x: Labels | None, reads_I: Tensor | None, dim: int, shape: torch.Size) -> None:
-    ledger = call.tracer.ledger
+    ledger = call.state.ledger
     if reads_I is None:
         if x is not None:
-            call.tracer.freeze(x, f"the only input channel of {call.where}")
+            call.state.freeze(x, f"the only input channel of {call.where}")
         return
     ledger.assign(reads_I, Role.CONSUMER)
     if x is None:

@@ -11,21 +11,25 @@ import torch
 from torch import nn
 
 from lightning_taylor.errors import NothingToPruneError, UnsupportedModelError
-from lightning_taylor.graph.averages import Averages
 from lightning_taylor.graph.channel_graph import ChannelGraph
-from lightning_taylor.graph.choices import AttentionHeads, Choices, ConvGroups
-from lightning_taylor.graph.grouping import build_graph
-from lightning_taylor.graph.ledger import Ledger
-from lightning_taylor.graph.passes import in_mode, outputs_of, settle_precision
-from lightning_taylor.graph.quiet import quiet
-from lightning_taylor.graph.recurrent import tie_recurrent
-from lightning_taylor.graph.rules import RULES, SEVERAL, fallback
-from lightning_taylor.graph.tracer import Tracer
-from lightning_taylor.graph.verify import prove
 from lightning_taylor.modules.model_copy import private_copy, reveal, tensor_names
+from lightning_taylor.trace.constraints.norm_statistics import Averages
+from lightning_taylor.trace.forward import in_mode, outputs_of, quiet, settle_precision
+from lightning_taylor.trace.groups import build_graph
+from lightning_taylor.trace.ops.recurrent import tie_recurrent
+from lightning_taylor.trace.ops.table import RULES, SEVERAL, fallback
+from lightning_taylor.trace.options import AttentionHeads, Choices, ConvGroups
+from lightning_taylor.trace.partition import Ledger
+from lightning_taylor.trace.proof import prove
+from lightning_taylor.trace.state import TraceState
+from lightning_taylor.trace.tracer import Tracer
 from lightning_taylor.utilities.calls import ForwardCall, batch_size, cast_call, few_of, tensors_in
 
-__all__ = ["require_groups", "trace_calls", "trace_channels"]
+__all__ = [
+    "require_groups",
+    "trace_calls",
+    "trace_channels",
+]
 
 
 def trace_channels(
@@ -122,7 +126,8 @@ def trace_calls(
     for training in (False, True):
         examples = None if training else _batch_size(few)
         try:
-            tracer = Tracer(ledger, names, averages, RULES, fallback, examples, dict(net.named_modules()), SEVERAL)
+            state = TraceState(ledger, names, averages, examples, dict(net.named_modules()))
+            tracer = Tracer(state, RULES, fallback, SEVERAL)
             returned += _trace_path(net, few, tracer, training=training, dtype=dtype)
         except Exception as error:
             raise UnsupportedModelError(
@@ -171,32 +176,32 @@ def _trace_path(
     dtype: torch.dtype,
 ) -> list[Any]:
     returned: list[Any] = []
-    with in_mode(net, training), quiet(dtype=dtype), _watched(net, tracer):
+    with in_mode(net, training), quiet(dtype=dtype), _watched(net, tracer.state):
         for call in calls:
             with tracer:
                 out = net.get_submodule(call.module)(*call.args, **call.kwargs)
             for tensor in tensors_in(out):
-                tracer.use(tensor)
-                tracer.averages.leave(tensor)
-                tracer.freeze(tracer.labels_of(tensor), "reaches the output")
+                tracer.state.use(tensor)
+                tracer.state.averages.leave(tensor)
+                tracer.state.freeze(tracer.state.labels_of(tensor), "reaches the output")
             returned.append(out)
     return returned
 
 
 @contextmanager
-def _watched(net: nn.Module, tracer: Tracer) -> Iterator[None]:
-    """Tell the tracer which module is running."""
+def _watched(net: nn.Module, state: TraceState) -> Iterator[None]:
+    """Tell the trace which module is running."""
     stack: list[str] = []
     handles = []
     for name, module in net.named_modules():
 
         def enter(_module: nn.Module, _args: Any, name: str = name) -> None:
             stack.append(name)
-            tracer.module = name
+            state.module = name
 
         def leave(_module: nn.Module, _args: Any, _out: Any) -> None:
             stack.pop()
-            tracer.module = stack[-1] if stack else ""
+            state.module = stack[-1] if stack else ""
 
         handles.append(module.register_forward_pre_hook(enter))
         handles.append(module.register_forward_hook(leave, always_call=True))

@@ -8,15 +8,19 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
-from typing import Any
+from typing import Any, final
 
 import torch
 from torch import nn
 from torch.utils.hooks import RemovableHandle
 
+from lightning_taylor.utilities.atomic import signals_deferred
 from lightning_taylor.utilities.calls import ForwardCall, tensors_in
 
-__all__ = ["CallRecorder"]
+__all__ = [
+    "CallRecorder",
+    "Listening",
+]
 
 
 class CallRecorder:
@@ -102,3 +106,37 @@ def _is_redirected(module: nn.Module) -> bool:
     """Whether a wrapper calls this module's ``forward`` only to get at its training step."""
     forward = vars(module).get("forward")
     return forward is not None and getattr(forward, "__func__", None) is not type(module).forward
+
+
+@final
+class Listening:
+    """The recorder of a model's calls, if there is one at the moment.
+
+    Example:
+        >>> listening, net = Listening(), nn.Linear(2, 1)
+        >>> listening.begin(net)
+        >>> len(listening.end() or []), listening.end()
+        (0, None)
+    """
+
+    def __init__(self) -> None:
+        self._recorder: CallRecorder | None = None
+
+    def begin(self, model: nn.Module) -> None:
+        """Record what the model is called with, until ``end``."""
+        with signals_deferred():  # a Ctrl-C among its hooks would leave some that nobody knows
+            self._recorder = CallRecorder(model)
+
+    def clear(self) -> None:
+        """Forget what was recorded so far: another batch begins."""
+        if self._recorder:
+            self._recorder.clear()
+
+    def end(self) -> list[ForwardCall] | None:
+        """Take the recorder off, and give the calls since the last ``clear``; None if there was no recorder."""
+        if not self._recorder:
+            return None
+        calls = list(self._recorder.calls)
+        self._recorder.close()
+        self._recorder = None
+        return calls

@@ -11,13 +11,19 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from lightning_taylor.graph.grids import MERGED, Grid
-from lightning_taylor.graph.labels import compressed, varying
-from lightning_taylor.graph.ledger import NEUTRAL
-from lightning_taylor.graph.sizes import names_width
-from lightning_taylor.graph.tracer import Call
+from lightning_taylor.trace.constraints.attribute_sizes import names_width
+from lightning_taylor.trace.constraints.grids import MERGED, Grid
+from lightning_taylor.trace.labels import compressed, varying
+from lightning_taylor.trace.partition import NEUTRAL
+from lightning_taylor.trace.state import Call
 
-__all__ = ["arranged", "entries_of", "joined", "slot_along", "squeezed"]
+__all__ = [
+    "arranged",
+    "entries_of",
+    "joined",
+    "slot_along",
+    "squeezed",
+]
 
 
 def arranged(call: Call, before: Tensor, after: Tensor) -> list[Tensor]:
@@ -28,10 +34,10 @@ def arranged(call: Call, before: Tensor, after: Tensor) -> list[Tensor]:
     grid_F = squeezed(after, dims)
     if bool((grid_F == NEUTRAL).any()) or len(torch.unique(grid_F)) != grid_F.numel():
         return [after]
-    tracer = call.tracer
-    nested = tracer.ledger.grids.owning(int(grid_F.max())) is not None
-    kind = (tracer.kind, call.name, len(dims), nested)
-    grid = tracer.ledger.grids.split(grid_F, call.where, kind, _order(call, grid_F))
+    state = call.state
+    nested = state.ledger.grids.owning(int(grid_F.max())) is not None
+    kind = (state.kind, call.name, len(dims), nested)
+    grid = state.ledger.grids.split(grid_F, call.where, kind, _order(call, grid_F))
     _note_holders(call, grid)
     return [
         torch.from_numpy(axis).view([-1 if d - after.ndim == dim else 1 for d in range(after.ndim)]).expand(after.shape)
@@ -48,13 +54,13 @@ def joined(call: Call, slots: Sequence[Tensor]) -> list[Tensor]:
         mine = [_slot_of(call, grid, dim, left) for dim in range(grid.labels.ndim)] if grid else [None]
         if grid is None or any(slot is None for slot in mine):
             for i in reversed(clash):
-                call.tracer.ledger.freeze(left.pop(i), f"mixed with other channels by {call.where}")
+                call.state.ledger.freeze(left.pop(i), f"mixed with other channels by {call.where}")
             continue
         found = [slot for slot in mine if slot is not None]
         left = [slot for slot in left if all(slot is not other for other in found)]
         left.append(_entries(grid, found))
         merged = math.prod(len(torch.unique(slot)) for slot in found)
-        for holder in call.tracer.counting(merged):
+        for holder in call.state.counting(merged):
             grid.holders[*holder, (MERGED,)] = merged
     return left
 
@@ -82,13 +88,13 @@ def slot_along(call: Call, slots: Sequence[Tensor], dim: int, ndim: int, passing
         if found is None and (dim % ndim) - ndim in runs:
             found = slot
         elif not runs or not runs <= passing:
-            call.tracer.ledger.freeze(slot, f"mixed with other channels by {call.where}")
+            call.state.ledger.freeze(slot, f"mixed with other channels by {call.where}")
     return found
 
 
 def _order(call: Call, grid_F: Tensor) -> list[int]:
     """The dimensions as units, the likeliest first: those that an attribute of the module counts, then the last."""
-    counted = [d for d, n in enumerate(grid_F.shape) if call.tracer.counting(n) and d < grid_F.ndim - 1]
+    counted = [d for d, n in enumerate(grid_F.shape) if call.state.counting(n) and d < grid_F.ndim - 1]
     return [*counted, *(d for d in reversed(range(grid_F.ndim)) if d not in counted)]
 
 
@@ -96,7 +102,7 @@ def _note_holders(call: Call, grid: Grid) -> None:
     shape = grid.labels.shape
     for n in dict.fromkeys(shape):
         alike = [d for d, m in enumerate(shape) if m == n]
-        for module, attribute in call.tracer.counting(n):
+        for module, attribute in call.state.counting(n):
             grid.holders[module, attribute, tuple(reversed(alike) if names_width(attribute) else alike)] = n
 
 
@@ -118,7 +124,7 @@ def _clash(slots: Sequence[Tensor]) -> tuple[int, int] | None:
 
 
 def _grid_of(call: Call, slot: Tensor) -> Grid | None:
-    return call.tracer.ledger.grids.owning(int(slot.max()))
+    return call.state.ledger.grids.owning(int(slot.max()))
 
 
 def _slot_of(call: Call, grid: Grid, dim: int, slots: Sequence[Tensor]) -> Tensor | None:

@@ -9,13 +9,17 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from lightning_taylor.graph.labels import Labels, compressed, is_constant, varying
-from lightning_taylor.graph.ledger import NEUTRAL
-from lightning_taylor.graph.tracer import Call
 from lightning_taylor.graph.types import Role
-from lightning_taylor.graph.weights import read_channels, tie_along, vector_of
+from lightning_taylor.trace.labels import Labels, compressed, is_constant, varying
+from lightning_taylor.trace.ops.layer import read_channels, tie_along, vector_of
+from lightning_taylor.trace.partition import NEUTRAL
+from lightning_taylor.trace.state import Call
 
-__all__ = ["batch_norm", "group_norm", "normalized_over"]
+__all__ = [
+    "batch_norm",
+    "group_norm",
+    "normalized_over",
+]
 
 
 def batch_norm(call: Call) -> list[Labels | None]:
@@ -26,10 +30,10 @@ def batch_norm(call: Call) -> list[Labels | None]:
     vectors = [v.slots[0] for name in names if (v := call.labels(name)) is not None]
     for vector_C in vectors:
         if x is None:
-            call.tracer.ledger.freeze(vector_C, f"normalises a tensor without channels ({call.where})")
+            call.state.ledger.freeze(vector_C, f"normalises a tensor without channels ({call.where})")
         else:
             tie_along(call, x.slots[0], vector_C, dim=1)
-            call.tracer.ledger.assign(vector_C, Role.PASS_THROUGH)
+            call.state.ledger.assign(vector_C, Role.PASS_THROUGH)
     return [given]
 
 
@@ -41,13 +45,13 @@ def group_norm(call: Call) -> list[Labels | None]:
     x_C = None if x is None or varying(x.slots[0]) != {1 - call.get("input").ndim} else vector_of(x.slots[0], 1)
     if x_C is None or groups == 1 or bool((x_C == NEUTRAL).any()):
         return normalized_over(call)
-    units = [0, 1] if call.tracer.ledger.choices.allow_inexact_norms else [0]
-    grid = call.tracer.ledger.grids.split(x_C.view(groups, -1), call.where, call.place, units)
-    if call.tracer.holds("num_groups", groups):
-        grid.holders[call.tracer.module, "num_groups", (0,)] = groups
+    units = [0, 1] if call.state.ledger.choices.allow_inexact_norms else [0]
+    grid = call.state.ledger.grids.split(x_C.view(groups, -1), call.where, call.place, units)
+    if call.state.holds("num_groups", groups):
+        grid.holders[call.state.module, "num_groups", (0,)] = groups
     for vector_C in vectors:
         tie_along(call, x_C, vector_C, dim=0)
-        call.tracer.ledger.assign(vector_C, Role.PASS_THROUGH)
+        call.state.ledger.assign(vector_C, Role.PASS_THROUGH)
     return [given]
 
 
@@ -57,13 +61,13 @@ def normalized_over(call: Call) -> list[Labels | None]:
     over = ndim - 1 if call.name == "native_group_norm" else len(call.get("normalized_shape"))
     dims = tuple(range(-over, 0))
     slots = [slot for slot in (x.slots if x is not None else ()) if not is_constant(slot, dims)]
-    if call.tracer.ledger.choices.allow_inexact_norms and _goes_along(call, slots, 1 if over == ndim - 1 > 1 else -1):
+    if call.state.ledger.choices.allow_inexact_norms and _goes_along(call, slots, 1 if over == ndim - 1 > 1 else -1):
         return [x]
     for slot in slots:
         reason = f"its statistics run over the channels ({call.where}), so removing one changes the others"
-        call.tracer.ledger.freeze(slot, reason)
+        call.state.ledger.freeze(slot, reason)
     for name in ("weight", "bias"):
-        call.tracer.freeze(call.labels(name), f"scales a normalisation over the channels ({call.where})")
+        call.state.freeze(call.labels(name), f"scales a normalisation over the channels ({call.where})")
     return [x]
 
 
@@ -78,5 +82,5 @@ def _goes_along(call: Call, slots: list[Tensor], dim: int) -> bool:
         return False
     for vector_C in vectors:
         tie_along(call, x, vector_C, dim % ndim)
-        call.tracer.ledger.assign(vector_C, Role.PASS_THROUGH)
+        call.state.ledger.assign(vector_C, Role.PASS_THROUGH)
     return True

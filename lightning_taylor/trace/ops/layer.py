@@ -8,11 +8,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from lightning_taylor.graph.labels import Labels, collapse, compressed, pairs, varying
-from lightning_taylor.graph.ledger import NEUTRAL
-from lightning_taylor.graph.slots import slot_along
-from lightning_taylor.graph.tracer import Call
 from lightning_taylor.graph.types import Axis, Role
+from lightning_taylor.trace.grid_labels import slot_along
+from lightning_taylor.trace.labels import Labels, collapse, compressed, pairs, varying
+from lightning_taylor.trace.partition import NEUTRAL
+from lightning_taylor.trace.state import Call
 
 __all__ = [
     "along_dim",
@@ -45,14 +45,14 @@ def spread_along(vector_C: Tensor, dim: int, shape: torch.Size) -> Tensor:
 def tie_along(call: Call, x: Tensor, vector_C: Tensor, dim: int) -> None:
     """Whatever channel lies at index c along ``dim``, at any position, goes with the vector's entry c."""
     along = spread_along(vector_C, dim, x.shape)
-    call.tracer.ledger.tie(*pairs(x, along))
+    call.state.ledger.tie(*pairs(x, along))
     alone = compressed(along, x)[compressed(x, along) == NEUTRAL]
-    call.tracer.ledger.freeze(alone, f"reads entries without a channel ({call.where})")
+    call.state.ledger.freeze(alone, f"reads entries without a channel ({call.where})")
 
 
 def axes_of(call: Call, labels: Tensor | None) -> list[Axis]:
     """The one axis that labels run over; none if they come from several, whose widths do not move together."""
-    axes = call.tracer.ledger.real_axes(labels) if labels is not None else []
+    axes = call.state.ledger.real_axes(labels) if labels is not None else []
     return axes if len(axes) == 1 else []
 
 
@@ -65,9 +65,9 @@ def produce(call: Call, makes_O: Tensor | None, bias: Labels | None, dim: int) -
     """The output of a layer: its channels are born here, and its bias goes with them."""
     if makes_O is None:
         return None
-    ledger = call.tracer.ledger
+    ledger = call.state.ledger
     ledger.assign(makes_O, Role.PRODUCER)
-    call.tracer.name_layer(makes_O)
+    call.state.name_layer(makes_O)
     if bias is not None:
         ledger.tie(*pairs(bias.slots[0], makes_O))
         ledger.assign(bias.slots[0], Role.PRODUCER)
@@ -79,11 +79,11 @@ def freeze_layer(call: Call, reason: str) -> None:
     if call.name == "convolution":
         call.cost(())
     for tensor in call.operands:
-        labels = call.tracer.labels_of(tensor)
-        call.tracer.freeze(labels, reason)
+        labels = call.state.labels_of(tensor)
+        call.state.freeze(labels, reason)
         if labels is not None and labels.weight:
             for slot in labels.slots[:1]:
-                call.tracer.name_layer(slot)
+                call.state.name_layer(slot)
 
 
 def read_channels(call: Call, x: Labels | None) -> tuple[Labels | None, list[Tensor]]:

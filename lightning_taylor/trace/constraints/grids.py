@@ -23,9 +23,13 @@ import torch
 from torch import Tensor
 
 if TYPE_CHECKING:
-    from lightning_taylor.graph.ledger import Ledger
+    from lightning_taylor.trace.partition import Ledger
 
-__all__ = ["MERGED", "Grid", "Grids"]
+__all__ = [
+    "MERGED",
+    "Grid",
+    "Grids",
+]
 
 MERGED = -1
 """In place of a dimension."""

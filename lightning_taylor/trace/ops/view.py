@@ -12,31 +12,35 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_map
 
-from lightning_taylor.graph.labels import Labels, varies, varying
-from lightning_taylor.graph.ledger import NEUTRAL
-from lightning_taylor.graph.lines import running_place
-from lightning_taylor.graph.pointwise import freeze_all
-from lightning_taylor.graph.sizes import Place, place_of
-from lightning_taylor.graph.slots import arranged, joined, squeezed
-from lightning_taylor.graph.tracer import Call
 from lightning_taylor.graph.types import Role
-from lightning_taylor.graph.weights import vector_of
+from lightning_taylor.trace.constraints.attribute_sizes import Place, place_of
+from lightning_taylor.trace.grid_labels import arranged, joined, squeezed
+from lightning_taylor.trace.labels import Labels, collapse, is_constant, varies, varying
+from lightning_taylor.trace.ops.layer import vector_of
+from lightning_taylor.trace.ops.pointwise import combine, freeze_all
+from lightning_taylor.trace.partition import NEUTRAL
+from lightning_taylor.trace.source_line import running_place
+from lightning_taylor.trace.state import Call
 
-__all__ = ["move"]
+__all__ = [
+    "move",
+    "put",
+]
 
 _VIEWS = "view _unsafe_view reshape _reshape_alias".split()
+
 _CUTS = """slice select split split_with_sizes split_copy unsafe_split unsafe_split_with_sizes unsafe_chunk unbind
 narrow""".split()
 
 
 def move(call: Call) -> Labels | Sequence[Labels | None] | None:
     """Apply the operator itself to the labels."""
-    operands = [call.tracer.labels_of(t) for t in call.operands if t.is_floating_point()]
-    indices = [x for t in call.operands if not t.is_floating_point() and (x := call.tracer.labels_of(t))]
+    operands = [call.state.labels_of(t) for t in call.operands if t.is_floating_point()]
+    indices = [x for t in call.operands if not t.is_floating_point() and (x := call.state.labels_of(t))]
     if not all(x.weight for x in indices):
         return freeze_all(call, f"indexed by a computed tensor ({call.where})")
     for x in indices:
-        call.tracer.freeze(x, f"a table of indices ({call.where})")
+        call.state.freeze(x, f"a table of indices ({call.where})")
     carried = [x for x in operands if x]
     if not carried:
         return None
@@ -75,14 +79,14 @@ def _arranged(call: Call, before: Tensor | None, after: Tensor) -> list[Tensor]:
         return [after]
     if after.numel() and len(runs := varying(after)) == 1:
         channels = vector_of(after, after.ndim + next(iter(runs)))
-        if call.tracer.ledger.are_real(channels):  # else a grid knows what counts them
+        if call.state.ledger.are_real(channels):  # else a grid knows what counts them
             _noted(call, channels, [channels])
     return arranged(call, before, after)
 
 
 def _moved(call: Call, slots: Sequence[Tensor | None]) -> list[Tensor]:
     """The labels after the operator; frozen where it counts positions that would be others after a removal."""
-    ledger, results = call.tracer.ledger, _apply(call, slots)
+    ledger, results = call.state.ledger, _apply(call, slots)
     first = slots[0]
     if first is not None and call.name in _CUTS:
         place = _place(call, first, results)
@@ -114,10 +118,10 @@ def _place(call: Call, whole: Tensor, parts: Sequence[Tensor]) -> Place | None:
 
 
 def _noted(call: Call, whole_C: Tensor, parts_P: Sequence[Tensor]) -> Place | None:
-    tracer = call.tracer
-    kind = (tracer.kind, call.name, running_place())
-    found = place_of(tracer.module, kind, whole_C, parts_P, tracer.held())
-    return tracer.ledger.places.note(found) if found else None
+    state = call.state
+    kind = (state.kind, call.name, running_place())
+    found = place_of(state.module, kind, whole_C, parts_P, state.held())
+    return state.ledger.places.note(found) if found else None
 
 
 def _note_equal_parts(call: Call, whole: Tensor, parts: Sequence[Tensor]) -> None:
@@ -129,7 +133,7 @@ def _note_equal_parts(call: Call, whole: Tensor, parts: Sequence[Tensor]) -> Non
     if any(varies(part, dim) for part in parts) and parts[0].shape[dim] * len(parts) == whole.shape[dim]:
         rows = torch.stack([squeezed(part, [dim]) for part in parts])
         if not bool((rows == NEUTRAL).any()):
-            call.tracer.ledger.grids.split(rows, call.where, (call.tracer.kind, "chunk"), [1], spare=True)
+            call.state.ledger.grids.split(rows, call.where, (call.state.kind, "chunk"), [1], spare=True)
 
 
 def _reordered(call: Call) -> list[int]:
@@ -177,8 +181,22 @@ def _one_slot_each(call: Call, operands: Sequence[Labels | None]) -> list[Tensor
             if pick is None and (x is None or not x.weight or varying(slot) & along):
                 pick = slot
                 if x is not None and x.weight:
-                    call.tracer.ledger.assign(slot, Role.PASS_THROUGH)
+                    call.state.ledger.assign(slot, Role.PASS_THROUGH)
             else:
-                call.tracer.ledger.freeze(slot, f"a bare parameter's positions ({call.where})")
+                call.state.ledger.freeze(slot, f"a bare parameter's positions ({call.where})")
         chosen.append(pick)
     return chosen
+
+
+def put(call: Call) -> Labels | None:
+    """``table[rows] = values``: every row of a table is as wide as what is written into any of them."""
+    table, values, rows = call.get("self"), call.get("values"), call.get("indices")
+    carried = [x for x in (call.state.labels_of(table), call.state.labels_of(values)) if x is not None]
+    # Values may lack leading dimensions, by broadcasting.
+    slots = [x.slots[0][(None,) * (table.ndim - x.slots[0].ndim)] for x in carried]
+    # One index tensor without None before it counts rows; a mask or several of them index other dimensions too.
+    plain = len(rows) == 1 and rows[0] is not None and rows[0].ndim == 1 and not call.state.labels_of(rows[0])
+    if not plain or any(x.weight for x in carried) or not all(is_constant(slot, (0,)) for slot in slots):
+        return freeze_all(call, f"written by an index ({call.where})")
+    wide = [collapse(slot, (0,), keepdim=True).expand(table.shape) for slot in slots if len(slot)]
+    return Labels((wide[0] if len(wide) == 1 else combine(call, wide[0], wide[1], table.shape),)) if wide else None

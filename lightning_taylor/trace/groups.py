@@ -15,12 +15,14 @@ import numpy as np
 import torch
 
 from lightning_taylor.graph.channel_graph import ChannelGraph
-from lightning_taylor.graph.grids import MERGED
-from lightning_taylor.graph.ledger import VIRTUAL, Ledger
 from lightning_taylor.graph.types import Axis, ChannelGroup, Follower, Role, Slice
 from lightning_taylor.modules.attention import SCALED_BY
+from lightning_taylor.trace.constraints.grids import MERGED
+from lightning_taylor.trace.partition import VIRTUAL, Ledger
 
-__all__ = ["build_graph"]
+__all__ = [
+    "build_graph",
+]
 
 _SIDES = (Role.QUERY, Role.KEY)
 

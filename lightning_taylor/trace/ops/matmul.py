@@ -8,14 +8,17 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from lightning_taylor.graph.labels import Labels, collapse, compressed, pairs, united, varying
-from lightning_taylor.graph.ledger import NEUTRAL
-from lightning_taylor.graph.products import contracted, keeps_scale
-from lightning_taylor.graph.tracer import Call
 from lightning_taylor.graph.types import Role
-from lightning_taylor.graph.weights import along_dim, axes_of, produce, vector_of
+from lightning_taylor.trace.constraints.query_key import contracted
+from lightning_taylor.trace.labels import Labels, collapse, compressed, pairs, united, varying
+from lightning_taylor.trace.ops.layer import along_dim, axes_of, produce
+from lightning_taylor.trace.partition import NEUTRAL
+from lightning_taylor.trace.state import Call
 
-__all__ = ["attention", "embedding", "matmul"]
+__all__ = [
+    "embedding",
+    "matmul",
+]
 
 
 def matmul(call: Call) -> Labels | None:
@@ -29,7 +32,7 @@ def matmul(call: Call) -> Labels | None:
     silent = [_is_silent(call, call.get(name)) for name in (one, other)]
     _contract(call, a, in_a, b, in_b, silent=any(silent))
     out = _free(call, a, free_a, b, free_b)
-    batch = _same_batch(call, batch_a, batch_b, first=free_a is not None and free_b is None)
+    batch = same_batch(call, batch_a, batch_b, first=free_a is not None and free_b is None)
     made = [*(axes_of(call, in_a) or axes_of(call, in_b)), *axes_of(call, free_a), *axes_of(call, free_b)]
     # The axis behind a width is that of all heads: those in the batch are counted by it.
     call.cost(made or [axis for slot in batch for axis in axes_of(call, slot)])
@@ -39,7 +42,7 @@ def matmul(call: Call) -> Labels | None:
             out = _add_bias(call, out, bias)
     slots = [out.expand(call.out.shape)] if out is not None else []
     slots += [collapse(x, (-1, -2), keepdim=True).expand(call.out.shape) for x in batch]
-    slots += _fixed(a if free_a is not None and free_b is None else b, call.out.shape) if slots else []
+    slots += fixed(a if free_a is not None and free_b is None else b, call.out.shape) if slots else []
     return Labels(tuple(slots)) if slots else None
 
 
@@ -47,10 +50,10 @@ def _without_constant(call: Call, a: Labels | None, b: Labels | None) -> tuple[L
     """Of two parameters, the first is data that a layer reads (a learnt query); of a buffer nothing can go."""
     if a is None or b is None or not (a.weight and b.weight):
         return a, b
-    ledger = call.tracer.ledger
+    ledger = call.state.ledger
     constant = [all(ledger.is_buffer(slot) for slot in x.slots) for x in (a, b)]
     if any(constant):
-        call.tracer.freeze(a if constant[0] else b, f"a table that {call.where} reads")
+        call.state.freeze(a if constant[0] else b, f"a table that {call.where} reads")
         return (None, b) if constant[0] else (a, None)
     read = []
     for slot in a.slots:
@@ -75,36 +78,36 @@ def _split(
         elif dims == {free} and outer is None:
             outer = slot
         elif x is not None and not x.weight and varying(slot) == {contracted, free} and inner is None and batch == []:
-            inner = united(call.tracer.ledger, slot, contracted)
+            inner = united(call.state.ledger, slot, contracted)
             if inner is None:
-                call.tracer.ledger.freeze(slot, f"reads entries without a channel ({call.where})")
+                call.state.ledger.freeze(slot, f"reads entries without a channel ({call.where})")
         elif x is not None and not x.weight and varying(slot) and not dims:
             batch.append(slot)
         elif bool((slot != NEUTRAL).any()):
-            call.tracer.ledger.freeze(slot, f"mixed with other dimensions by {call.where}")
+            call.state.ledger.freeze(slot, f"mixed with other dimensions by {call.where}")
     return inner, outer, batch
 
 
-def _fixed(x: Labels | None, shape: torch.Size) -> list[Tensor]:
+def fixed(x: Labels | None, shape: torch.Size) -> list[Tensor]:
     """The slots of a tensor that was picked from a grid at one index: which one it was."""
     if x is None or x.weight or len(x.slots) < 2:
         return []
     return [slot.flatten()[0].expand(shape) for slot in x.slots if not varying(slot)]
 
 
-def _same_batch(call: Call, a: list[Tensor], b: list[Tensor], *, first: bool) -> list[Tensor]:
+def same_batch(call: Call, a: list[Tensor], b: list[Tensor], *, first: bool) -> list[Tensor]:
     """Tie what runs along the batch (heads) on both sides; what does so on one side only has to stay."""
     kept = []
     for one in a:
         other = next((x for x in b if varying(x) & varying(one)), None)
         if other is not None:
-            _meet(call, collapse(one, (-1, -2), keepdim=True), collapse(other, (-1, -2), keepdim=True))
+            meet(call, collapse(one, (-1, -2), keepdim=True), collapse(other, (-1, -2), keepdim=True))
             # What is read on must be of the same grid as the rest of its tensor.
             kept.append(one if first else other)
     met = frozenset().union(*(varying(x) for x in kept))
     for x in (*a, *b):
         if not varying(x) & met:
-            call.tracer.ledger.freeze(x, f"one of a batch of matrices ({call.where})")
+            call.state.ledger.freeze(x, f"one of a batch of matrices ({call.where})")
     return kept
 
 
@@ -112,7 +115,7 @@ def _is_silent(call: Call, x: Tensor) -> bool:
     """Whether a tensor is empty, or zeros that the forward pass made: the first state of a recurrent layer."""
     if x.numel() == 0:
         return True
-    labels = call.tracer.labels_of(x)
+    labels = call.state.labels_of(x)
     made_here = labels is not None and not labels.weight and not any(bool((s != NEUTRAL).any()) for s in labels.slots)
     return made_here and not bool(x.any())
 
@@ -120,15 +123,15 @@ def _is_silent(call: Call, x: Tensor) -> bool:
 def _contract(
     call: Call, a: Labels | None, in_a: Tensor | None, b: Labels | None, in_b: Tensor | None, *, silent: bool
 ) -> None:
-    ledger = call.tracer.ledger
+    ledger = call.state.ledger
     sides = [(x, inner) for x, inner in ((a, in_a), (b, in_b)) if x is not None and inner is not None]
     weights = [inner for x, inner in sides if x.weight]
     if len(sides) == 2 and len(weights) == 1:
-        _meet(call, *(inner for _, inner in sides))
+        meet(call, *(inner for _, inner in sides))
         ledger.assign(weights[0], Role.CONSUMER)
         return
     if len(sides) == 2 and not weights and contracted(call, sides):
-        _meet(call, *(inner for _, inner in sides))
+        meet(call, *(inner for _, inner in sides))
         return
     for x, inner in sides:
         if x.weight and silent:  # as wide as the channels that come later; what the module makes follows its attributes
@@ -141,21 +144,21 @@ def _contract(
         ledger.freeze(inner, reason)
 
 
-def _meet(call: Call, one: Tensor, other: Tensor) -> None:
+def meet(call: Call, one: Tensor, other: Tensor) -> None:
     """Tie two label vectors; an entry that meets none on the other side must stay."""
     shape = torch.broadcast_shapes(one.shape, other.shape)
     one, other = one.expand(shape), other.expand(shape)
-    call.tracer.ledger.tie(*pairs(one, other))
+    call.state.ledger.tie(*pairs(one, other))
     for mine, its in ((one, other), (other, one)):
         alone = compressed(mine, its)[compressed(its, mine) == NEUTRAL]
-        call.tracer.ledger.freeze(alone, f"reads entries without a channel ({call.where})")
+        call.state.ledger.freeze(alone, f"reads entries without a channel ({call.where})")
 
 
 def _free(
     call: Call, a: Labels | None, free_a: Tensor | None, b: Labels | None, free_b: Tensor | None
 ) -> Tensor | None:
     """What the output carries along its rows or columns; of two, the activation's channels."""
-    ledger = call.tracer.ledger
+    ledger = call.state.ledger
     found = None
     for x, free in sorted(((a, free_a), (b, free_b)), key=lambda side: side[0] is not None and side[0].weight):
         if x is None or free is None:
@@ -166,7 +169,7 @@ def _free(
         found = free
         if x.weight:
             ledger.assign(free, Role.PRODUCER)
-            call.tracer.name_layer(free)
+            call.state.name_layer(free)
     if found is None:
         return None
     rows = found is free_a
@@ -175,7 +178,7 @@ def _free(
 
 
 def _add_bias(call: Call, out: Tensor | None, bias: Labels) -> Tensor | None:
-    ledger = call.tracer.ledger
+    ledger = call.state.ledger
     slot = bias.slots[0]
     if out is None or not bias.weight:
         ledger.freeze(slot, f"added to a tensor without channels ({call.where})")
@@ -191,48 +194,5 @@ def embedding(call: Call) -> Labels | None:
     assert weight is not None
     rows, columns = along_dim(weight, 0, 2), along_dim(weight, 1, 2)
     if rows is not None:
-        call.tracer.ledger.freeze(rows, f"rows of a table ({call.where})")
+        call.state.ledger.freeze(rows, f"rows of a table ({call.where})")
     return produce(call, columns, None, dim=call.out.ndim - 1)
-
-
-def attention(call: Call) -> list[Labels | None]:
-    """Fused attention: heads pass, the width of queries and keys is baked into the scale, that of values passes."""
-    given = [call.labels(name) for name in ("query", "key", "value")]
-    mask = call.labels("attn_mask") or call.labels("attn_bias")
-    coordinates = _coordinates(call, given[:2])
-    for x, name in ((given[0], "query"), (given[1], "key"), (mask, "mask")):
-        for slot in x.slots if x else ():
-            inside = varying(slot) & {-1, -2} or not varying(slot)
-            if inside and all(slot is not other for other in coordinates):
-                call.tracer.ledger.freeze(slot, f"the width of the {name} of an attention ({call.where})")
-    values, width = [], []
-    for slot in given[2].slots if given[2] else ():
-        (width if varying(slot) == {-1} else values).append(slot)
-    heads = [slot for slot in (given[0].slots if given[0] else ()) if varying(slot) and not varying(slot) & {-1, -2}]
-    for x in (given[1], mask):
-        other = [slot for slot in (x.slots if x else ()) if varying(slot) and not varying(slot) & {-1, -2}]
-        if other or x is not mask:
-            heads = _same_batch(call, heads, other, first=True)
-    heads = _same_batch(call, heads, [slot for slot in values if not varying(slot) & {-1, -2}], first=False)
-    # Queries with keys, then weights with values: what each loses may differ.
-    whole = [axis for slot in heads for axis in axes_of(call, slot)]
-    made = [axis for slot in coordinates[:1] for axis in axes_of(call, slot)] or whole
-    first = call.get("query").shape[-1] / (call.get("query").shape[-1] + call.get("value").shape[-1])
-    call.cost(made, first)
-    call.cost([axis for slot in width for axis in axes_of(call, slot)] or whole, 1 - first)
-    slots = [collapse(slot, (-2,), keepdim=True).expand(call.out[0].shape) for slot in width]
-    slots += [collapse(slot, (-1, -2), keepdim=True).expand(call.out[0].shape) for slot in heads]
-    slots += _fixed(given[2], call.out[0].shape) if slots else []
-    return [Labels(tuple(slots)) if slots else None]
-
-
-def _coordinates(call: Call, given: list[Labels | None]) -> list[Tensor]:
-    """The labels along the width of queries and keys, tied, if they may go; none otherwise."""
-    sides = [(x, slot) for x in given if x is not None for slot in x.slots if varying(slot) == {-1}]
-    if len(sides) != 2 or sides[0][0] is sides[1][0] or not keeps_scale(call):
-        return []
-    vectors = [(x, vector_of(slot, slot.ndim - 1)) for x, slot in sides]
-    if not contracted(call, vectors):
-        return []
-    _meet(call, *(vector for _, vector in vectors))
-    return [slot for _, slot in sides]

@@ -13,9 +13,19 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from lightning_taylor.graph.ledger import NEUTRAL, Ledger
+from lightning_taylor.trace.partition import NEUTRAL, Ledger
 
-__all__ = ["Labels", "collapse", "compressed", "is_constant", "pairs", "tells_all", "united", "varies", "varying"]
+__all__ = [
+    "Labels",
+    "collapse",
+    "compressed",
+    "is_constant",
+    "pairs",
+    "tells_all",
+    "united",
+    "varies",
+    "varying",
+]
 
 
 @dataclass(frozen=True, eq=False)

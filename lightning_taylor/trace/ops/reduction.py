@@ -7,13 +7,19 @@ from collections.abc import Sequence
 
 import torch
 
-from lightning_taylor.graph.labels import Labels, collapse, is_constant, varying
-from lightning_taylor.graph.ledger import NEUTRAL
-from lightning_taylor.graph.pointwise import combine, freeze_all, outputs_of
-from lightning_taylor.graph.tracer import Call
+from lightning_taylor.trace.labels import Labels, collapse, is_constant, varying
+from lightning_taylor.trace.ops.pointwise import combine, freeze_all, outputs_of
+from lightning_taylor.trace.partition import NEUTRAL
+from lightning_taylor.trace.state import Call
 
-__all__ = ["along", "glu", "pad", "per_map", "reduce"]
-
+__all__ = [
+    "along",
+    "glu",
+    "pad",
+    "per_map",
+    "pool",
+    "reduce",
+]
 
 _OF_SQUARES = ("norm", "linalg_vector_norm")
 """Reductions to which a zero adds nothing."""
@@ -22,7 +28,7 @@ _OF_SQUARES = ("norm", "linalg_vector_norm")
 def reduce(call: Call) -> Labels | Sequence[Labels | None] | None:
     """Mean, sum, norm, max over dimensions: passes channels that are not reduced over."""
     out = next(outputs_of(call))
-    labels, ledger = call.tracer.labels_of(call.operands[0]), call.tracer.ledger
+    labels, ledger = call.state.labels_of(call.operands[0]), call.state.ledger
     assert labels is not None
     ndim = call.operands[0].ndim
     dim = call.get("dim")
@@ -34,8 +40,8 @@ def reduce(call: Call) -> Labels | Sequence[Labels | None] | None:
         elif call.name in _OF_SQUARES and not labels.weight and ledger.choices.attention_heads == "spread":
             ledger.contracted.freeze_unless(slot, f"reduced over the channels by {call.where}")
         elif len(labels.slots) > 1 and not labels.weight:
-            call.tracer.mixed(out, slot, f"reduced over the channels by {call.where}")
-        elif not call.tracer.averages.take(call, labels, slot, dims):
+            call.state.mixed(out, slot, f"reduced over the channels by {call.where}")
+        elif not call.state.averages.take(call, labels, slot, dims):
             ledger.freeze(slot, f"reduced over the channels by {call.where}")
     result = Labels(tuple(kept), labels.weight) if kept else None
     return [result] * len(list(outputs_of(call)))
@@ -43,7 +49,7 @@ def reduce(call: Call) -> Labels | Sequence[Labels | None] | None:
 
 def along(call: Call) -> Labels | Sequence[Labels | None] | None:
     """Softmax, cumulative sums, sorting: free across the given dimension, frozen along it."""
-    labels = call.tracer.labels_of(call.operands[0])
+    labels = call.state.labels_of(call.operands[0])
     assert labels is not None
     dim = call.get("dim")
     outputs = list(outputs_of(call))
@@ -52,7 +58,7 @@ def along(call: Call) -> Labels | Sequence[Labels | None] | None:
         if is_constant(slot, dims):
             kept.append(collapse(slot, dims, keepdim=True))
         else:
-            call.tracer.ledger.freeze(slot, f"normalised or ordered along the channels by {call.where}")
+            call.state.ledger.freeze(slot, f"normalised or ordered along the channels by {call.where}")
     return [Labels(tuple(slot.expand(out.shape) for slot in kept)) if kept else None for out in outputs]
 
 
@@ -65,7 +71,7 @@ def per_map(call: Call) -> Labels | None:
 
 
 def _over(call: Call, dims: tuple[int, ...], shape: torch.Size) -> Labels | None:
-    labels, kept = call.tracer.labels_of(call.operands[0]), []
+    labels, kept = call.state.labels_of(call.operands[0]), []
     reason = f"channels lie along the positions that {call.where} works over"
     if labels is None or (labels.weight and len(labels.slots) > 1):
         return freeze_all(call, reason)
@@ -73,13 +79,13 @@ def _over(call: Call, dims: tuple[int, ...], shape: torch.Size) -> Labels | None
         if is_constant(slot, dims):
             kept.append(collapse(slot, dims, keepdim=True).expand(shape))
         else:
-            call.tracer.ledger.freeze(slot, reason)
+            call.state.ledger.freeze(slot, reason)
     return Labels(tuple(kept)) if kept else None
 
 
 def glu(call: Call) -> Labels | None:
     """Two halves along a dimension, one gating the other: they go together."""
-    labels = call.tracer.labels_of(call.operands[0])
+    labels = call.state.labels_of(call.operands[0])
     assert labels is not None
     one, other = labels.slots[0].chunk(2, dim=call.get("dim"))
     return Labels((combine(call, one, other, one.shape),))
@@ -87,7 +93,7 @@ def glu(call: Call) -> Labels | None:
 
 def pad(call: Call) -> Labels | Sequence[Labels | None] | None:
     """Constant padding: of positions, neutral; of channels, entries that stand for nothing."""
-    labels = call.tracer.labels_of(call.operands[0])
+    labels = call.state.labels_of(call.operands[0])
     assert labels is not None
     amounts = call.get("pad")
     padded = {-1 - i // 2 for i, amount in enumerate(amounts) if amount}
@@ -99,3 +105,14 @@ def pad(call: Call) -> Labels | Sequence[Labels | None] | None:
     for dim in padded:
         slot = slot.narrow(dim, 0, 1)
     return Labels((slot.expand(call.out.shape),), labels.weight)
+
+
+def pool(call: Call) -> Labels | None:
+    """Region pooling: ``(N, C, H, W)`` and regions to ``(K, C, h, w)``."""
+    maps, regions = (call.state.labels_of(tensor) for tensor in call.operands[:2])
+    call.state.freeze(regions, f"coordinates of regions ({call.where})")
+    if maps is None:
+        return None
+    if maps.weight or not is_constant(maps.slots[0], (0, 2, 3)):
+        return freeze_all(call, f"channels lie along the positions that {call.where} works over")
+    return Labels((collapse(maps.slots[0], (0, 2, 3), keepdim=True).expand(call.out.shape),))

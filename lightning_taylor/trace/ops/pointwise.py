@@ -8,18 +8,24 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lightning_taylor.graph.labels import Labels, compressed, pairs, varying
-from lightning_taylor.graph.ledger import NEUTRAL
-from lightning_taylor.graph.tracer import Call
 from lightning_taylor.graph.types import Role
+from lightning_taylor.trace.labels import Labels, compressed, pairs, varying
+from lightning_taylor.trace.partition import NEUTRAL
+from lightning_taylor.trace.state import Call
 
-__all__ = ["combine", "freeze_all", "keep_extent", "outputs_of", "pointwise"]
+__all__ = [
+    "combine",
+    "freeze_all",
+    "keep_extent",
+    "outputs_of",
+    "pointwise",
+]
 
 
 def freeze_all(call: Call, reason: str) -> None:
     """Freeze what any argument carries."""
     for tensor in call.operands:
-        call.tracer.freeze(call.tracer.labels_of(tensor), reason)
+        call.state.freeze(call.state.labels_of(tensor), reason)
 
 
 def outputs_of(call: Call) -> Any:
@@ -30,8 +36,8 @@ def outputs_of(call: Call) -> Any:
 def pointwise(call: Call) -> Labels | None:
     """Tie what the operands carry at the same place."""
     shape = next(t.shape for t in outputs_of(call))
-    operands = [x for t in call.operands if (x := call.tracer.labels_of(t)) is not None]
-    neutral = [t for t in call.operands if call.tracer.labels_of(t) is None]
+    operands = [x for t in call.operands if (x := call.state.labels_of(t)) is not None]
+    neutral = [t for t in call.operands if call.state.labels_of(t) is None]
     operands = _without_fixed_slots(call, operands, neutral)
     if not operands:
         return None
@@ -49,7 +55,7 @@ def pointwise(call: Call) -> Labels | None:
 
 def keep_extent(call: Call) -> Labels | None:
     """The output has the extent of the first argument and nothing else of it (``zeros_like``)."""
-    labels = call.tracer.labels_of(call.operands[0])
+    labels = call.state.labels_of(call.operands[0])
     return Labels(labels.slots) if labels and not labels.weight else None
 
 
@@ -64,9 +70,9 @@ def _combine_slots(call: Call, operands: Sequence[Labels], shape: torch.Size) ->
             if len(same) == 1:
                 slots[same[0]] = combine(call, slots[same[0]], slot, shape)
                 if x.weight:
-                    call.tracer.ledger.assign(slot, Role.PASS_THROUGH)
+                    call.state.ledger.assign(slot, Role.PASS_THROUGH)
             elif same or x.weight or (slots and varying(slot) and _repeated(x, shape)):
-                call.tracer.ledger.freeze(slot, f"spread over the channels of another tensor by {call.where}")
+                call.state.ledger.freeze(slot, f"spread over the channels of another tensor by {call.where}")
             else:
                 slots.append(slot)
     return Labels(tuple(slots)) if slots else None
@@ -84,9 +90,9 @@ def _matching_slot(call: Call, x: Labels, result: Tensor | None, shape: torch.Si
     for slot in x.slots:
         if found is None and varying(slot) & along:
             found = slot
-            call.tracer.ledger.assign(slot, Role.PASS_THROUGH)
+            call.state.ledger.assign(slot, Role.PASS_THROUGH)
         else:
-            call.tracer.ledger.freeze(slot, f"a bare parameter's positions ({call.where})")
+            call.state.ledger.freeze(slot, f"a bare parameter's positions ({call.where})")
     return found
 
 
@@ -111,7 +117,7 @@ def _without_fixed_slots(call: Call, operands: list[Labels], neutral: list[Tenso
             stays = tuple(s for s in x.slots if not varying(s) & fixed)
             for s in x.slots:
                 if varying(s) & fixed:
-                    call.tracer.ledger.freeze(s, f"beside a tensor without channels ({call.where})")
+                    call.state.ledger.freeze(s, f"beside a tensor without channels ({call.where})")
             x = Labels(stays, weight=True)
         if x.slots:
             kept.append(x)
@@ -133,7 +139,7 @@ def _combine_weights(call: Call, operands: list[Labels], shape: torch.Size) -> L
 
 def combine(call: Call, one: Tensor, other: Tensor, shape: torch.Size) -> Tensor:
     """Tie two operands' labels; each takes the other's where it has none of its own."""
-    ledger = call.tracer.ledger
+    ledger = call.state.ledger
     a, b = one.expand(shape), other.expand(shape)
     # An operand that is spread over the other's channels (an attention map over all of them) belongs to none.
     if _spread(one, shape) & varying(b):

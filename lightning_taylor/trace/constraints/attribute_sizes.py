@@ -25,13 +25,24 @@ from torch import Tensor
 from lightning_taylor.graph.types import Axis, Follower
 
 if TYPE_CHECKING:
-    from lightning_taylor.graph.ledger import Ledger
+    from lightning_taylor.trace.partition import Ledger
 
-__all__ = ["WHOLE", "Choice", "Place", "Places", "choices", "may_count", "names_width", "place_of"]
+__all__ = [
+    "WHOLE",
+    "Choice",
+    "Place",
+    "Places",
+    "choices",
+    "may_count",
+    "names_width",
+    "place_of",
+]
 
 WHOLE = -1
 """In place of a part's number: the attribute counts all channels."""
+
 _MOST = 8
+
 _WIDTHS = ("dim", "width", "channel", "chs", "hidden", "split", "size", "planes", "feature")
 
 _OTHERS = ("class", "label", "vocab", "epoch", "step", "batch", "seed", "kernel", "stride", "padding", "depth", "layer")

@@ -11,10 +11,11 @@ import re
 import torch
 from torch import nn
 
-from lightning_taylor.graph.ledger import Ledger
+from lightning_taylor.trace.partition import Ledger
 
-__all__ = ["tie_recurrent"]
-
+__all__ = [
+    "tie_recurrent",
+]
 
 _STATE = re.compile(r"weight_hh(_l\d+(_reverse)?)?$")
 """The weights that read a state; not what a weight norm computes them from."""

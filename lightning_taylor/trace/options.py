@@ -5,10 +5,15 @@ from __future__ import annotations
 from dataclasses import dataclass, fields
 from typing import Any, Literal, get_args
 
-__all__ = ["AttentionHeads", "Choices", "ConvGroups"]
+__all__ = [
+    "AttentionHeads",
+    "Choices",
+    "ConvGroups",
+]
 
 ConvGroups = Literal["auto", "whole", "spread"]
 """What a grouped convolution loses: see ``trace_channels``."""
+
 AttentionHeads = Literal["whole", "spread"]
 """What an attention loses: see ``trace_channels``."""
 

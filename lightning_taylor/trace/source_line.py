@@ -11,10 +11,16 @@ from types import FrameType
 
 import torch
 
-__all__ = ["raising_line", "running_line", "running_place"]
+__all__ = [
+    "raising_line",
+    "running_line",
+    "running_place",
+]
 
 _HERE = Path(__file__).parent
-_CALLERS = {str(_HERE / "trace.py"), str(_HERE / "verify.py")}
+
+_CALLERS = {str(_HERE / "api.py"), str(_HERE / "proof.py")}
+
 _PASSED = tuple(f"{folder}{os.sep}" for folder in (_HERE.parent, Path(torch.__file__).parent))
 
 

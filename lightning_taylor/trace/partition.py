@@ -18,15 +18,17 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lightning_taylor.graph.choices import Choices
-from lightning_taylor.graph.contracted import Contracted
-from lightning_taylor.graph.grids import Grids
-from lightning_taylor.graph.sizes import Place, Places
 from lightning_taylor.graph.types import Axis, ChannelGroup, Operation, Role
+from lightning_taylor.trace.options import Choices
 
-__all__ = ["NEUTRAL", "VIRTUAL", "Ledger"]
+__all__ = [
+    "NEUTRAL",
+    "VIRTUAL",
+    "Ledger",
+]
 
 NEUTRAL = -1
+
 VIRTUAL = "<grid>"
 """In place of a tensor's name: an axis that only a trace knows."""
 
@@ -65,9 +67,13 @@ class Ledger:
         self._reason_index: dict[str, int] = {}
         self._frozen_by = np.full(total, -1, dtype=np.int64)
         self._ties: list[np.ndarray] = []
-        self._cuts: list[tuple[np.ndarray, np.ndarray, str, Place | None]] = []
+        self._cuts: list[tuple[np.ndarray, np.ndarray, str, Any | None]] = []
         self._components: tuple[Any, np.ndarray] = None, np.zeros(0, dtype=np.int64)
         self.order: dict[Axis, int] = {}
+        from lightning_taylor.trace.constraints.attribute_sizes import Places
+        from lightning_taylor.trace.constraints.grids import Grids
+        from lightning_taylor.trace.constraints.query_key import Contracted
+
         self.grids = Grids(self)
         self.contracted = Contracted(self)
         self.places = Places(self)
@@ -131,7 +137,7 @@ class Ledger:
         one, other = np.concatenate([np.zeros((2, 0), dtype=np.int64), *self._ties], axis=1)
         return np.unique(np.concatenate([other[np.isin(one, labels)], one[np.isin(other, labels)]]))
 
-    def cut(self, part: Tensor, whole: Tensor, reason: str, place: Place | None = None) -> None:
+    def cut(self, part: Tensor, whole: Tensor, reason: str, place: Any | None = None) -> None:
         """Note a part that is taken out of a tensor at positions that the model's code counts; see ``settle_cuts``.
 
         Args:

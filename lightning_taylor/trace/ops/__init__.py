@@ -1,0 +1,1 @@
+"""The rules of the operators, one family a file; ``table`` lists them."""

@@ -1,0 +1,186 @@
+"""What a trace knows while it runs, and one operator call as its rule sees it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor, nn
+
+from lightning_taylor.graph.types import Axis, Operation
+from lightning_taylor.modules.attributes import rule_of
+from lightning_taylor.trace.constraints.attribute_sizes import may_count
+from lightning_taylor.trace.constraints.norm_statistics import Averages
+from lightning_taylor.trace.labels import Labels
+from lightning_taylor.trace.partition import Ledger
+from lightning_taylor.trace.source_line import running_line
+from lightning_taylor.utilities.calls import tensors_in
+
+__all__ = [
+    "Call",
+    "Rule",
+    "TraceState",
+    "operator_name",
+]
+
+
+class TraceState:
+    """What the rules of the operators read and write: which labels a tensor carries, and what was learnt so far.
+
+    Args:
+        ledger: where ties, freezes, roles and costs are written.
+        names: id of each parameter and buffer -> its first qualified name.
+        averages: where averages over channels are written.
+        examples: how many examples the forward pass gets; None leaves costs unrecorded.
+        modules: qualified name -> module of the copy, whose attributes may count what a trace finds.
+    """
+
+    def __init__(
+        self,
+        ledger: Ledger,
+        names: dict[int, str],
+        averages: Averages,
+        examples: int | None = None,
+        modules: Mapping[str, nn.Module] | None = None,
+    ) -> None:
+        self.ledger = ledger
+        self.module = ""
+        self.averages = averages
+        self.examples = examples
+        self._names = names
+        self._modules = modules or {}
+        # Strong references on purpose: an id must not be given to another tensor during the trace, and weak ones
+        # do not survive the round trip of a tensor's Python object through a composite operator.
+        self._carried: dict[int, tuple[Tensor, Labels | None]] = {}
+        self._mixed: dict[int, tuple[Tensor, Tensor, str]] = {}
+
+    def labels_of(self, tensor: Tensor) -> Labels | None:
+        """What a tensor carries, or None."""
+        known = self._carried.get(id(tensor))
+        if known is not None:
+            return known[1]
+        name = self._names.get(id(tensor))
+        if name is None:
+            return None
+        self.ledger.seen.add(name)
+        slots = self.ledger.labels(name)
+        labels = Labels(slots, weight=True) if slots else None
+        self._carried[id(tensor)] = (tensor, labels)
+        return labels
+
+    def carry(self, tensor: Tensor, labels: Labels | None) -> None:
+        """Note what a tensor carries from here on."""
+        self._carried[id(tensor)] = (tensor, labels)
+
+    def mixed(self, tensor: Tensor, labels: Tensor, reason: str) -> None:
+        """Freeze these labels if anything is made of the tensor: attention weights are averaged, and often dropped."""
+        self._mixed[id(tensor)] = (tensor, labels, reason)
+
+    def use(self, tensor: Tensor) -> None:
+        """Something is made of a tensor."""
+        if (found := self._mixed.pop(id(tensor), None)) is not None:
+            self.ledger.freeze(found[1], found[2])
+
+    def freeze(self, labels: Labels | None, reason: str) -> None:
+        """Freeze everything that a tensor carries."""
+        for slot in labels.slots if labels else ():
+            self.ledger.freeze(slot, reason)
+
+    def name_layer(self, labels: Tensor) -> None:
+        """Note the layer whose weight these labels belong to, and the axis that carries its output channels."""
+        for axis in self.ledger.axes_of(labels):
+            layer = axis[0].rpartition(".")[0].partition(".parametrizations")[0]
+            if self.ledger.layers.setdefault(layer, axis) != axis:
+                self.ledger.layers.setdefault(axis[0], axis)
+
+    @property
+    def kind(self) -> str:
+        """The class of the running module: what the same code does goes by one decision."""
+        return f"{type(self.running).__module__}.{type(self.running).__qualname__}" if self.running is not None else ""
+
+    @property
+    def running(self) -> nn.Module | None:
+        """The innermost module that runs."""
+        return self._modules.get(self.module)
+
+    def holds(self, attribute: str, value: int) -> bool:
+        """Whether the running module keeps this number under this name."""
+        return vars(self._modules.get(self.module, nn.Module())).get(attribute) == value
+
+    def counting(self, number: int) -> list[tuple[str, str]]:
+        """The running module and those of its attributes that are this whole number."""
+        return [(self.module, name) for name, value in self.held().items() if type(value) is int and value == number]
+
+    def held(self) -> Mapping[str, Any]:
+        """What the running module may count channels by; nothing if the rule of its class says what follows."""
+        own = {} if self.running is None or rule_of(self.running) is not None else vars(self.running)
+        return {name: value for name, value in own.items() if may_count(name)}
+
+    def record(self, call: Call, axes: Iterable[Axis], share: float = 1.0) -> None:
+        """Write down an operation's cost, on the pass that counts it."""
+        if call.flops and self.examples:
+            flops = round(call.flops * share) // self.examples
+            self.ledger.operations.append(Operation(self.module, call.name, flops, tuple(axes)))
+
+
+@dataclass(frozen=True, eq=False)
+class Call:
+    """One operator call: its arguments by name, what it returned, and where it happened."""
+
+    state: TraceState
+    func: Any
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    out: Any
+    flops: int = 0
+
+    @property
+    def name(self) -> str:
+        """The operator without namespace, overload and in-place underscore: ``relu`` for ``aten::relu_``."""
+        return operator_name(self.func)
+
+    @property
+    def where(self) -> str:
+        """The operator, the module that ran it and the line of the model's code, for reasons in words."""
+        return f"{self.name} in {self.state.module or 'the model itself'}{running_line()}"
+
+    @property
+    def place(self) -> tuple[str, str]:
+        """The operator and the module, whichever line it is: what stands for all its calls."""
+        return self.name, self.state.module
+
+    def get(self, name: str) -> Any:
+        """An argument by its schema name, with the schema's default."""
+        if name in self.kwargs:
+            return self.kwargs[name]
+        for value, argument in zip(self.args, self.func._schema.arguments, strict=False):
+            if argument.name == name:
+                return value
+        for argument in self.func._schema.arguments:
+            if argument.name == name and argument.has_default_value():
+                return argument.default_value
+        return None
+
+    def labels(self, name: str) -> Labels | None:
+        """What an argument carries, or None."""
+        value = self.get(name)
+        return self.state.labels_of(value) if isinstance(value, Tensor) else None
+
+    @property
+    def operands(self) -> list[Tensor]:
+        """Every tensor argument, in order."""
+        return list(tensors_in((self.args, self.kwargs)))
+
+    def cost(self, axes: Sequence[Axis], share: float = 1.0) -> None:
+        """Record a share of the operation's FLOPs as proportional to the widths of these axes."""
+        self.state.record(self, dict.fromkeys(axes), share)
+
+
+Rule = Callable[[Call], "Labels | Sequence[Labels | None] | None"]
+
+
+def operator_name(func: Any) -> str:
+    """``relu`` for ``aten::relu_``, ``roi_align`` for ``torchvision::roi_align``."""
+    name = func._schema.name.split("::")[-1]
+    return name[:-1] if name.endswith("_") and not name.endswith("__") else name
