@@ -8,7 +8,15 @@ Example:
 
 from lightning_taylor.best import PrunedModelCheckpoint
 from lightning_taylor.callback import TaylorPruning
-from lightning_taylor.checkpoint import PrunedCheckpointMixin, load_pruned
+from lightning_taylor.checkpoint.load import PrunedCheckpointMixin, load_pruned
+from lightning_taylor.criteria.activations import ActivationMean, ActivationStd, APoZ
+from lightning_taylor.criteria.base import Criterion
+from lightning_taylor.criteria.baselines import Random, WeightMagnitude
+from lightning_taylor.criteria.combined import Combined
+from lightning_taylor.criteria.mutual_information import MutualInformation
+from lightning_taylor.criteria.obd import OBD
+from lightning_taylor.criteria.taylor import Taylor
+from lightning_taylor.criteria.taylor_batch import TaylorBatch
 from lightning_taylor.errors import (
     NothingToPruneError,
     OptimizerStateError,
@@ -17,9 +25,9 @@ from lightning_taylor.errors import (
     UncoupledChannelsError,
     UnsupportedModelError,
 )
-from lightning_taylor.export.onnx_file import export_onnx
+from lightning_taylor.export.onnx import export_onnx
 from lightning_taylor.export.program import export_program
-from lightning_taylor.export.weights import export_state_dict
+from lightning_taylor.export.state_dict import export_state_dict
 from lightning_taylor.graph.channel_graph import ChannelGraph
 from lightning_taylor.graph.types import ChannelGroup
 from lightning_taylor.modules.attributes import register_attributes
@@ -27,14 +35,6 @@ from lightning_taylor.plan.guard import Guard
 from lightning_taylor.plan.schedule import Gradual, Iterative, OneShot
 from lightning_taylor.plan.target import Target
 from lightning_taylor.report.inspection import Inspection, inspect_model
-from lightning_taylor.scores.activations import ActivationMean, ActivationStd, APoZ
-from lightning_taylor.scores.baselines import Random, WeightMagnitude
-from lightning_taylor.scores.combined import Combined
-from lightning_taylor.scores.criterion import Criterion
-from lightning_taylor.scores.mutual_information import MutualInformation
-from lightning_taylor.scores.obd import OBD
-from lightning_taylor.scores.taylor import Taylor
-from lightning_taylor.scores.taylor_batch import TaylorBatch
 from lightning_taylor.surgery.prune import prune_channels
 from lightning_taylor.trace.api import trace_channels
 

@@ -12,7 +12,9 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch import Tensor
 from typing_extensions import override
 
-from lightning_taylor.checkpoint import NO_STATE, was_pruned, widths_of
+from lightning_taylor.checkpoint.widths import NO_STATE, was_pruned, widths_of
+from lightning_taylor.criteria.base import Criterion
+from lightning_taylor.criteria.taylor import Taylor
 from lightning_taylor.graph.channel_graph import ChannelGraph
 from lightning_taylor.host import (
     check_return,
@@ -30,9 +32,7 @@ from lightning_taylor.plan.schedule import Schedule
 from lightning_taylor.plan.target import Target
 from lightning_taylor.report import loggers
 from lightning_taylor.reporting import Reporting
-from lightning_taylor.scores.criterion import Criterion
 from lightning_taylor.scores.normalize import Normalization
-from lightning_taylor.scores.taylor import Taylor
 from lightning_taylor.session import Session
 from lightning_taylor.together import Together
 from lightning_taylor.trace.options import AttentionHeads, Choices, ConvGroups

@@ -16,12 +16,12 @@ from lightning.pytorch.strategies.launchers import _MultiProcessingLauncher
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
 
-from lightning_taylor.checkpoint import PrunedCheckpointMixin
+from lightning_taylor.checkpoint.load import PrunedCheckpointMixin
 from lightning_taylor.errors import PruningError, UncoupledChannelsError, UnsupportedModelError
 from lightning_taylor.graph.channel_graph import ChannelGraph
 from lightning_taylor.plan.guard import Guard
 from lightning_taylor.plan.record import fingerprint
-from lightning_taylor.surgery.copies import Copy, find_copies, unreachable_copies
+from lightning_taylor.surgery.mirrors import Copy, find_copies, unreachable_copies
 from lightning_taylor.trace.api import trace_calls
 from lightning_taylor.trace.options import Choices
 from lightning_taylor.utilities.calls import ForwardCall

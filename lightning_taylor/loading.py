@@ -7,7 +7,7 @@ from typing import final
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 
-from lightning_taylor.checkpoint import ShapeFitter, origin_of, widths_of
+from lightning_taylor.checkpoint.widths import ShapeFitter, origin_of, widths_of
 from lightning_taylor.graph.channel_graph import ChannelGraph
 from lightning_taylor.host import comes_back, incoming_checkpoint, loadable
 from lightning_taylor.utilities.atomic import signals_deferred

@@ -10,11 +10,11 @@ from typing import Any, get_args
 
 import torch
 
+from lightning_taylor.criteria.base import Criterion
+from lightning_taylor.plan.feasibility import own_round_to
 from lightning_taylor.plan.guard import Guard
-from lightning_taylor.plan.reach import own_round_to
 from lightning_taylor.plan.schedule import Schedule
 from lightning_taylor.plan.target import Target
-from lightning_taylor.scores.criterion import Criterion
 from lightning_taylor.scores.normalize import Normalization
 from lightning_taylor.trace.options import AttentionHeads, Choices, ConvGroups
 

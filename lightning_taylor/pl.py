@@ -26,7 +26,7 @@ except ModuleNotFoundError as missing:
 
 from lightning_taylor.best import PrunedModelCheckpoint as _PrunedModelCheckpoint
 from lightning_taylor.callback import TaylorPruning as _TaylorPruning
-from lightning_taylor.checkpoint import PrunedCheckpointMixin, load_pruned
+from lightning_taylor.checkpoint.load import PrunedCheckpointMixin, load_pruned
 
 __all__ = ["PrunedCheckpointMixin", "PrunedModelCheckpoint", "TaylorPruning", "load_pruned"]
 

@@ -13,19 +13,18 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from lightning_taylor.criteria.base import Scorer
 from lightning_taylor.errors import TargetUnreachableError, UncoupledChannelsError
 from lightning_taylor.graph.channel_graph import ChannelGraph
+from lightning_taylor.measure.meter import Measure, Meter
 from lightning_taylor.options import Options
 from lightning_taylor.plan.cost import Cost, CostModel
-from lightning_taylor.plan.measured import select_measured
-from lightning_taylor.plan.meter import Measure, Meter
-from lightning_taylor.plan.reach import check_reachable
+from lightning_taylor.plan.feasibility import check_reachable
+from lightning_taylor.plan.measured_search import Selection, select_measured
 from lightning_taylor.plan.record import Event, Record
 from lightning_taylor.plan.schedule import Schedule
-from lightning_taylor.plan.search import Selection
-from lightning_taylor.scores.criterion import Scorer
 from lightning_taylor.scores.normalize import normalize
-from lightning_taylor.surgery.copies import Copy
+from lightning_taylor.surgery.mirrors import Copy
 from lightning_taylor.surgery.prune import prune_channels
 from lightning_taylor.utilities.atomic import signals_deferred
 from lightning_taylor.utilities.calls import ForwardCall

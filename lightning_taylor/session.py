@@ -13,20 +13,20 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from lightning_taylor.fit.guard import Guarding
 from lightning_taylor.graph.channel_graph import ChannelGraph
 from lightning_taylor.graph.serialize import graph_from_plain, graph_to_plain
-from lightning_taylor.guarding import Guarding
 from lightning_taylor.options import Options
 from lightning_taylor.plan.guard import Guard
+from lightning_taylor.plan.measured_search import Selection
 from lightning_taylor.plan.record import Event, Record
 from lightning_taylor.plan.schedule import Schedule
-from lightning_taylor.plan.search import Selection
 from lightning_taylor.pruner import Pruner
 from lightning_taylor.report.fit import FitReport
 from lightning_taylor.report.summary import PruningSummary
 from lightning_taylor.report.widths import Size, widths_now
 from lightning_taylor.spotting import Spotting
-from lightning_taylor.surgery.copies import Copy
+from lightning_taylor.surgery.mirrors import Copy
 from lightning_taylor.timetable import Timetable
 from lightning_taylor.utilities.calls import ForwardCall
 from lightning_taylor.utilities.compile import Compiler, compiled_graphs, forget_compiled

@@ -25,7 +25,7 @@ from lightning_taylor import (
 )
 from lightning_taylor.errors import TargetUnreachableError
 from lightning_taylor.options import Options
-from lightning_taylor.plan.reach import own_round_to
+from lightning_taylor.plan.feasibility import own_round_to
 from lightning_taylor.plan.schedule import Schedule
 
 

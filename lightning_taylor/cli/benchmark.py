@@ -23,8 +23,8 @@ from lightning_taylor.cli.failure import fail
 from lightning_taylor.cli.fit_config import find_config
 from lightning_taylor.cli.messages import nearest
 from lightning_taylor.cli.trained import read_trained
+from lightning_taylor.measure.latency import Latency, LatencyComparison, compare_latency
 from lightning_taylor.modules.resize import with_shapes
-from lightning_taylor.plan.latency import Latency, LatencyComparison, compare_latency
 from lightning_taylor.surgery.prune import prune_channels
 from lightning_taylor.trace.api import require_groups, trace_channels
 from lightning_taylor.utilities.calls import Inputs

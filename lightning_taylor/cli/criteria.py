@@ -7,7 +7,7 @@ from collections.abc import Collection, Iterable
 from lightning_taylor.callback import TaylorPruning
 from lightning_taylor.cli.failure import fail
 from lightning_taylor.cli.messages import nearest
-from lightning_taylor.scores.criterion import Criterion
+from lightning_taylor.criteria.base import Criterion
 from lightning_taylor.study.criteria import every_criterion
 
 __all__ = ["check_criteria", "known_criteria", "own_criterion"]

@@ -12,7 +12,7 @@ from typing import Any
 
 from rich.console import Console
 
-from lightning_taylor.checkpoint import was_pruned
+from lightning_taylor.checkpoint.widths import was_pruned
 from lightning_taylor.cli.arguments import positive
 from lightning_taylor.cli.checkpoints import read_checkpoint
 from lightning_taylor.cli.criteria import check_criteria, known_criteria, own_criterion

@@ -13,11 +13,10 @@ from lightning_taylor.cli.arguments import Parser, add_model_options, one_of, po
 from lightning_taylor.cli.failure import debugging, fail
 from lightning_taylor.cli.fit_config import find_config
 from lightning_taylor.cli.trained import Trained, read_trained
-from lightning_taylor.export.architecture import torchvision_builders
-from lightning_taylor.export.keep import Exported, ExportError, evaluating, largest_difference
-from lightning_taylor.export.onnx_file import export_onnx
+from lightning_taylor.export.onnx import export_onnx
 from lightning_taylor.export.program import export_program
-from lightning_taylor.export.weights import export_state_dict
+from lightning_taylor.export.state_dict import export_state_dict, torchvision_builders
+from lightning_taylor.export.verified_write import Exported, ExportError, evaluating, largest_difference
 
 __all__ = ["run"]
 

@@ -12,8 +12,8 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
 from lightning_taylor.cli.commands import COMMANDS
 from lightning_taylor.cli.configs import shipped_configs
+from lightning_taylor.criteria.base import Criterion
 from lightning_taylor.plan.schedule import Schedule
-from lightning_taylor.scores.criterion import Criterion
 
 __all__ = ["nearest", "options_of", "readable"]
 

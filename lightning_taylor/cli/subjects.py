@@ -10,7 +10,7 @@ import torch
 import torchvision
 from torch import nn
 
-from lightning_taylor.checkpoint import STATE_KEY
+from lightning_taylor.checkpoint.widths import STATE_KEY
 from lightning_taylor.cli.checkpoints import read_checkpoint
 from lightning_taylor.cli.configs import shipped_configs
 from lightning_taylor.cli.dry_fit import look

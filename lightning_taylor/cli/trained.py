@@ -11,7 +11,8 @@ from typing import Any
 
 from torch import nn
 
-from lightning_taylor.checkpoint import STATE_KEY, load_pruned, origin_of
+from lightning_taylor.checkpoint.load import load_pruned
+from lightning_taylor.checkpoint.widths import STATE_KEY, origin_of
 from lightning_taylor.cli.checkpoints import read_checkpoint
 from lightning_taylor.cli.classes import class_path_of, import_class
 from lightning_taylor.cli.examples import find_inputs
@@ -19,7 +20,7 @@ from lightning_taylor.cli.failure import debugging, fail
 from lightning_taylor.cli.fit_config import FitConfig
 from lightning_taylor.cli.messages import nearest
 from lightning_taylor.errors import PruningError
-from lightning_taylor.export.keep import evaluating
+from lightning_taylor.export.verified_write import evaluating
 from lightning_taylor.graph.serialize import follower_from_plain
 from lightning_taylor.graph.types import Follower
 from lightning_taylor.utilities.calls import Inputs

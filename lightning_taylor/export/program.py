@@ -13,7 +13,7 @@ import torch
 from torch import nn
 from torch.export import Dim, ExportedProgram, ShapesCollection
 
-from lightning_taylor.export.keep import Candidate, Exported, evaluating, keep, uncompiled
+from lightning_taylor.export.verified_write import Candidate, Exported, evaluating, keep, uncompiled
 from lightning_taylor.utilities.calls import Inputs
 
 __all__ = ["export_program", "program_candidates", "program_of", "silent"]

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from lightning_taylor.errors import PruningError
 from lightning_taylor.graph.channel_graph import ChannelGraph
-from lightning_taylor.plan.reach import allowed_widths
+from lightning_taylor.plan.feasibility import allowed_widths
 
 __all__ = ["Counts", "Ranking", "checked_scores"]
 

@@ -18,8 +18,8 @@ from torch import Tensor
 from lightning_taylor.errors import TargetUnreachableError
 from lightning_taylor.graph.channel_graph import ChannelGraph
 from lightning_taylor.plan.cost import CostModel
+from lightning_taylor.plan.feasibility import unreachable_message
 from lightning_taylor.plan.ranking import Counts, Ranking, checked_scores
-from lightning_taylor.plan.reach import unreachable_message
 from lightning_taylor.plan.schedule import Demand
 from lightning_taylor.plan.target import Target
 

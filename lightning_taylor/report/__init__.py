@@ -1,6 +1,6 @@
 """What the user sees: tables, files, and what goes to the progress bar and the loggers."""
 
-from lightning_taylor.plan.latency import Latency, LatencyComparison, compare_latency, measure_latency
+from lightning_taylor.measure.latency import Latency, LatencyComparison, compare_latency, measure_latency
 from lightning_taylor.report.summary import Change, LayerChange, PruningSummary
 from lightning_taylor.report.table import render, summary_tables
 

@@ -14,11 +14,11 @@ from rich.console import Console
 from torch import Tensor
 
 from lightning_taylor.graph.serialize import call_to_plain
+from lightning_taylor.measure.environment import machine, peak_memory, state_dict_bytes
+from lightning_taylor.measure.latency import LatencyComparison, compare_latency
 from lightning_taylor.modules.model_copy import private_copy
 from lightning_taylor.modules.resize import with_shapes
-from lightning_taylor.plan.latency import LatencyComparison, compare_latency
 from lightning_taylor.pruner import Pruner
-from lightning_taylor.report.environment import machine, peak_memory, state_dict_bytes
 from lightning_taylor.report.page import write_page
 from lightning_taylor.report.summary import PruningSummary
 from lightning_taylor.report.table import summary_tables

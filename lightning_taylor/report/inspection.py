@@ -13,7 +13,7 @@ from lightning_taylor.errors import TargetUnreachableError
 from lightning_taylor.graph.channel_graph import ChannelGraph
 from lightning_taylor.graph.types import Operation
 from lightning_taylor.plan.cost import Cost, CostModel
-from lightning_taylor.plan.reach import allowed_widths, check_reachable
+from lightning_taylor.plan.feasibility import allowed_widths, check_reachable
 from lightning_taylor.plan.record import Record
 from lightning_taylor.plan.schedule import Schedule, default_schedule
 from lightning_taylor.plan.target import Target

@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from lightning_taylor.graph.channel_graph import ChannelGraph
+from lightning_taylor.measure.latency import LatencyComparison
 from lightning_taylor.plan.cost import Cost, CostModel
-from lightning_taylor.plan.latency import LatencyComparison
 from lightning_taylor.plan.record import Record
 from lightning_taylor.plan.target import Target
 from lightning_taylor.report.widths import widths_after

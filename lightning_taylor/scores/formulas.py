@@ -12,7 +12,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from lightning_taylor.scores.products import dot_over_positions, dot_over_weights
+from lightning_taylor.scores.dot_products import dot_over_positions, dot_over_weights
 
 __all__ = [
     "Absolute",

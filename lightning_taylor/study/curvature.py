@@ -15,13 +15,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from lightning_taylor.criteria.obd import OBD
 from lightning_taylor.graph.channel_graph import ChannelGraph
-from lightning_taylor.scores.assembly import Assembly, Part
+from lightning_taylor.scores.channel_matrix import Assembly, Part
+from lightning_taylor.scores.consumers import find_readers
 from lightning_taylor.scores.formulas import fold_examples
-from lightning_taylor.scores.obd import OBD
-from lightning_taylor.scores.opening import OpenHeads
-from lightning_taylor.scores.readers import find_readers
-from lightning_taylor.scores.tap import Tap
+from lightning_taylor.scores.input_hooks import OpenHeads
+from lightning_taylor.scores.taylor_hook import Tap
 from lightning_taylor.study.gathering import Gathered
 from lightning_taylor.utilities.calls import evaluating, moved
 

@@ -10,8 +10,8 @@ from typing import Any, final
 
 from torch import Tensor, nn
 
+from lightning_taylor.criteria.base import Criterion, Scorer
 from lightning_taylor.graph.channel_graph import ChannelGraph
-from lightning_taylor.scores.criterion import Criterion, Scorer
 from lightning_taylor.study.oracle import Loss
 from lightning_taylor.utilities.calls import batch_size, evaluating, moved
 

@@ -25,8 +25,8 @@ from torch.nn.modules.conv import _ConvNd
 
 from lightning_taylor.graph.channel_graph import ChannelGraph
 from lightning_taylor.graph.types import Role
-from lightning_taylor.scores.opening import OpenHeads
-from lightning_taylor.scores.readers import Reader, find_readers
+from lightning_taylor.scores.consumers import Reader, find_readers
+from lightning_taylor.scores.input_hooks import OpenHeads
 from lightning_taylor.study.state import Column, StateFile, fingerprint
 from lightning_taylor.utilities.calls import batch_size, evaluating, moved
 

@@ -14,7 +14,7 @@ from torch.optim import Optimizer
 
 from lightning_taylor.graph.types import Follower
 from lightning_taylor.modules.attributes import Known, known
-from lightning_taylor.surgery.copies import Copy
+from lightning_taylor.surgery.mirrors import Copy
 from lightning_taylor.surgery.optimizer_state import unwrapped
 from lightning_taylor.surgery.transaction import Transaction
 from lightning_taylor.utilities.atomic import signals_deferred

@@ -17,12 +17,12 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 from zoo import randomize, torchvision_model
 
 from lightning_taylor import prune_channels, trace_channels
-from lightning_taylor.export.keep import Exported
-from lightning_taylor.export.onnx_file import export_onnx, onnx_session
+from lightning_taylor.export.onnx import export_onnx, onnx_session
 from lightning_taylor.export.program import export_program
-from lightning_taylor.export.weights import export_state_dict
+from lightning_taylor.export.state_dict import export_state_dict
+from lightning_taylor.export.verified_write import Exported
+from lightning_taylor.measure.latency import compare_latency
 from lightning_taylor.modules.resize import with_shapes
-from lightning_taylor.plan.latency import compare_latency
 from lightning_taylor.utilities.calls import Inputs
 
 SHAPES = {

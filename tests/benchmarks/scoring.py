@@ -22,7 +22,9 @@ from subjects import Setting, Training, in_turns, parser, ratios, seconds, shown
 from torch import Tensor
 
 from lightning_taylor import Taylor, TaylorBatch
-from lightning_taylor.scores import formulas, products, tap
+from lightning_taylor.scores import dot_products as products
+from lightning_taylor.scores import formulas
+from lightning_taylor.scores import taylor_hook as tap
 
 CPU = ["resnet18:16:128", "vgg16:4:128", "mobilenet_v2:16:128"]
 CUDA = ["resnet50:512:224", "vgg16:256:224", "mobilenet_v2:512:224", "convnext_tiny:256:224", "r3d_18:64:112"]

@@ -23,7 +23,7 @@ from subjects import Clock, Setting, clock_of, in_turns, parser, ratios, write
 from torch import Tensor, nn
 
 from lightning_taylor import prune_channels
-from lightning_taylor.export.onnx_file import export_onnx, onnx_session
+from lightning_taylor.export.onnx import export_onnx, onnx_session
 from lightning_taylor.utilities.calls import Inputs
 
 Run = Callable[[], Any]

@@ -18,9 +18,9 @@ import torchvision
 from torch import Tensor, nn
 
 from lightning_taylor import trace_channels
+from lightning_taylor.criteria.base import Scorer
 from lightning_taylor.graph.channel_graph import ChannelGraph
-from lightning_taylor.report.environment import machine
-from lightning_taylor.scores.criterion import Scorer
+from lightning_taylor.measure.environment import machine
 
 Clock = Callable[[], float]
 CLIPS = {"r3d_18", "r2plus1d_18", "s3d"}

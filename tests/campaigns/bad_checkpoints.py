@@ -21,7 +21,7 @@ from torch import nn
 
 from campaigns.cases import Case
 from lightning_taylor import Gradual, OneShot, Random, TaylorBatch, TaylorPruning
-from lightning_taylor.checkpoint import load_pruned
+from lightning_taylor.checkpoint.load import load_pruned
 
 Change = Callable[[dict[str, Any]], Any]
 _made: dict[str, Path] = {}

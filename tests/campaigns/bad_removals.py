@@ -53,7 +53,7 @@ def _stale_by_hand(net: nn.Module) -> None:
 
 
 def _unfit_copy(net: nn.Module) -> None:
-    from lightning_taylor.surgery.copies import Copy
+    from lightning_taylor.surgery.mirrors import Copy
 
     prune_channels(net, graph_of(net), {"stem.0": [0]}, copies=[Copy("mine", zoo.Concat())])
 

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from lightning_taylor.cli import benchmark
-from lightning_taylor.plan.latency import Latency, LatencyComparison
+from lightning_taylor.measure.latency import Latency, LatencyComparison
 
 pytestmark = pytest.mark.filterwarnings("ignore::jsonargparse._deprecated.JsonargparseDeprecationWarning")
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from lightning_taylor.export.keep import Candidate, ExportError, keep, largest_difference
+from lightning_taylor.export.verified_write import Candidate, ExportError, keep, largest_difference
 from lightning_taylor.utilities.calls import Inputs
 
 

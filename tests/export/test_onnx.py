@@ -11,9 +11,9 @@ pytest.importorskip("onnxruntime", reason="needs the extra export")
 pytest.importorskip("onnxscript", reason="needs the extra export")
 
 from export.nets import Classes, Forgetful, Pair, Segmenter, Wrapper, halved
-from lightning_taylor.export import onnx_file
-from lightning_taylor.export.keep import ExportError
-from lightning_taylor.export.onnx_file import export_onnx, onnx_session
+from lightning_taylor.export import onnx as onnx_file
+from lightning_taylor.export.onnx import export_onnx, onnx_session
+from lightning_taylor.export.verified_write import ExportError
 from lightning_taylor.utilities.calls import Inputs
 
 QUICK = ("residual", "volume", "decoder")

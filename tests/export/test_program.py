@@ -8,8 +8,8 @@ import zoo
 from torch import nn
 
 from export.nets import Classes, Forgetful, Pair, Segmenter, Wrapper, halved
-from lightning_taylor.export.keep import ExportError
 from lightning_taylor.export.program import export_program
+from lightning_taylor.export.verified_write import ExportError
 
 
 def run(path: Path, *args: torch.Tensor) -> object:

@@ -12,9 +12,8 @@ import zoo
 from torch import nn
 
 from export.nets import Classes, Wrapper, halved
-from lightning_taylor.export.architecture import LOADER
-from lightning_taylor.export.keep import ExportError
-from lightning_taylor.export.weights import export_state_dict
+from lightning_taylor.export.state_dict import LOADER, export_state_dict
+from lightning_taylor.export.verified_write import ExportError
 
 ALONE = """
 import sys

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 
 from fit.boring import Boring, loader, trainer
 from lightning_taylor import OneShot, Taylor, TaylorPruning
+from lightning_taylor.criteria.base import Criterion, Scorer
 from lightning_taylor.graph.channel_graph import ChannelGraph
-from lightning_taylor.scores.criterion import Criterion, Scorer
 
 
 class Recording(Criterion):

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from fit.boring import loader, trainer
 from lightning_taylor import Gradual, TaylorPruning
-from lightning_taylor.checkpoint import PrunedCheckpointMixin
+from lightning_taylor.checkpoint.load import PrunedCheckpointMixin
 
 
 def layers(width: int, classes: int) -> nn.Sequential:

@@ -14,7 +14,7 @@ from zoo_heads import SPREAD
 from fit.boring import Boring, kept_trainer
 from fit.resuming import StatefulLoader, differences
 from lightning_taylor import Gradual, Taylor, TaylorBatch, TaylorPruning, load_pruned, trace_channels
-from lightning_taylor.export.onnx_file import export_onnx
+from lightning_taylor.export.onnx import export_onnx
 from lightning_taylor.graph.channel_graph import ChannelGraph
 from lightning_taylor.graph.types import Role
 

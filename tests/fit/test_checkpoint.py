@@ -18,7 +18,7 @@ from fit.boring import Boring, loader, trainer
 from fit.nets import Late, LateMixed, Mixed, Net, fitted, holds, layers, pruning, weights_of
 from fit.resuming import KillAfter, KilledError
 from lightning_taylor import TaylorBatch, TaylorPruning, UncoupledChannelsError
-from lightning_taylor.checkpoint import load_pruned
+from lightning_taylor.checkpoint.load import load_pruned
 
 X = torch.randn(2, 3, 12, 12)
 SAVES = {

@@ -23,8 +23,8 @@ from torch import Tensor, nn
 from fit.boring import Boring, Validated, loader
 from fit.harness import Recording, Survivors, assert_close, fit, frozen_rate, hooks_on, lands, pruning, scores_of
 from lightning_taylor import Gradual, Guard, OneShot, Taylor, TaylorBatch
+from lightning_taylor.criteria.base import Scorer
 from lightning_taylor.graph.channel_graph import ChannelGraph
-from lightning_taylor.scores.criterion import Scorer
 
 pytestmark = [
     pytest.mark.gpu,

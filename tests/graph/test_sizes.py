@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torchvision.models import VisionTransformer
 
 from lightning_taylor import prune_channels, trace_channels
-from lightning_taylor.checkpoint import fit_shapes, widths_of
+from lightning_taylor.checkpoint.widths import fit_shapes, widths_of
 from lightning_taylor.graph.serialize import follower_from_plain, follower_to_plain
 from lightning_taylor.graph.types import Follower
 from lightning_taylor.trace.constraints.attribute_sizes import WHOLE, choices

@@ -7,8 +7,8 @@ import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from lightning_taylor.plan import latency
-from lightning_taylor.plan.latency import compare_latency, measure_latency
+from lightning_taylor.measure import latency
+from lightning_taylor.measure.latency import compare_latency, measure_latency
 
 
 class Clock:

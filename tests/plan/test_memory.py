@@ -3,7 +3,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from lightning_taylor.plan.memory import peak_bytes
+from lightning_taylor.measure.memory import peak_bytes
 
 FLOAT = 4
 

@@ -8,10 +8,10 @@ import zoo
 from torch import nn
 from torchvision import models
 
+from lightning_taylor.measure.latency import Latency, LatencyComparison
+from lightning_taylor.measure.meter import Meter
 from lightning_taylor.modules.resize import shrink_modules, with_shapes
-from lightning_taylor.plan.latency import Latency, LatencyComparison
-from lightning_taylor.plan.measured import select_measured
-from lightning_taylor.plan.meter import Meter
+from lightning_taylor.plan.measured_search import select_measured
 from lightning_taylor.plan.target import Target
 from lightning_taylor.trace.api import trace_channels
 from lightning_taylor.utilities.calls import ForwardCall

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from lightning_taylor.errors import PruningError, TargetUnreachableError
 from lightning_taylor.plan.cost import Cost, CostModel
-from lightning_taylor.plan.reach import check_reachable, reachable_minimum
+from lightning_taylor.plan.feasibility import check_reachable, reachable_minimum
 from lightning_taylor.plan.schedule import Demand
 from lightning_taylor.plan.select import select
 from lightning_taylor.plan.target import Target

@@ -16,7 +16,7 @@ import lightning as L
 import pytest
 
 from lightning_taylor import OneShot, TaylorPruning
-from lightning_taylor.plan.latency import Latency, LatencyComparison
+from lightning_taylor.measure.latency import Latency, LatencyComparison
 from lightning_taylor.recipes.classifier import ImageClassifier
 from lightning_taylor.recipes.digits import Digits
 from lightning_taylor.report.fit import FitReport

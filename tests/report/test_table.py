@@ -5,7 +5,7 @@ from io import StringIO
 
 from rich.console import Console
 
-from lightning_taylor.plan.latency import Latency, LatencyComparison
+from lightning_taylor.measure.latency import Latency, LatencyComparison
 from lightning_taylor.report.summary import Change, LayerChange
 from lightning_taylor.report.table import render, summary_tables
 

@@ -12,9 +12,9 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from zoo import build
 
+from lightning_taylor.criteria.base import Criterion, Scorer
 from lightning_taylor.graph.channel_graph import ChannelGraph
 from lightning_taylor.graph.types import Role
-from lightning_taylor.scores.criterion import Criterion, Scorer
 from lightning_taylor.trace.api import trace_channels
 
 

@@ -13,10 +13,10 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 from zoo import conv
 
+from lightning_taylor.criteria.activations import ActivationMean, ActivationStd, APoZ
+from lightning_taylor.criteria.base import Criterion
 from lightning_taylor.graph.channel_graph import ChannelGraph
 from lightning_taylor.graph.types import Role
-from lightning_taylor.scores.activations import ActivationMean, ActivationStd, APoZ
-from lightning_taylor.scores.criterion import Criterion
 from lightning_taylor.trace.api import trace_channels
 
 from .gates import assert_same, case, scored, train_batch

@@ -10,13 +10,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from zoo import NETS
 
+from lightning_taylor.criteria.base import Criterion
+from lightning_taylor.criteria.baselines import Random, WeightMagnitude
+from lightning_taylor.criteria.taylor import Taylor
+from lightning_taylor.criteria.taylor_batch import TaylorBatch
 from lightning_taylor.errors import UncoupledChannelsError
 from lightning_taylor.graph.types import Role
-from lightning_taylor.scores.baselines import Random, WeightMagnitude
-from lightning_taylor.scores.criterion import Criterion
 from lightning_taylor.scores.normalize import normalize
-from lightning_taylor.scores.taylor import Taylor
-from lightning_taylor.scores.taylor_batch import TaylorBatch
 
 from .gates import assert_same, case, scored
 

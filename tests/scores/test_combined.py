@@ -6,14 +6,14 @@ import pytest
 import torch
 from zoo import NETS
 
-from lightning_taylor.scores.activations import ActivationMean
-from lightning_taylor.scores.baselines import WeightMagnitude
-from lightning_taylor.scores.combined import Combined
-from lightning_taylor.scores.mutual_information import MutualInformation
+from lightning_taylor.criteria.activations import ActivationMean
+from lightning_taylor.criteria.baselines import WeightMagnitude
+from lightning_taylor.criteria.combined import Combined
+from lightning_taylor.criteria.mutual_information import MutualInformation
+from lightning_taylor.criteria.obd import OBD
+from lightning_taylor.criteria.taylor import Taylor
+from lightning_taylor.criteria.taylor_batch import TaylorBatch
 from lightning_taylor.scores.normalize import normalize
-from lightning_taylor.scores.obd import OBD
-from lightning_taylor.scores.taylor import Taylor
-from lightning_taylor.scores.taylor_batch import TaylorBatch
 
 from .gates import assert_same, case, scored, train_batch
 

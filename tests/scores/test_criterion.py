@@ -13,16 +13,16 @@ from torch import Tensor, nn
 from zoo import Residual, conv
 
 from lightning_taylor import OneShot
+from lightning_taylor.criteria.activations import ActivationMean, ActivationStd, APoZ
+from lightning_taylor.criteria.base import Criterion, Scorer
+from lightning_taylor.criteria.baselines import Random, WeightMagnitude
+from lightning_taylor.criteria.combined import Combined
+from lightning_taylor.criteria.mutual_information import MutualInformation
+from lightning_taylor.criteria.obd import OBD
+from lightning_taylor.criteria.taylor import Taylor
+from lightning_taylor.criteria.taylor_batch import TaylorBatch
 from lightning_taylor.graph.channel_graph import ChannelGraph
 from lightning_taylor.graph.types import Role
-from lightning_taylor.scores.activations import ActivationMean, ActivationStd, APoZ
-from lightning_taylor.scores.baselines import Random, WeightMagnitude
-from lightning_taylor.scores.combined import Combined
-from lightning_taylor.scores.criterion import Criterion, Scorer
-from lightning_taylor.scores.mutual_information import MutualInformation
-from lightning_taylor.scores.obd import OBD
-from lightning_taylor.scores.taylor import Taylor
-from lightning_taylor.scores.taylor_batch import TaylorBatch
 from lightning_taylor.trace.api import trace_channels
 
 ALL: tuple[Criterion, ...] = (

@@ -14,8 +14,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from lightning_taylor.scores import products
-from lightning_taylor.scores.products import dot_over_positions, dot_over_weights
+from lightning_taylor.scores import dot_products as products
+from lightning_taylor.scores.dot_products import dot_over_positions, dot_over_weights
 
 ROWS = [(3, 5), (7, 49), (130, 3136), (1, 1), (4, 5000)]
 COLUMNS = [(3, 5, 7), (2, 49, 64), (1, 3000, 24), (5, 1, 200), (1, 4096, 3), (40, 130, 33)]

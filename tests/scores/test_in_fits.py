@@ -15,13 +15,13 @@ from fit.resuming import EPOCHS, SCHEDULE, Keep, KillAfter, KilledError, Module,
 from torch import Tensor
 
 from lightning_taylor import TaylorPruning
-from lightning_taylor.scores.activations import ActivationMean, ActivationStd, APoZ
-from lightning_taylor.scores.combined import Combined
-from lightning_taylor.scores.criterion import Criterion, Scorer
-from lightning_taylor.scores.mutual_information import MutualInformation
-from lightning_taylor.scores.obd import OBD
-from lightning_taylor.scores.taylor import Taylor
-from lightning_taylor.scores.taylor_batch import TaylorBatch
+from lightning_taylor.criteria.activations import ActivationMean, ActivationStd, APoZ
+from lightning_taylor.criteria.base import Criterion, Scorer
+from lightning_taylor.criteria.combined import Combined
+from lightning_taylor.criteria.mutual_information import MutualInformation
+from lightning_taylor.criteria.obd import OBD
+from lightning_taylor.criteria.taylor import Taylor
+from lightning_taylor.criteria.taylor_batch import TaylorBatch
 
 STATEFUL: tuple[Criterion, ...] = (
     ActivationStd(), APoZ(), MutualInformation(bins=3, examples=16), OBD(), Taylor(absolute="window"),

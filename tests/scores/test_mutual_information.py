@@ -15,10 +15,10 @@ from torch import Tensor, nn
 from torch.multiprocessing.spawn import spawn
 from zoo import conv
 
+from lightning_taylor.criteria.base import Scorer
+from lightning_taylor.criteria.mutual_information import MutualInformation
 from lightning_taylor.graph.channel_graph import ChannelGraph
-from lightning_taylor.scores.criterion import Scorer
 from lightning_taylor.scores.formulas import information_gain
-from lightning_taylor.scores.mutual_information import MutualInformation
 from lightning_taylor.trace.api import trace_channels
 
 from .gates import assert_same, case, train_batch

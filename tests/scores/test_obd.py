@@ -11,13 +11,13 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.checkpoint import checkpoint
 from zoo import NETS, conv
 
+from lightning_taylor.criteria.base import Scorer
+from lightning_taylor.criteria.combined import Combined
+from lightning_taylor.criteria.obd import OBD, draw_signs
+from lightning_taylor.criteria.taylor import Taylor
 from lightning_taylor.errors import UnsupportedModelError
 from lightning_taylor.graph.channel_graph import ChannelGraph
 from lightning_taylor.graph.types import Role
-from lightning_taylor.scores.combined import Combined
-from lightning_taylor.scores.criterion import Scorer
-from lightning_taylor.scores.obd import OBD, draw_signs
-from lightning_taylor.scores.taylor import Taylor
 from lightning_taylor.trace.api import trace_channels
 
 from .gates import assert_same, case, losses, scored

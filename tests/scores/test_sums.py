@@ -14,8 +14,8 @@ from torch.multiprocessing.spawn import spawn
 
 from lightning_taylor.graph.channel_graph import ChannelGraph
 from lightning_taylor.graph.types import ChannelGroup, Role, Slice
-from lightning_taylor.scores.assembly import Assembly, Part
-from lightning_taylor.scores.sums import ChannelSums
+from lightning_taylor.scores.accumulator import ChannelSums
+from lightning_taylor.scores.channel_matrix import Assembly, Part
 
 Batch = tuple[Tensor, Tensor, float]
 

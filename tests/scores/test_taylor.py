@@ -10,9 +10,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from zoo import NETS, conv
 
+from lightning_taylor.criteria.taylor import Taylor
 from lightning_taylor.graph.channel_graph import ChannelGraph
 from lightning_taylor.scores.normalize import normalize
-from lightning_taylor.scores.taylor import Taylor
 from lightning_taylor.trace.api import trace_channels
 
 from .gates import assert_same, case, contributions, scored, train_batch

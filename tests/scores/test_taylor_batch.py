@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 from zoo import NETS
 
-from lightning_taylor.scores.criterion import Scorer
-from lightning_taylor.scores.taylor_batch import TaylorBatch
+from lightning_taylor.criteria.base import Scorer
+from lightning_taylor.criteria.taylor_batch import TaylorBatch
 from lightning_taylor.surgery.prune import prune_channels
 
 from .gates import assert_same, case, contributions, gated_losses, scored, train_batch

@@ -13,15 +13,15 @@ from rich.console import Console
 from torch import Tensor, nn
 from zoo import build
 
+from lightning_taylor.criteria.activations import ActivationMean, ActivationStd
+from lightning_taylor.criteria.base import Criterion
+from lightning_taylor.criteria.baselines import Random, WeightMagnitude
+from lightning_taylor.criteria.mutual_information import MutualInformation
+from lightning_taylor.criteria.obd import OBD
+from lightning_taylor.criteria.taylor import Taylor
+from lightning_taylor.criteria.taylor_batch import TaylorBatch
 from lightning_taylor.graph.channel_graph import ChannelGraph
-from lightning_taylor.scores.activations import ActivationMean, ActivationStd
-from lightning_taylor.scores.baselines import Random, WeightMagnitude
-from lightning_taylor.scores.criterion import Criterion
-from lightning_taylor.scores.mutual_information import MutualInformation
 from lightning_taylor.scores.normalize import normalize
-from lightning_taylor.scores.obd import OBD
-from lightning_taylor.scores.taylor import Taylor
-from lightning_taylor.scores.taylor_batch import TaylorBatch
 from lightning_taylor.study.correlation import SCOPES, Correlations, correlate, scope_correlations, spearman
 from lightning_taylor.study.gathering import gather_scores
 from lightning_taylor.study.oracle import measure_oracle

@@ -10,9 +10,9 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from zoo import build, conv
 
+from lightning_taylor.criteria.obd import OBD
 from lightning_taylor.graph.channel_graph import ChannelGraph
 from lightning_taylor.graph.types import Role
-from lightning_taylor.scores.obd import OBD
 from lightning_taylor.study.curvature import gather_curvature
 from lightning_taylor.study.gathering import gather_scores
 from lightning_taylor.trace.api import trace_channels

@@ -8,7 +8,7 @@ import torch
 import zoo
 
 from lightning_taylor import prune_channels, trace_channels
-from lightning_taylor.surgery.copies import Copy
+from lightning_taylor.surgery.mirrors import Copy
 from lightning_taylor.surgery.snapshot import Snapshot
 
 X = torch.randn(4, 3, 12, 12)

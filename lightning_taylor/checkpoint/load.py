@@ -1,0 +1,98 @@
+"""Loading what was pruned: a model takes the shapes of the checkpoint before its values are copied in.
+
+Lightning restores the model between ``setup`` and the creation of the optimizers, and calls the callbacks' own load
+hooks only afterwards. So the shapes are fitted by a hook of torch's ``load_state_dict`` itself, placed in ``setup``;
+optimizers and averaged copies then find the right sizes. The shapes come from the state dict, both ways: the best
+checkpoint may be larger than the model in memory.
+
+Which dimensions may differ travels with the state dict, as metadata, and with the callback's state. Every other
+difference means that the checkpoint belongs to another model, and is an error that lists it.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping
+from typing import Any, TypeVar
+
+from lightning.pytorch import LightningModule
+from torch import nn
+
+from lightning_taylor.checkpoint.widths import fit_shapes, origin_of
+from lightning_taylor.utilities.lightning_names import either
+
+__all__ = [
+    "PrunedCheckpointMixin",
+    "load_pruned",
+]
+
+Module = TypeVar("Module", bound=LightningModule)
+
+
+def load_pruned(cls: type[Module], checkpoint_path: Any, **kwargs: Any) -> Module:
+    """``cls.load_from_checkpoint`` for a checkpoint whose model was pruned.
+
+    Also takes checkpoints that were not pruned, and those saved with ``save_weights_only``.
+
+    Args:
+        cls: the class that was trained.
+        checkpoint_path: the file.
+        **kwargs: as for ``load_from_checkpoint``: ``map_location``, ``strict``, the arguments of ``cls``.
+
+    Returns:
+        An instance of ``cls`` with the widths and values of the checkpoint, on the checkpoint's device.
+
+    Raises:
+        UncoupledChannelsError: if the checkpoint belongs to another model; the message lists the differences.
+    """
+    _check_class(cls)
+
+    def on_load_checkpoint(self: Any, checkpoint: dict[str, Any]) -> None:
+        cls.on_load_checkpoint(self, checkpoint)
+        _fit_to(self, checkpoint)
+
+    # A subclass for the time of the loading: to patch the user's class would be seen by other threads.
+    loading: Any = type(cls.__name__, (cls,), {"on_load_checkpoint": on_load_checkpoint, "__module__": cls.__module__})
+    if not any(p.kind is p.VAR_KEYWORD for p in inspect.signature(cls.__init__).parameters.values()):
+        # LightningCLI saves the class's path, and Lightning would look for it among the subclasses of this one.
+        kwargs.setdefault("_class_path", None)
+    module = loading.load_from_checkpoint(checkpoint_path, **kwargs)
+    module.__class__ = cls
+    return module
+
+
+def _check_class(cls: object) -> None:
+    if not (isinstance(cls, type) and issubclass(cls, either(LightningModule))):
+        raise TypeError(f"load_pruned takes a LightningModule class, got {cls!r}")
+
+
+class PrunedCheckpointMixin:
+    """Makes a LightningModule itself take pruned weights; name it first among the bases.
+
+    Its ``load_from_checkpoint`` and ``load_state_dict`` then fit its shapes to what comes. ``load_pruned`` does the
+    same for one loading, without it. Strategies that train in child processes of this one (``ddp_spawn``,
+    ``ddp_fork``, ``ddp_notebook``) need it: they load what was trained into the module here, with nothing in between.
+
+    Example:
+        >>> import lightning as L
+        >>> class Net(PrunedCheckpointMixin, L.LightningModule):
+        ...     pass
+    """
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Called by Lightning to let the model look at a checkpoint: fit the shapes before the values come."""
+        super().on_load_checkpoint(checkpoint)  # type: ignore[misc]
+        assert isinstance(self, nn.Module)
+        _fit_to(self, checkpoint)
+
+    def load_state_dict(self, state_dict: Mapping[str, Any], *args: Any, **kwargs: Any) -> Any:
+        """As ``nn.Module.load_state_dict``, of any widths that the state dict itself describes."""
+        assert isinstance(self, nn.Module)
+        _fit_to(self, {"state_dict": state_dict})
+        return super().load_state_dict(state_dict, *args, **kwargs)  # type: ignore[misc]
+
+
+def _fit_to(module: nn.Module, checkpoint: Mapping[str, Any]) -> None:
+    widths = origin_of(checkpoint)
+    if widths is not None and widths["dims"]:
+        fit_shapes(module, checkpoint["state_dict"], widths)

@@ -1,0 +1,114 @@
+"""A guard at work: the dense model's metric, whether events are held back, and what to go back to."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any, final
+
+from torch.optim import Optimizer
+
+from lightning_taylor.graph.serialize import graph_from_plain, graph_to_plain
+from lightning_taylor.plan.guard import Guard
+from lightning_taylor.plan.record import Record
+from lightning_taylor.pruner import Pruner
+from lightning_taylor.surgery.mirrors import Copy
+from lightning_taylor.surgery.snapshot import Snapshot
+
+__all__ = ["Guarding"]
+
+
+@final
+class Guarding:
+    """Compares each validation with the dense model's, and says whether events may go on.
+
+    Args:
+        guard: the user's settings.
+    """
+
+    def __init__(self, guard: Guard) -> None:
+        self.guard = guard
+        self.dense: float | None = None
+        self.held = False
+        self.ended = False
+        self._good: dict[str, Any] | None = None
+        self._told = False
+
+    def validated(
+        self, metrics: Mapping[str, float], pruner: Pruner, optimizers: Iterable[Optimizer], copies: Iterable[Copy]
+    ) -> str | None:
+        """Take in a validation's metrics; go back if the guard says so.
+
+        Args:
+            metrics: name -> value, the same on every rank.
+            pruner: whose model was validated.
+            optimizers: all that hold parameters of the model.
+            copies: what mirrors the model.
+
+        Returns:
+            What changed, in words; None if nothing did.
+
+        Raises:
+            ValueError: if the monitored metric is not among them.
+        """
+        if self.ended:
+            return None
+        if self.guard.monitor not in metrics:
+            known = ", ".join(sorted(metrics)) or "none"
+            raise ValueError(
+                f"Guard(monitor={self.guard.monitor!r}) finds no such metric after the validation; there are {known}"
+            )
+        value = metrics[self.guard.monitor]
+        if not pruner.record.events:
+            self.dense = value
+        elif self.dense is None:
+            told, self._told = self._told, True
+            said = f"{self.guard!r} holds nothing back: there was no validation before the first event to compare with"
+            return None if told else said
+        was, self.held = self.held, self.dense is not None and self.guard.holds(self.dense, value)
+        if not self.held:
+            self._keep(pruner, optimizers, copies)
+            # A network that was good enough at the target is what was asked for; what becomes of it is not pruning.
+            self.ended = pruner.done
+            return f"{self._figures(value)}: pruning goes on" if was else None
+        if self.guard.action == "pause":
+            return None if was else f"{self._figures(value)}: events wait until it recovers"
+        self.ended = True
+        if self.guard.action == "stop" or self._good is None:
+            return f"{self._figures(value)}: nothing more is removed"
+        self._go_back(pruner, optimizers, copies)
+        return (
+            f"{self._figures(value)}: went back to the last good size ({pruner.fractions()['flops']:.1%} of the FLOPs)"
+        )
+
+    @property
+    def allows(self) -> bool:
+        """Whether events may happen now."""
+        return not (self.held or self.ended)
+
+    def to_plain(self) -> dict[str, Any]:
+        """The state in types that load with ``weights_only=True``."""
+        return {"dense": self.dense, "held": self.held, "ended": self.ended, "good": self._good}
+
+    def load(self, plain: Mapping[str, Any]) -> None:
+        """Go on from ``to_plain``."""
+        dense, held, ended, good = (plain[name] for name in ("dense", "held", "ended", "good"))
+        self.dense, self.held, self.ended, self._good = dense, held, ended, good
+
+    def _keep(self, pruner: Pruner, optimizers: Iterable[Optimizer], copies: Iterable[Copy]) -> None:
+        self._good = None
+        if self.guard.action == "rollback" and not pruner.done:
+            self._good = {
+                "graph": graph_to_plain(pruner.graph),
+                "record": pruner.record.to_plain(),
+                "snapshot": Snapshot.take(pruner.model, optimizers, copies).to_plain(),
+            }
+
+    def _go_back(self, pruner: Pruner, optimizers: Iterable[Optimizer], copies: Iterable[Copy]) -> None:
+        good = self._good
+        assert good is not None
+        Snapshot.from_plain(good["snapshot"]).restore(pruner.model, optimizers, copies, pruner.graph.followers)
+        pruner.reset(graph_from_plain(good["graph"]), Record.from_plain(good["record"]))
+        self._good = None
+
+    def _figures(self, value: float) -> str:
+        return f"{self.guard.monitor} is {value:.4g}, {self.dense:.4g} when dense (max_drop={self.guard.max_drop:g})"
