@@ -23,9 +23,8 @@ from lightning_taylor.plan.record import Event, Record
 from lightning_taylor.plan.schedule import Schedule
 from lightning_taylor.pruner import Pruner
 from lightning_taylor.report.fit import FitReport
-from lightning_taylor.report.summary import PruningSummary
-from lightning_taylor.report.widths import Size, widths_now
-from lightning_taylor.spotting import Spotting
+from lightning_taylor.report.summary import PruningSummary, Size, widths_now
+from lightning_taylor.study.spot_check import Spotting
 from lightning_taylor.surgery.mirrors import Copy
 from lightning_taylor.timetable import Timetable
 from lightning_taylor.utilities.calls import ForwardCall

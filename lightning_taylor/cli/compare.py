@@ -28,10 +28,10 @@ from lightning_taylor.cli.start import start_checkpoint
 from lightning_taylor.cli.trained import Trained, read_trained
 from lightning_taylor.options import OF_THE_TRACE
 from lightning_taylor.study.correlation import Correlations, correlate
-from lightning_taylor.study.gathering import gather_scores
+from lightning_taylor.study.correlation_table import CorrelationTable
 from lightning_taylor.study.oracle import measure_oracle, sample_channels
-from lightning_taylor.study.spot import training_loss
-from lightning_taylor.study.tables import CorrelationTable
+from lightning_taylor.study.score_batches import gather_scores
+from lightning_taylor.study.spot_check import training_loss
 from lightning_taylor.trace.api import require_groups, trace_channels
 
 __all__ = ["run"]

@@ -8,7 +8,7 @@ from lightning_taylor.callback import TaylorPruning
 from lightning_taylor.cli.failure import fail
 from lightning_taylor.cli.messages import nearest
 from lightning_taylor.criteria.base import Criterion
-from lightning_taylor.study.criteria import every_criterion
+from lightning_taylor.study.score_batches import every_criterion
 
 __all__ = ["check_criteria", "known_criteria", "own_criterion"]
 

@@ -30,7 +30,8 @@ from lightning_taylor.cli.fit_config import FitConfig
 from lightning_taylor.cli.messages import nearest
 from lightning_taylor.host import remaining_steps
 from lightning_taylor.plan.schedule import Gradual, Schedule, default_schedule
-from lightning_taylor.study.curves import DENSE, Curve, CurvePoint, measured_steps
+from lightning_taylor.study.curve_table import measured_steps
+from lightning_taylor.study.curves import DENSE, Curve, CurvePoint
 
 __all__ = ["WITH_FLOPS", "fit_curve"]
 

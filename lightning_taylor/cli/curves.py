@@ -20,7 +20,8 @@ from lightning_taylor.cli.curve_fit import WITH_FLOPS, fit_curve
 from lightning_taylor.cli.failure import fail
 from lightning_taylor.cli.fit_config import FitConfig
 from lightning_taylor.report.figures.style import png
-from lightning_taylor.study.curves import DENSE, CurveFile, CurveTable
+from lightning_taylor.study.curve_table import CurveTable
+from lightning_taylor.study.curves import DENSE, CurveFile
 from lightning_taylor.utilities.atomic import write_file
 
 __all__ = ["add_curve_options", "run_curves"]

@@ -2,7 +2,7 @@
 
 from lightning_taylor.measure.latency import Latency, LatencyComparison, compare_latency, measure_latency
 from lightning_taylor.report.summary import Change, LayerChange, PruningSummary
-from lightning_taylor.report.table import render, summary_tables
+from lightning_taylor.report.summary_table import render, summary_tables
 
 __all__ = [
     "Change",

@@ -13,7 +13,7 @@ from lightning_taylor.plan.cost import Cost, CostModel
 from lightning_taylor.plan.schedule import Demand, Schedule
 from lightning_taylor.plan.select import select
 from lightning_taylor.plan.target import Target
-from lightning_taylor.report.widths import widths_now
+from lightning_taylor.report.summary import widths_now
 
 __all__ = ["RULE", "InspectedEvent", "dry_run"]
 

@@ -19,9 +19,9 @@ from lightning_taylor.measure.latency import LatencyComparison, compare_latency
 from lightning_taylor.modules.model_copy import private_copy
 from lightning_taylor.modules.resize import with_shapes
 from lightning_taylor.pruner import Pruner
-from lightning_taylor.report.page import write_page
+from lightning_taylor.report.html import write_page
 from lightning_taylor.report.summary import PruningSummary
-from lightning_taylor.report.table import summary_tables
+from lightning_taylor.report.summary_table import summary_tables
 from lightning_taylor.utilities.calls import ForwardCall, one_example, repeated, runner, tensors_in
 
 __all__ = ["QUANTILES", "FitReport", "quantiles"]

@@ -19,7 +19,7 @@ from lightning_taylor.plan.schedule import Schedule, default_schedule
 from lightning_taylor.plan.target import Target
 from lightning_taylor.report.dry_run import RULE, InspectedEvent, dry_run
 from lightning_taylor.report.remedies import remedy_for
-from lightning_taylor.report.widths import widths_after, widths_now
+from lightning_taylor.report.summary import widths_after, widths_now
 from lightning_taylor.trace.api import trace_channels
 from lightning_taylor.trace.options import AttentionHeads, ConvGroups
 

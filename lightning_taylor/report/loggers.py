@@ -24,9 +24,8 @@ from torch import Tensor
 from lightning_taylor.plan.record import Event
 from lightning_taylor.report.figures import figures
 from lightning_taylor.report.fit import quantiles
-from lightning_taylor.report.shown import can_draw, keep_files, show_figure, show_histograms, show_tables
-from lightning_taylor.report.summary import PruningSummary
-from lightning_taylor.report.widths import Size
+from lightning_taylor.report.logger_adapters import can_draw, keep_files, show_figure, show_histograms, show_tables
+from lightning_taylor.report.summary import PruningSummary, Size
 
 __all__ = [
     "log_event",

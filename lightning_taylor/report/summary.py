@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,12 +16,19 @@ from lightning_taylor.measure.latency import LatencyComparison
 from lightning_taylor.plan.cost import Cost, CostModel
 from lightning_taylor.plan.record import Record
 from lightning_taylor.plan.target import Target
-from lightning_taylor.report.widths import widths_after
 from lightning_taylor.utilities.atomic import write_file
 
-__all__ = ["Change", "LayerChange", "PruningSummary"]
+__all__ = [
+    "Change",
+    "LayerChange",
+    "PruningSummary",
+    "Size",
+    "widths_after",
+    "widths_now",
+]
 
 _RESOURCES = ("flops", "params", "channels")
+
 _WHEN = ("before", "after")
 
 
@@ -219,3 +227,55 @@ def _finite(value: Any) -> Any:
     if isinstance(value, list):
         return [_finite(item) for item in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+@dataclass(frozen=True)
+class Size:
+    """How large a network is.
+
+    Attributes:
+        fractions: resource -> fraction of the dense model that is left.
+        widths: layer -> channels, of every layer that can lose some.
+    """
+
+    fractions: Mapping[str, float]
+    widths: Mapping[str, int]
+
+
+def widths_now(graph: ChannelGraph) -> dict[str, int]:
+    """The channels of every layer that can lose some, in forward order.
+
+    Args:
+        graph: at the present widths.
+
+    Returns:
+        Layer name -> how many output channels it has.
+    """
+    removable = graph.slices_by_axis()
+    return {layer: graph.width(axis) for layer, axis in graph.layers.items() if axis in removable}
+
+
+def widths_after(graph: ChannelGraph, record: Record) -> tuple[Mapping[str, int], ...]:
+    """The same after each event of a record.
+
+    Counted back from the present: each channel of a group that an event removed took a fixed number of entries from
+    each layer that the group lives in. So it holds after a resume, and after a guard went back.
+
+    Args:
+        graph: after the last event of the record.
+        record: the events.
+
+    Returns:
+        One mapping per event, in their order.
+    """
+    removable, widths = graph.slices_by_axis(), widths_now(graph)
+    entries = {layer: Counter[str]() for layer in widths}
+    for layer in widths:
+        for group, part in removable[graph.layers[layer]]:
+            entries[layer][group] = part.index.shape[1]  # under two roles the same entries
+    found: list[Mapping[str, int]] = []
+    for event in reversed(record.events):
+        found.append(dict(widths))
+        for layer in widths:
+            widths[layer] += sum(len(event.removed.get(group, ())) * each for group, each in entries[layer].items())
+    return tuple(reversed(found))

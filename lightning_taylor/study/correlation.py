@@ -14,8 +14,8 @@ from torch import Tensor
 from torchmetrics.functional import spearman_corrcoef
 
 from lightning_taylor.scores.normalize import normalize
-from lightning_taylor.study.gathering import Gathered
 from lightning_taylor.study.oracle import Oracle
+from lightning_taylor.study.score_batches import Gathered
 
 __all__ = ["SCOPES", "Correlations", "correlate", "layer_correlations", "scope_correlations", "spearman"]
 

@@ -22,7 +22,7 @@ from lightning_taylor.scores.consumers import find_readers
 from lightning_taylor.scores.formulas import fold_examples
 from lightning_taylor.scores.input_hooks import OpenHeads
 from lightning_taylor.scores.taylor_hook import Tap
-from lightning_taylor.study.gathering import Gathered
+from lightning_taylor.study.score_batches import Gathered
 from lightning_taylor.utilities.calls import evaluating, moved
 
 __all__ = ["Logits", "gather_curvature"]

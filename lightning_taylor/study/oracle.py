@@ -10,10 +10,12 @@ B = batches.
 
 from __future__ import annotations
 
+import hashlib
+import os
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from operator import length_hint
 from pathlib import Path
 from typing import Any
@@ -27,10 +29,17 @@ from lightning_taylor.graph.channel_graph import ChannelGraph
 from lightning_taylor.graph.types import Role
 from lightning_taylor.scores.consumers import Reader, find_readers
 from lightning_taylor.scores.input_hooks import OpenHeads
-from lightning_taylor.study.state import Column, StateFile, fingerprint
 from lightning_taylor.utilities.calls import batch_size, evaluating, moved
 
-__all__ = ["Loss", "Oracle", "measure_oracle", "sample_channels"]
+__all__ = [
+    "Column",
+    "Loss",
+    "Oracle",
+    "StateFile",
+    "fingerprint",
+    "measure_oracle",
+    "sample_channels",
+]
 
 Loss = Callable[[nn.Module, Any], Tensor]
 """From a model and a batch to the mean loss of its examples, a scalar."""
@@ -259,3 +268,50 @@ def _bar(show: bool, batches: int | None, done: int) -> Iterator[Callable[[float
     with Progress(*columns, disable=not show, transient=True) as progress:
         task = progress.add_task("oracle", total=batches, completed=done)
         yield lambda share: progress.advance(task, share)
+
+
+@dataclass
+class Column:
+    """One batch: its loss, and the change without each channel."""
+
+    loss: float
+    examples: int
+    changes: dict[str, Tensor] = field(default_factory=dict)
+
+
+class StateFile:
+    """The columns that are finished, and whose they are."""
+
+    def __init__(self, path: Path, fingerprint: str) -> None:
+        self._path, self._fingerprint = path, fingerprint
+
+    def load(self) -> list[Column]:
+        """The finished columns, none if there is no file.
+
+        Raises:
+            ValueError: if they are somebody else's.
+        """
+        if not self._path.exists():
+            return []
+        kept = torch.load(self._path, weights_only=True)
+        if kept["fingerprint"] != self._fingerprint:
+            raise ValueError(
+                f"{self._path} was measured on other weights or other channels; delete it, or give another file"
+            )
+        return [Column(**column) for column in kept["columns"]]
+
+    def save(self, columns: list[Column]) -> None:
+        """Write all finished columns, whole or not at all."""
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        unfinished = self._path.with_name(f"{self._path.name}.{os.getpid()}.part")
+        torch.save({"fingerprint": self._fingerprint, "columns": [vars(c) for c in columns]}, unfinished)
+        unfinished.replace(self._path)
+
+
+def fingerprint(model: nn.Module, channels: Mapping[str, Tensor]) -> str:
+    """Of all weights and buffers, and of the channels that are measured."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted({**model.state_dict(), **{f"channels of {n}": t for n, t in channels.items()}}.items()):
+        digest.update(name.encode())
+        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()

@@ -33,11 +33,10 @@ from torchvision.transforms.v2.functional import normalize as standardise
 from lightning_taylor.recipes.folder import ImageFolder
 from lightning_taylor.recipes.weights import read_state_dict
 from lightning_taylor.study.correlation import Correlations, correlate
-from lightning_taylor.study.criteria import every_criterion
+from lightning_taylor.study.correlation_table import CorrelationTable
 from lightning_taylor.study.curvature import gather_curvature
-from lightning_taylor.study.gathering import Gathered, gather_scores
 from lightning_taylor.study.oracle import measure_oracle, sample_channels
-from lightning_taylor.study.tables import CorrelationTable
+from lightning_taylor.study.score_batches import Gathered, every_criterion, gather_scores
 from lightning_taylor.trace.api import trace_channels
 
 

@@ -20,7 +20,7 @@ from lightning_taylor.measure.latency import Latency, LatencyComparison
 from lightning_taylor.recipes.classifier import ImageClassifier
 from lightning_taylor.recipes.digits import Digits
 from lightning_taylor.report.fit import FitReport
-from lightning_taylor.report.page import page, write_page
+from lightning_taylor.report.html import page, write_page
 from lightning_taylor.report.summary import Change, LayerChange, PruningSummary
 
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)

@@ -14,8 +14,7 @@ from lightning_taylor.plan.cost import CostModel
 from lightning_taylor.plan.record import Event, Record
 from lightning_taylor.plan.target import Target
 from lightning_taylor.report.fit import QUANTILES, FitReport
-from lightning_taylor.report.summary import Change, LayerChange, PruningSummary
-from lightning_taylor.report.widths import widths_after, widths_now
+from lightning_taylor.report.summary import Change, LayerChange, PruningSummary, widths_after, widths_now
 
 
 def test_a_summary_sets_before_and_after_side_by_side(summary):

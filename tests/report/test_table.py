@@ -7,7 +7,7 @@ from rich.console import Console
 
 from lightning_taylor.measure.latency import Latency, LatencyComparison
 from lightning_taylor.report.summary import Change, LayerChange
-from lightning_taylor.report.table import render, summary_tables
+from lightning_taylor.report.summary_table import render, summary_tables
 
 LONG = "backbone." * 9 + "conv"
 

@@ -17,7 +17,7 @@ from lightning_taylor.criteria.taylor import Taylor
 from lightning_taylor.criteria.taylor_batch import TaylorBatch
 from lightning_taylor.graph.channel_graph import ChannelGraph
 from lightning_taylor.graph.types import Role
-from lightning_taylor.study.criteria import every_criterion
+from lightning_taylor.study.score_batches import every_criterion
 from lightning_taylor.trace.api import trace_channels
 
 from .gates import assert_same, contributions, scored, train_batch

@@ -23,9 +23,9 @@ from lightning_taylor.criteria.taylor_batch import TaylorBatch
 from lightning_taylor.graph.channel_graph import ChannelGraph
 from lightning_taylor.scores.normalize import normalize
 from lightning_taylor.study.correlation import SCOPES, Correlations, correlate, scope_correlations, spearman
-from lightning_taylor.study.gathering import gather_scores
+from lightning_taylor.study.correlation_table import CorrelationTable
 from lightning_taylor.study.oracle import measure_oracle
-from lightning_taylor.study.tables import CorrelationTable
+from lightning_taylor.study.score_batches import gather_scores
 from lightning_taylor.trace.api import trace_channels
 
 CRITERIA: dict[str, Criterion] = {

@@ -14,7 +14,7 @@ from lightning_taylor.criteria.obd import OBD
 from lightning_taylor.graph.channel_graph import ChannelGraph
 from lightning_taylor.graph.types import Role
 from lightning_taylor.study.curvature import gather_curvature
-from lightning_taylor.study.gathering import gather_scores
+from lightning_taylor.study.score_batches import gather_scores
 from lightning_taylor.trace.api import trace_channels
 
 Batch = tuple[Tensor, Tensor]

@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from lightning_taylor.study.curves import DENSE, Curve, CurveFile, CurvePoint, CurveTable, measured_steps
+from lightning_taylor.study.curve_table import CurveTable, measured_steps
+from lightning_taylor.study.curves import DENSE, Curve, CurveFile, CurvePoint
 
 
 def curve(name: str, seed: int, *points: tuple[float, float]) -> Curve:

@@ -13,7 +13,7 @@ from zoo import build
 
 from lightning_taylor.graph.types import Role
 from lightning_taylor.study.correlation import spearman
-from lightning_taylor.study.spot import draw_channels, spot_check, training_loss
+from lightning_taylor.study.spot_check import draw_channels, spot_check, training_loss
 from lightning_taylor.trace.api import trace_channels
 
 

@@ -11,8 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lightning_taylor.report.figures.accuracy import accuracy_figure
-from lightning_taylor.report.figures.channels import channels_figure
-from lightning_taylor.report.figures.scores import scores_figure
+from lightning_taylor.report.figures.per_layer import channels_figure, scores_figure
 from lightning_taylor.report.figures.style import png
 from lightning_taylor.report.figures.timeline import timeline_figure
 from lightning_taylor.report.summary import PruningSummary

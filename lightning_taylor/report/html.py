@@ -17,12 +17,16 @@ from markupsafe import Markup
 from lightning_taylor.report.figures import figures
 from lightning_taylor.report.figures.style import png
 from lightning_taylor.report.summary import PruningSummary
-from lightning_taylor.report.totals import latency_line, oracle_line, totals, verdict
+from lightning_taylor.report.text import latency_line, oracle_line, totals, verdict
 from lightning_taylor.utilities.atomic import write_file
 
-__all__ = ["page", "write_page"]
+__all__ = [
+    "page",
+    "write_page",
+]
 
 _COLUMNS = 20
+
 _PICTURES = {
     "channels": "Output channels of every layer before and after the pruning.",
     "accuracy": "Validation metrics against the FLOPs that remained when they were measured.",

@@ -13,12 +13,18 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor
 
 from lightning_taylor.report.summary import PruningSummary
-from lightning_taylor.report.table import render
+from lightning_taylor.report.summary_table import render
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-__all__ = ["can_draw", "keep_files", "show_figure", "show_histograms", "show_tables"]
+__all__ = [
+    "can_draw",
+    "keep_files",
+    "show_figure",
+    "show_histograms",
+    "show_tables",
+]
 
 
 def show_histograms(logger: Any, scores: Mapping[str, Tensor], step: int) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Mapping
 from inspect import signature
-from typing import Any
+from typing import Any, final
 
 import torch
 from torch import Tensor, nn
@@ -16,10 +16,16 @@ from torchmetrics import Metric
 
 from lightning_taylor.graph.channel_graph import ChannelGraph
 from lightning_taylor.modules.model_copy import private_copy
+from lightning_taylor.pruner import Pruner
 from lightning_taylor.study.correlation import spearman
 from lightning_taylor.study.oracle import measure_oracle
 
-__all__ = ["draw_channels", "spot_check", "training_loss"]
+__all__ = [
+    "Spotting",
+    "draw_channels",
+    "spot_check",
+    "training_loss",
+]
 
 _COPIES = 4  # at once: a training batch fills the memory that there is, and these come on top
 
@@ -94,3 +100,35 @@ def training_loss(module: nn.Module, batch: Any) -> Tensor:
     if not isinstance(loss, Tensor) or loss.ndim:
         raise ValueError(f"{type(module).__name__}.training_step returned {type(found).__name__} in place of a loss")
     return loss
+
+
+@final
+class Spotting:
+    """Checks the scores of one event after the other, and says once that it cannot."""
+
+    def __init__(self) -> None:
+        self._told = False
+
+    def correlation(self, module: nn.Module, pruner: Pruner, batch: Any, channels: int, *, step: int) -> float | None:
+        """Spearman's correlation of the scores with what the removal of some channels does to the loss.
+
+        Args:
+            module: a LightningModule, whose training step says the loss.
+            pruner: with the scores of the event that is due.
+            batch: what the loss is of.
+            channels: how many are removed, one by one on a copy.
+            step: of the event, which draws the channels.
+
+        Returns:
+            The correlation; None, after a warning the first time, if the training step needs its Trainer.
+        """
+        try:
+            return spot_check(module, pruner.graph, pruner.scores, batch, channels, seed=step)
+        except Exception as error:  # of the user's training step, which was not made to run apart from a Trainer
+            if not self._told:
+                name, said = type(module).__name__, f"{type(error).__name__}: {error}"
+                warnings.warn(
+                    f"oracle_sample: {name}'s training step does not run apart from its Trainer: {said}", stacklevel=2
+                )
+            self._told = True
+            return None

@@ -13,9 +13,12 @@ from rich.table import Table
 from rich.text import Text
 
 from lightning_taylor.report.summary import Change, PruningSummary
-from lightning_taylor.report.totals import latency_line, oracle_line, totals, verdict
+from lightning_taylor.report.text import latency_line, oracle_line, totals, verdict
 
-__all__ = ["render", "summary_tables"]
+__all__ = [
+    "render",
+    "summary_tables",
+]
 
 _REASON = 150  # characters of a reason; the whole of it is in pruning.json
 

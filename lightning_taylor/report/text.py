@@ -7,7 +7,15 @@ from dataclasses import dataclass
 
 from lightning_taylor.report.summary import Change, PruningSummary
 
-__all__ = ["Total", "latency_line", "oracle_line", "shortly", "size", "totals", "verdict"]
+__all__ = [
+    "Total",
+    "latency_line",
+    "oracle_line",
+    "shortly",
+    "size",
+    "totals",
+    "verdict",
+]
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,10 @@ from lightning_taylor.study.correlation import SCOPES, Correlations
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-__all__ = ["Cell", "CorrelationTable"]
+__all__ = [
+    "Cell",
+    "CorrelationTable",
+]
 
 _HEADINGS = {"per layer": "per layer", "none": "all, raw", "l1": "all, l1", "l2": "all, l2", "minmax": "all, min-max"}
 

@@ -10,12 +10,23 @@ from typing import Any, final
 
 from torch import Tensor, nn
 
+from lightning_taylor.criteria.activations import ActivationMean, ActivationStd, APoZ
 from lightning_taylor.criteria.base import Criterion, Scorer
+from lightning_taylor.criteria.baselines import Random, WeightMagnitude
+from lightning_taylor.criteria.combined import Combined
+from lightning_taylor.criteria.mutual_information import MutualInformation
+from lightning_taylor.criteria.obd import OBD
+from lightning_taylor.criteria.taylor import Taylor
+from lightning_taylor.criteria.taylor_batch import TaylorBatch
 from lightning_taylor.graph.channel_graph import ChannelGraph
 from lightning_taylor.study.oracle import Loss
 from lightning_taylor.utilities.calls import batch_size, evaluating, moved
 
-__all__ = ["Gathered", "gather_scores"]
+__all__ = [
+    "Gathered",
+    "every_criterion",
+    "gather_scores",
+]
 
 
 @final
@@ -102,3 +113,31 @@ def _pass(model: nn.Module, scorers: list[Scorer], batch: Any, loss: Loss) -> No
         scorer.after_backward()
         scorer.before_step()
         scorer.end_batch(examples=batch_size(batch))
+
+
+def every_criterion(*, probes: int = 10, seed: int = 0) -> dict[str, Criterion]:
+    """The criteria of the paper, its follow-up, and the choices that they leave open.
+
+    Args:
+        probes: of OBD, for each batch.
+        seed: of what is random.
+
+    Example:
+        >>> list(every_criterion())[:3]
+        ['Taylor', 'Taylor, mean over positions', 'Taylor, absolute per batch']
+    """
+    return {
+        "Taylor": Taylor(),
+        "Taylor, mean over positions": Taylor(positions="mean"),
+        "Taylor, absolute per batch": Taylor(absolute="batch"),
+        "Taylor, absolute of the window": Taylor(absolute="window"),
+        "TaylorBatch": TaylorBatch(),
+        "OBD": OBD(probes=probes, seed=seed),
+        "ActivationMean": ActivationMean(),
+        "ActivationStd": ActivationStd(),
+        "APoZ": APoZ(),
+        "MutualInformation": MutualInformation(),
+        "WeightMagnitude": WeightMagnitude(),
+        "Random": Random(seed=seed),
+        "Taylor + 0.1 ActivationMean": Combined(Taylor(), ActivationMean(), share=0.1),
+    }
