@@ -6,8 +6,6 @@ Example:
     >>> trainer = L.Trainer(callbacks=[TaylorPruning(target=0.5)], logger=False, accelerator="cpu")
 """
 
-from lightning_taylor.best import PrunedModelCheckpoint
-from lightning_taylor.callback import TaylorPruning
 from lightning_taylor.checkpoint.load import PrunedCheckpointMixin, load_pruned
 from lightning_taylor.criteria.activations import ActivationMean, ActivationStd, APoZ
 from lightning_taylor.criteria.base import Criterion
@@ -28,6 +26,8 @@ from lightning_taylor.errors import (
 from lightning_taylor.export.onnx import export_onnx
 from lightning_taylor.export.program import export_program
 from lightning_taylor.export.state_dict import export_state_dict
+from lightning_taylor.fit.best_checkpoint import PrunedModelCheckpoint
+from lightning_taylor.fit.callback import TaylorPruning
 from lightning_taylor.graph.channel_graph import ChannelGraph
 from lightning_taylor.graph.types import ChannelGroup
 from lightning_taylor.modules.attributes import register_attributes

@@ -24,9 +24,9 @@ except ModuleNotFoundError as missing:
         "pip install pytorch-lightning, or use lightning_taylor itself with Trainers of lightning.pytorch"
     ) from missing
 
-from lightning_taylor.best import PrunedModelCheckpoint as _PrunedModelCheckpoint
-from lightning_taylor.callback import TaylorPruning as _TaylorPruning
 from lightning_taylor.checkpoint.load import PrunedCheckpointMixin, load_pruned
+from lightning_taylor.fit.best_checkpoint import PrunedModelCheckpoint as _PrunedModelCheckpoint
+from lightning_taylor.fit.callback import TaylorPruning as _TaylorPruning
 
 __all__ = ["PrunedCheckpointMixin", "PrunedModelCheckpoint", "TaylorPruning", "load_pruned"]
 

@@ -21,12 +21,12 @@ pytest.importorskip("jsonargparse", reason="needs the extra cli")
 pytest.importorskip("sklearn", reason="needs the extra recipes")
 
 from lightning_taylor import cli
-from lightning_taylor.callback import TaylorPruning
 from lightning_taylor.checkpoint.load import load_pruned
 from lightning_taylor.cli.app import LOGS
 from lightning_taylor.cli.commands import COMMANDS
 from lightning_taylor.cli.configs import resolve_configs
 from lightning_taylor.cli.failure import DEBUG
+from lightning_taylor.fit.callback import TaylorPruning
 from lightning_taylor.recipes.classifier import ImageClassifier
 
 pytestmark = [

@@ -12,19 +12,10 @@ import zoo
 from fit.boring import Boring
 from fit.harness import fit, pruning
 
-from lightning_taylor import (
-    Iterative,
-    OneShot,
-    Random,
-    Target,
-    Taylor,
-    TaylorBatch,
-    TaylorPruning,
-    WeightMagnitude,
-    options,
-)
+from lightning_taylor import Iterative, OneShot, Random, Target, Taylor, TaylorBatch, TaylorPruning, WeightMagnitude
 from lightning_taylor.errors import TargetUnreachableError
-from lightning_taylor.options import Options
+from lightning_taylor.fit import options
+from lightning_taylor.fit.options import Options
 from lightning_taylor.plan.feasibility import own_round_to
 from lightning_taylor.plan.schedule import Schedule
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable
 
-from lightning_taylor.callback import TaylorPruning
 from lightning_taylor.cli.failure import fail
 from lightning_taylor.cli.messages import nearest
 from lightning_taylor.criteria.base import Criterion
+from lightning_taylor.fit.callback import TaylorPruning
 from lightning_taylor.study.score_batches import every_criterion
 
 __all__ = ["check_criteria", "known_criteria", "own_criterion"]

@@ -22,13 +22,13 @@ from lightning.pytorch.loggers.logger import DummyLogger
 from lightning.pytorch.utilities.seed import isolate_rng
 from typing_extensions import override
 
-from lightning_taylor.callback import TaylorPruning
 from lightning_taylor.cli.app import TaylorCLI
 from lightning_taylor.cli.criteria import known_criteria
 from lightning_taylor.cli.failure import debugging, fail
 from lightning_taylor.cli.fit_config import FitConfig
 from lightning_taylor.cli.messages import nearest
-from lightning_taylor.host import remaining_steps
+from lightning_taylor.fit.callback import TaylorPruning
+from lightning_taylor.fit.trainer_state import remaining_steps
 from lightning_taylor.plan.schedule import Gradual, Schedule, default_schedule
 from lightning_taylor.study.curve_table import measured_steps
 from lightning_taylor.study.curves import DENSE, Curve, CurvePoint

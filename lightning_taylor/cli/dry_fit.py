@@ -12,11 +12,11 @@ from typing import Any
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 
-from lightning_taylor.callback import TaylorPruning
 from lightning_taylor.cli.app import TaylorCLI
 from lightning_taylor.cli.failure import fail
+from lightning_taylor.fit.callback import TaylorPruning
+from lightning_taylor.fit.trainer_state import example_call, remaining_steps, trace_step
 from lightning_taylor.graph.channel_graph import ChannelGraph
-from lightning_taylor.host import example_call, remaining_steps, trace_step
 from lightning_taylor.trace.options import Choices
 from lightning_taylor.trace.recorder import CallRecorder
 from lightning_taylor.utilities.calls import ForwardCall

@@ -13,7 +13,7 @@ from typing import get_args, get_type_hints
 
 from jsonargparse import ArgumentParser
 
-from lightning_taylor.callback import TaylorPruning
+from lightning_taylor.fit.callback import TaylorPruning
 
 __all__ = ["show_nested_help"]
 

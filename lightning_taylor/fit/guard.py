@@ -7,10 +7,10 @@ from typing import Any, final
 
 from torch.optim import Optimizer
 
+from lightning_taylor.fit.pruner import Pruner
 from lightning_taylor.graph.serialize import graph_from_plain, graph_to_plain
 from lightning_taylor.plan.guard import Guard
 from lightning_taylor.plan.record import Record
-from lightning_taylor.pruner import Pruner
 from lightning_taylor.surgery.mirrors import Copy
 from lightning_taylor.surgery.snapshot import Snapshot
 

@@ -14,9 +14,9 @@ import torch
 from torch import Tensor, nn
 from torchmetrics import Metric
 
+from lightning_taylor.fit.pruner import Pruner
 from lightning_taylor.graph.channel_graph import ChannelGraph
 from lightning_taylor.modules.model_copy import private_copy
-from lightning_taylor.pruner import Pruner
 from lightning_taylor.study.correlation import spearman
 from lightning_taylor.study.oracle import measure_oracle
 

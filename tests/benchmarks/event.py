@@ -25,8 +25,8 @@ from subjects import Clock, Setting, Training, clock_of, parser, seconds, write
 from torch import nn
 
 from lightning_taylor import Iterative, Taylor
-from lightning_taylor.options import Options
-from lightning_taylor.pruner import Pruner
+from lightning_taylor.fit.options import Options
+from lightning_taylor.fit.pruner import Pruner
 
 _MANY = 100  # events whose mean is compared with that of as many at the end
 

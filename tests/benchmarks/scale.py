@@ -22,8 +22,8 @@ from subjects import seconds, write
 from torch import Tensor, nn
 
 from lightning_taylor import Iterative, Taylor, trace_channels
-from lightning_taylor.options import Options
-from lightning_taylor.pruner import Pruner
+from lightning_taylor.fit.options import Options
+from lightning_taylor.fit.pruner import Pruner
 
 
 class Block(nn.Module):

@@ -18,7 +18,7 @@ from torch.utils.data import DataLoader, IterableDataset
 
 from campaigns.cases import Case
 from lightning_taylor import Gradual, Iterative, OneShot, Target, TaylorBatch, TaylorPruning
-from lightning_taylor.host import check_strategy
+from lightning_taylor.fit.distributed import check_strategy
 from lightning_taylor.plan.guard import Guard
 
 Fit = Callable[[Any], Any]

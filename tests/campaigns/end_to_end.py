@@ -30,7 +30,8 @@ from campaigns.measuring import limit_memory
 from campaigns.real_fits import EVENTS, KEPT, STEPS, fit, learnt
 from campaigns.real_nets import CASES, Case
 from campaigns.table import Store, arguments, versions, write_section
-from lightning_taylor import TaylorPruning, together
+from lightning_taylor import TaylorPruning
+from lightning_taylor.fit import distributed as together
 from lightning_taylor.plan.cost import CostModel
 
 PACKAGES = ("torch", "torchvision", "lightning")

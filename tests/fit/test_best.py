@@ -13,7 +13,7 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from fit.boring import loader, trainer
 from fit.nets import Net, fitted, pruning, weights_of
 from lightning_taylor import Gradual
-from lightning_taylor.best import PrunedModelCheckpoint
+from lightning_taylor.fit.best_checkpoint import PrunedModelCheckpoint
 
 
 def best(folder: Path, **kwargs: Any) -> PrunedModelCheckpoint:

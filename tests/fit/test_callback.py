@@ -27,7 +27,7 @@ from lightning_taylor import (
     UnsupportedModelError,
     WeightMagnitude,
 )
-from lightning_taylor.host import check_strategy
+from lightning_taylor.fit.distributed import check_strategy
 
 
 def hooks_on(model: nn.Module) -> int:

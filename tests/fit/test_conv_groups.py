@@ -16,7 +16,7 @@ from torchvision.models.resnet import Bottleneck
 from fit.boring import Boring, kept_trainer
 from fit.resuming import StatefulLoader, differences
 from lightning_taylor import Gradual, TaylorPruning, load_pruned
-from lightning_taylor.options import changed_settings
+from lightning_taylor.fit.options import changed_settings
 
 KEPT, STEPS = 3, 6
 

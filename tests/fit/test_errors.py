@@ -23,7 +23,7 @@ from torch import Tensor
 
 from fit.boring import Boring, Validated, loader, trainer
 from lightning_taylor import Gradual, TaylorBatch, TaylorPruning
-from lightning_taylor.options import CHECKS, check_arguments
+from lightning_taylor.fit.options import CHECKS, check_arguments
 from lightning_taylor.plan.guard import Guard
 from lightning_taylor.report.summary import PruningSummary
 

@@ -32,7 +32,7 @@ from fit.nets import layers
 from fit.rank_launch import all_well, on_ranks
 from fit.resuming import SCHEDULE, StatefulLoader
 from lightning_taylor import PrunedCheckpointMixin, TaylorPruning, load_pruned
-from lightning_taylor.host import check_strategy
+from lightning_taylor.fit.distributed import check_strategy
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*Checkpoint directory .* exists and is not empty")
 CLASSES = {"plain": TaylorPruning, "pl": lightning_taylor.pl.TaylorPruning}

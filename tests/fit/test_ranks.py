@@ -13,9 +13,10 @@ from torch import Tensor
 
 from fit.rank_fits import Case, Ranked, RankedByHand, fit, fits, spread
 from fit.rank_launch import on_ranks
-from lightning_taylor import PruningError, TaylorBatch, UncoupledChannelsError, UnsupportedModelError, together
+from lightning_taylor import PruningError, TaylorBatch, UncoupledChannelsError, UnsupportedModelError
+from lightning_taylor.fit import distributed as together
+from lightning_taylor.fit.session import Session
 from lightning_taylor.plan.measured_search import Selection
-from lightning_taylor.session import Session
 
 CASES = {
     "plain": Case(),

@@ -25,7 +25,7 @@ from torch import nn
 from fit.boring import loader, trainer
 from fit.nets import Mixed, Net, pruning
 from fit.rank_launch import alone
-from lightning_taylor.host import check_strategy
+from lightning_taylor.fit.distributed import check_strategy
 
 
 class SingleDeviceXLAStrategy(SingleDeviceStrategy):

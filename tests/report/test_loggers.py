@@ -18,7 +18,7 @@ from fit.rank_launch import all_well, on_ranks
 from lightning.pytorch.loggers import CSVLogger, Logger, MLFlowLogger, TensorBoardLogger, WandbLogger
 
 from lightning_taylor import Gradual, Guard, TaylorPruning
-from lightning_taylor.report.loggers import plain_settings, report_folder
+from lightning_taylor.fit.logging import plain_settings, report_folder
 from report import stores
 from report.stores import Stored
 

@@ -16,10 +16,10 @@ import lightning as L
 import pytest
 
 from lightning_taylor import OneShot, TaylorPruning
+from lightning_taylor.fit.report import FitReport
 from lightning_taylor.measure.latency import Latency, LatencyComparison
 from lightning_taylor.recipes.classifier import ImageClassifier
 from lightning_taylor.recipes.digits import Digits
-from lightning_taylor.report.fit import FitReport
 from lightning_taylor.report.html import page, write_page
 from lightning_taylor.report.summary import Change, LayerChange, PruningSummary
 

@@ -9,11 +9,11 @@ import torch
 import zoo
 
 from lightning_taylor import trace_channels
+from lightning_taylor.fit.report import QUANTILES, FitReport
 from lightning_taylor.measure.environment import peak_memory, state_dict_bytes
 from lightning_taylor.plan.cost import CostModel
 from lightning_taylor.plan.record import Event, Record
 from lightning_taylor.plan.target import Target
-from lightning_taylor.report.fit import QUANTILES, FitReport
 from lightning_taylor.report.summary import Change, LayerChange, PruningSummary, widths_after, widths_now
 
 

@@ -14,20 +14,24 @@ import inspect
 import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, final
 
 import torch
 from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.utilities import rank_zero_info
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch import Tensor
 
+from lightning_taylor.fit import logging as loggers
+from lightning_taylor.fit.report import quantiles
+from lightning_taylor.fit.session import Session
+from lightning_taylor.fit.trainer_state import clear_screen
 from lightning_taylor.plan.record import Event
 from lightning_taylor.report.figures import figures
-from lightning_taylor.report.fit import quantiles
 from lightning_taylor.report.logger_adapters import can_draw, keep_files, show_figure, show_histograms, show_tables
 from lightning_taylor.report.summary import PruningSummary, Size
 
 __all__ = [
+    "Reporting",
     "log_event",
     "log_settings",
     "log_size",
@@ -42,6 +46,7 @@ NAME = "TaylorPruning"
 """Of the settings among the hyperparameters; "pruning" might be one of the user's own."""
 
 _DEEPEST = 4  # of nested settings; no user's object may lead us around in a circle
+
 _QUANTILES = ("min", "p05", "p25", "median", "p75", "p95", "max")
 
 
@@ -255,3 +260,41 @@ def _scalars(trainer: Trainer, values: Mapping[str, float]) -> None:
         logger.save()
 
     _each(trainer, "the scalars", tell)
+
+
+@final
+class Reporting:
+    """One fit's news; events are told where they happen."""
+
+    def __init__(self) -> None:
+        self._settings: dict[str, Any] = {}
+        self._started = False
+
+    def fit_starts(self, trainer: Trainer, pl_module: LightningModule, settings: Mapping[str, Any]) -> None:
+        """Add the settings to the hyperparameters that are logged.
+
+        Args:
+            trainer: whose loggers these are.
+            pl_module: with hyperparameters of its own.
+            settings: name -> value, of any type.
+        """
+        self._settings = loggers.plain_settings(**settings)
+        self._started = False
+        loggers.log_settings(trainer, pl_module, self._settings)
+
+    def batch_ends(self, trainer: Trainer, pl_module: LightningModule, session: Session) -> None:
+        """Log the dense model's size, once, before anything is removed from it."""
+        if session.traced and not self._started:
+            self._started = True
+            loggers.log_start(trainer, pl_module, self._settings, session.size)
+
+    def fit_ends(
+        self, trainer: Trainer, pl_module: LightningModule, session: Session, *, measure_latency: bool
+    ) -> None:
+        """Say what was asked and what was achieved: on the screen, in files, to the loggers."""
+        if not session.reached:
+            rank_zero_warn(session.shortfall)
+        clear_screen(trainer, pl_module, summarize=session.changed)
+        folder, device = loggers.report_folder(trainer), trainer.strategy.root_device
+        summary = session.show(folder, measure_latency=measure_latency, device=device)
+        loggers.log_summary(trainer, summary, folder)

@@ -14,23 +14,25 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from lightning_taylor.fit.guard import Guarding
+from lightning_taylor.fit.options import Options
+from lightning_taylor.fit.progress import Timetable
+from lightning_taylor.fit.pruner import Pruner
+from lightning_taylor.fit.report import FitReport
 from lightning_taylor.graph.channel_graph import ChannelGraph
 from lightning_taylor.graph.serialize import graph_from_plain, graph_to_plain
-from lightning_taylor.options import Options
 from lightning_taylor.plan.guard import Guard
 from lightning_taylor.plan.measured_search import Selection
 from lightning_taylor.plan.record import Event, Record
 from lightning_taylor.plan.schedule import Schedule
-from lightning_taylor.pruner import Pruner
-from lightning_taylor.report.fit import FitReport
 from lightning_taylor.report.summary import PruningSummary, Size, widths_now
 from lightning_taylor.study.spot_check import Spotting
 from lightning_taylor.surgery.mirrors import Copy
-from lightning_taylor.timetable import Timetable
 from lightning_taylor.utilities.calls import ForwardCall
 from lightning_taylor.utilities.compile import Compiler, compiled_graphs, forget_compiled
 
-__all__ = ["Session"]
+__all__ = [
+    "Session",
+]
 
 VERSION = 1
 

@@ -15,31 +15,38 @@ from typing_extensions import override
 from lightning_taylor.checkpoint.widths import NO_STATE, was_pruned, widths_of
 from lightning_taylor.criteria.base import Criterion
 from lightning_taylor.criteria.taylor import Taylor
-from lightning_taylor.graph.channel_graph import ChannelGraph
-from lightning_taylor.host import (
-    check_return,
-    check_strategy,
+from lightning_taylor.fit import logging as loggers
+from lightning_taylor.fit.distributed import Together, check_return, check_strategy
+from lightning_taylor.fit.logging import Reporting
+from lightning_taylor.fit.options import (
+    OF_THE_TRACE,
+    Options,
+    as_inputs,
+    changed_settings,
+    check_arguments,
+    settings_of,
+)
+from lightning_taylor.fit.session import Session
+from lightning_taylor.fit.shape_hooks import Loading
+from lightning_taylor.fit.trainer_state import (
     check_validation,
     example_call,
     gradient_scale,
     remaining_scale,
     remaining_steps,
 )
-from lightning_taylor.loading import Loading
-from lightning_taylor.options import OF_THE_TRACE, Options, as_inputs, changed_settings, check_arguments, settings_of
+from lightning_taylor.graph.channel_graph import ChannelGraph
 from lightning_taylor.plan.guard import Guard
 from lightning_taylor.plan.schedule import Schedule
 from lightning_taylor.plan.target import Target
-from lightning_taylor.report import loggers
-from lightning_taylor.reporting import Reporting
 from lightning_taylor.scores.normalize import Normalization
-from lightning_taylor.session import Session
-from lightning_taylor.together import Together
 from lightning_taylor.trace.options import AttentionHeads, Choices, ConvGroups
 from lightning_taylor.trace.recorder import Listening
 from lightning_taylor.utilities.calls import ForwardCall, batch_size
 
-__all__ = ["TaylorPruning"]
+__all__ = [
+    "TaylorPruning",
+]
 
 
 class TaylorPruning(Callback):

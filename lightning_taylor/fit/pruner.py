@@ -15,9 +15,9 @@ from torch import Tensor, nn
 
 from lightning_taylor.criteria.base import Scorer
 from lightning_taylor.errors import TargetUnreachableError, UncoupledChannelsError
+from lightning_taylor.fit.options import Options
 from lightning_taylor.graph.channel_graph import ChannelGraph
 from lightning_taylor.measure.meter import Measure, Meter
-from lightning_taylor.options import Options
 from lightning_taylor.plan.cost import Cost, CostModel
 from lightning_taylor.plan.feasibility import check_reachable
 from lightning_taylor.plan.measured_search import Selection, select_measured
@@ -29,7 +29,9 @@ from lightning_taylor.surgery.prune import prune_channels
 from lightning_taylor.utilities.atomic import signals_deferred
 from lightning_taylor.utilities.calls import ForwardCall
 
-__all__ = ["Pruner"]
+__all__ = [
+    "Pruner",
+]
 
 _NO_GRADIENT = "no gradient has reached what reads its channels; is a part of the model frozen?"
 

@@ -3,38 +3,27 @@
 from __future__ import annotations
 
 import math
-import pickle
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, TypeVar, cast
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
-from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import GradientAccumulationScheduler, ModelSummary
-from lightning.pytorch.strategies import DDPStrategy, DeepSpeedStrategy, SingleDeviceStrategy, Strategy
-from lightning.pytorch.strategies.launchers import _MultiProcessingLauncher
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
 
-from lightning_taylor.checkpoint.load import PrunedCheckpointMixin
-from lightning_taylor.errors import PruningError, UncoupledChannelsError, UnsupportedModelError
+from lightning_taylor.errors import UnsupportedModelError
 from lightning_taylor.graph.channel_graph import ChannelGraph
 from lightning_taylor.plan.guard import Guard
-from lightning_taylor.plan.record import fingerprint
 from lightning_taylor.surgery.mirrors import Copy, find_copies, unreachable_copies
 from lightning_taylor.trace.api import trace_calls
 from lightning_taylor.trace.options import Choices
 from lightning_taylor.utilities.calls import ForwardCall
-from lightning_taylor.utilities.compile import forget_compiled
 from lightning_taylor.utilities.lightning_names import either
 
 __all__ = [
-    "check_agreement",
-    "check_return",
-    "check_strategy",
     "check_validation",
     "clear_screen",
-    "comes_back",
     "copies_of",
     "example_call",
     "gradient_scale",
@@ -43,47 +32,9 @@ __all__ = [
     "loadable",
     "remaining_scale",
     "remaining_steps",
-    "share",
     "trace_step",
     "warn_of_unreachable",
-    "widths_changed",
 ]
-
-T = TypeVar("T")
-
-
-def comes_back(strategy: Strategy) -> bool:
-    """Whether the fit runs in child processes, whose parent loads the weights that they leave."""
-    return isinstance(strategy.launcher, either(_MultiProcessingLauncher))
-
-
-def check_return(strategy: Strategy, module: LightningModule) -> None:
-    """Refuse a fit whose result would not fit the module that it is brought back to.
-
-    Raises:
-        MisconfigurationException: with both ways out.
-    """
-    if comes_back(strategy) and not isinstance(module, PrunedCheckpointMixin):
-        raise MisconfigurationException(
-            f"this strategy trains in child processes, and then loads the weights into the unpruned "
-            f"{type(module).__name__} of their parent, which have other shapes. Write "
-            f"`class {type(module).__name__}(PrunedCheckpointMixin, ...)`, or use strategy='ddp' in a script"
-        )
-
-
-def check_strategy(strategy: Strategy, allow_untested: bool) -> None:
-    """Refuse what cannot work: parameters that are sharded, or held by another runtime.
-
-    Raises:
-        MisconfigurationException: naming the strategy and those that work.
-    """
-    supported = isinstance(strategy, either(SingleDeviceStrategy, DDPStrategy))
-    supported = supported and not isinstance(strategy, either(DeepSpeedStrategy))
-    if (not supported or "XLA" in type(strategy).__name__) and not allow_untested:
-        raise MisconfigurationException(
-            f"TaylorPruning does not work with {type(strategy).__name__}: it cannot cut parameters that are sharded or "
-            "held by another runtime. Use a single device or strategy='ddp', or pass allow_untested_strategy=True"
-        )
 
 
 def check_validation(trainer: Trainer, guard: Guard | None) -> None:
@@ -94,57 +45,6 @@ def check_validation(trainer: Trainer, guard: Guard | None) -> None:
     """
     if guard and not trainer.enable_validation:
         raise ValueError(f"{guard!r} needs a validation, and this fit has none: give it a validation_step and its data")
-
-
-def share(strategy: Strategy, make: Callable[[], T]) -> T:
-    """What rank zero makes, on every rank; if it raises there, it raises everywhere.
-
-    Raises:
-        Exception: whatever ``make`` raised on rank zero.
-    """
-    made: tuple[T | None, Exception | None] = None, None
-    if strategy.is_global_zero:
-        try:
-            made = make(), None
-        except Exception as error:
-            if getattr(strategy, "world_size", 1) == 1:
-                raise
-            made = None, _portable(error)
-    result, error = cast(tuple[T, Exception | None], strategy.broadcast(made))
-    if error is not None:
-        raise error
-    return result
-
-
-def check_agreement(strategy: Strategy, remove: Mapping[str, Tensor]) -> None:
-    """Compare a decision over all ranks.
-
-    Raises:
-        UncoupledChannelsError: on every rank, if any of them has another one; nothing was removed.
-    """
-    # Equal counts with unequal indices would pass DDP's own checks and let the ranks drift apart.
-    mine = fingerprint(remove)
-    if not strategy.reduce_boolean_decision(mine == strategy.broadcast(mine)):
-        raise UncoupledChannelsError("the ranks were told to remove different channels; nothing was removed")
-
-
-def _portable(error: Exception) -> Exception:
-    """An error that survives the way to another process; most do as they are."""
-    try:
-        pickle.loads(pickle.dumps(error))
-    except Exception:
-        return PruningError(f"{type(error).__name__} on rank 0: {error}")
-    return error
-
-
-def widths_changed(strategy: Strategy, pl_module: LightningModule) -> None:
-    """Let everything that keeps shapes forget them: DDP's buckets and accumulators, compiled code."""
-    if isinstance(strategy, either(DDPStrategy)):
-        ddp: Any = strategy
-        ddp.model = pl_module
-        ddp._pl_static_graph_delay_done = False
-        ddp.configure_ddp()
-    forget_compiled()
 
 
 def example_call(inputs: Any, pl_module: LightningModule) -> ForwardCall:

@@ -8,11 +8,14 @@ from typing import final
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from lightning_taylor.checkpoint.widths import ShapeFitter, origin_of, widths_of
+from lightning_taylor.fit.distributed import comes_back
+from lightning_taylor.fit.trainer_state import incoming_checkpoint, loadable
 from lightning_taylor.graph.channel_graph import ChannelGraph
-from lightning_taylor.host import comes_back, incoming_checkpoint, loadable
 from lightning_taylor.utilities.atomic import signals_deferred
 
-__all__ = ["Loading"]
+__all__ = [
+    "Loading",
+]
 
 
 @final

@@ -30,6 +30,7 @@ __all__ = [
 
 OF_THE_TRACE = ("ignore", *(field.name for field in fields(Choices)))
 """The settings that say what a trace looks for; its result travels with a checkpoint."""
+
 Check = Callable[[str, Any], Iterator[str]]
 """From an argument's name and value to what is wrong with it, in words."""
 

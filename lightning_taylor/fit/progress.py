@@ -7,7 +7,9 @@ from typing import Any, final
 
 from lightning_taylor.plan.schedule import Schedule, default_schedule
 
-__all__ = ["Timetable"]
+__all__ = [
+    "Timetable",
+]
 
 
 @final

@@ -13,18 +13,22 @@ import torch
 from rich.console import Console
 from torch import Tensor
 
+from lightning_taylor.fit.pruner import Pruner
 from lightning_taylor.graph.serialize import call_to_plain
 from lightning_taylor.measure.environment import machine, peak_memory, state_dict_bytes
 from lightning_taylor.measure.latency import LatencyComparison, compare_latency
 from lightning_taylor.modules.model_copy import private_copy
 from lightning_taylor.modules.resize import with_shapes
-from lightning_taylor.pruner import Pruner
 from lightning_taylor.report.html import write_page
 from lightning_taylor.report.summary import PruningSummary
 from lightning_taylor.report.summary_table import summary_tables
 from lightning_taylor.utilities.calls import ForwardCall, one_example, repeated, runner, tensors_in
 
-__all__ = ["QUANTILES", "FitReport", "quantiles"]
+__all__ = [
+    "QUANTILES",
+    "FitReport",
+    "quantiles",
+]
 
 QUANTILES = (0.0, 0.05, 0.25, 0.5, 0.75, 0.95, 1.0)
 """Of the scores: enough for a box with whiskers."""

@@ -11,10 +11,12 @@ from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 from typing_extensions import override
 
-from lightning_taylor.callback import TaylorPruning
+from lightning_taylor.fit.callback import TaylorPruning
 from lightning_taylor.utilities.lightning_names import either
 
-__all__ = ["PrunedModelCheckpoint"]
+__all__ = [
+    "PrunedModelCheckpoint",
+]
 
 
 class PrunedModelCheckpoint(ModelCheckpoint):

@@ -1,0 +1,200 @@
+"""What all ranks of a fit do together: rank zero traces, decides and measures, and every rank follows."""
+
+from __future__ import annotations
+
+import pickle
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from typing import Any, TypeVar, cast, final
+
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.strategies import DDPStrategy, DeepSpeedStrategy, SingleDeviceStrategy, Strategy
+from lightning.pytorch.strategies.launchers import _MultiProcessingLauncher
+from lightning.pytorch.utilities import rank_zero_warn
+from lightning.pytorch.utilities.seed import isolate_rng
+from torch import Tensor
+
+from lightning_taylor.checkpoint.load import PrunedCheckpointMixin
+from lightning_taylor.errors import PruningError, UncoupledChannelsError
+from lightning_taylor.fit import logging as loggers
+from lightning_taylor.fit.session import Session
+from lightning_taylor.fit.trainer_state import copies_of, trace_step, warn_of_unreachable
+from lightning_taylor.plan.record import fingerprint
+from lightning_taylor.trace.api import require_groups
+from lightning_taylor.trace.options import Choices
+from lightning_taylor.utilities.calls import ForwardCall
+from lightning_taylor.utilities.compile import forget_compiled
+from lightning_taylor.utilities.lightning_names import either
+
+__all__ = [
+    "Together",
+    "check_agreement",
+    "check_return",
+    "check_strategy",
+    "comes_back",
+    "share",
+    "widths_changed",
+]
+
+
+@final
+class Together:
+    """The turns of a pruning that need the strategy, and the Trainer's other callbacks with what they keep.
+
+    Where it takes ``own``, that is the callback that prunes, which keeps no copy of the model. It is not held: a module
+    may bring its callback along, and would be copied in circles.
+    """
+
+    def __init__(self) -> None:
+        self._told: set[str] = set()
+
+    def warn_of_copies(self, trainer: Trainer, pl_module: LightningModule, own: Callback) -> None:
+        """Name the copies of the parameters that cannot be pruned along, each one once."""
+        warn_of_unreachable(trainer, pl_module, own, self._told)
+
+    def begin(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        session: Session,
+        calls: list[ForwardCall],
+        ignore: Sequence[str],
+        choices: Choices,
+    ) -> None:
+        """Trace on rank zero, share the graph, and start to score."""
+        sought = partial(trace_step, pl_module, calls, ignore=ignore, choices=choices)
+        graph = share(trainer.strategy, lambda: require_groups(sought()))
+        session.begin(pl_module, graph, calls)
+        share(trainer.strategy, lambda: session.measure_with(calls))
+
+    def go_on(self, trainer: Trainer, session: Session, calls: list[ForwardCall]) -> None:
+        """A model that was traced before is called as ever: note with what, for the report and the measurements."""
+        session.report.begin(calls)
+        share(trainer.strategy, lambda: session.measure_with(calls))
+
+    def event(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        own: Callback,
+        session: Session,
+        *,
+        batch: Any,
+        oracle_sample: int,
+    ) -> None:
+        """Rank zero decides what goes, all ranks remove it, and the loggers are told."""
+        decided = share(trainer.strategy, session.decide)
+        if isinstance(decided, str):
+            rank_zero_warn(decided)
+            return
+        check_agreement(trainer.strategy, decided.remove)
+        self.warn_of_copies(trainer, pl_module, own)  # some are made in the course of the fit
+        correlation: float | None = None
+        if oracle_sample and trainer.is_global_zero:
+            with isolate_rng():
+                correlation = session.check_scores(pl_module, batch, oracle_sample)
+        session.remove(decided, trainer.optimizers, copies_of(trainer, pl_module, own))
+        if decided.remove:
+            widths_changed(trainer.strategy, pl_module)
+        event, scores = session.last_event
+        loggers.log_event(trainer, event, session.size, scores, correlation)
+
+    def validated(self, trainer: Trainer, pl_module: LightningModule, own: Callback, session: Session) -> None:
+        """Let the guard see a validation's metrics as rank zero has them; all ranks go back if it says so."""
+        metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
+        metrics, graph = share(trainer.strategy, lambda: metrics), session.graph
+        said = session.validated(metrics, trainer.optimizers, copies_of(trainer, pl_module, own))
+        if said:
+            rank_zero_warn(said)
+        if session.graph is not graph:
+            widths_changed(trainer.strategy, pl_module)
+            loggers.log_size(trainer, session.size)
+
+
+T = TypeVar("T")
+
+
+def comes_back(strategy: Strategy) -> bool:
+    """Whether the fit runs in child processes, whose parent loads the weights that they leave."""
+    return isinstance(strategy.launcher, either(_MultiProcessingLauncher))
+
+
+def check_return(strategy: Strategy, module: LightningModule) -> None:
+    """Refuse a fit whose result would not fit the module that it is brought back to.
+
+    Raises:
+        MisconfigurationException: with both ways out.
+    """
+    if comes_back(strategy) and not isinstance(module, PrunedCheckpointMixin):
+        raise MisconfigurationException(
+            f"this strategy trains in child processes, and then loads the weights into the unpruned "
+            f"{type(module).__name__} of their parent, which have other shapes. Write "
+            f"`class {type(module).__name__}(PrunedCheckpointMixin, ...)`, or use strategy='ddp' in a script"
+        )
+
+
+def check_strategy(strategy: Strategy, allow_untested: bool) -> None:
+    """Refuse what cannot work: parameters that are sharded, or held by another runtime.
+
+    Raises:
+        MisconfigurationException: naming the strategy and those that work.
+    """
+    supported = isinstance(strategy, either(SingleDeviceStrategy, DDPStrategy))
+    supported = supported and not isinstance(strategy, either(DeepSpeedStrategy))
+    if (not supported or "XLA" in type(strategy).__name__) and not allow_untested:
+        raise MisconfigurationException(
+            f"TaylorPruning does not work with {type(strategy).__name__}: it cannot cut parameters that are sharded or "
+            "held by another runtime. Use a single device or strategy='ddp', or pass allow_untested_strategy=True"
+        )
+
+
+def share(strategy: Strategy, make: Callable[[], T]) -> T:
+    """What rank zero makes, on every rank; if it raises there, it raises everywhere.
+
+    Raises:
+        Exception: whatever ``make`` raised on rank zero.
+    """
+    made: tuple[T | None, Exception | None] = None, None
+    if strategy.is_global_zero:
+        try:
+            made = make(), None
+        except Exception as error:
+            if getattr(strategy, "world_size", 1) == 1:
+                raise
+            made = None, _portable(error)
+    result, error = cast(tuple[T, Exception | None], strategy.broadcast(made))
+    if error is not None:
+        raise error
+    return result
+
+
+def check_agreement(strategy: Strategy, remove: Mapping[str, Tensor]) -> None:
+    """Compare a decision over all ranks.
+
+    Raises:
+        UncoupledChannelsError: on every rank, if any of them has another one; nothing was removed.
+    """
+    # Equal counts with unequal indices would pass DDP's own checks and let the ranks drift apart.
+    mine = fingerprint(remove)
+    if not strategy.reduce_boolean_decision(mine == strategy.broadcast(mine)):
+        raise UncoupledChannelsError("the ranks were told to remove different channels; nothing was removed")
+
+
+def _portable(error: Exception) -> Exception:
+    """An error that survives the way to another process; most do as they are."""
+    try:
+        pickle.loads(pickle.dumps(error))
+    except Exception:
+        return PruningError(f"{type(error).__name__} on rank 0: {error}")
+    return error
+
+
+def widths_changed(strategy: Strategy, pl_module: LightningModule) -> None:
+    """Let everything that keeps shapes forget them: DDP's buckets and accumulators, compiled code."""
+    if isinstance(strategy, either(DDPStrategy)):
+        ddp: Any = strategy
+        ddp.model = pl_module
+        ddp._pl_static_graph_delay_done = False
+        ddp.configure_ddp()
+    forget_compiled()
