@@ -22,10 +22,10 @@ pytest.importorskip("sklearn", reason="needs the extra recipes")
 
 from lightning_taylor import cli
 from lightning_taylor.checkpoint.load import load_pruned
-from lightning_taylor.cli.app import LOGS
-from lightning_taylor.cli.commands import COMMANDS
-from lightning_taylor.cli.configs import resolve_configs
-from lightning_taylor.cli.failure import DEBUG
+from lightning_taylor.cli.exit import DEBUG
+from lightning_taylor.cli.lightning_cli import LOGS
+from lightning_taylor.cli.main import COMMANDS
+from lightning_taylor.cli.shipped_configs import resolve_configs
 from lightning_taylor.fit.callback import TaylorPruning
 from lightning_taylor.recipes.classifier import ImageClassifier
 
@@ -248,7 +248,7 @@ def test_a_model_that_cannot_be_pruned_is_an_error_of_the_run_with_the_reason(ru
 
 
 def test_a_missing_extra_is_answered_with_what_to_install(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("lightning_taylor.cli.app.find_spec", lambda name: None if name == "sklearn" else object())
+    monkeypatch.setattr("lightning_taylor.cli.main.find_spec", lambda name: None if name == "sklearn" else object())
     assert_answered(run("fit"), 1, "missing sklearn: pip install 'lightning-taylor[cli,recipes]'")
 
 

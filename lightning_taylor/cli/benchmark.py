@@ -18,11 +18,10 @@ from rich.table import Table
 from torch import nn
 
 from lightning_taylor.cli.arguments import Parser, add_model_options, positive
-from lightning_taylor.cli.examples import random_inputs
-from lightning_taylor.cli.failure import fail
-from lightning_taylor.cli.fit_config import find_config
+from lightning_taylor.cli.checkpoint_model import random_inputs, read_trained
+from lightning_taylor.cli.config import find_config
+from lightning_taylor.cli.exit import fail
 from lightning_taylor.cli.messages import nearest
-from lightning_taylor.cli.trained import read_trained
 from lightning_taylor.measure.latency import Latency, LatencyComparison, compare_latency
 from lightning_taylor.modules.resize import with_shapes
 from lightning_taylor.surgery.prune import prune_channels

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from importlib import import_module
 
-__all__ = ["COMMANDS", "run_command"]
+__all__ = ["COMMANDS", "DESCRIPTION", "run_command"]
 
 COMMANDS: dict[str, str] = {
     "benchmark": "time the dense and the pruned network of a checkpoint at several batch sizes",
@@ -13,6 +13,11 @@ COMMANDS: dict[str, str] = {
     "inspect": "show what can be pruned of a network, why layers stay, and what a schedule would leave",
 }
 """Command -> what it does, in a line; the module of that name beside this one runs it."""
+
+DESCRIPTION = (
+    "Prune a network while it trains. `lightning-taylor fit` alone runs a small example. "
+    f"Commands beside the ones below: {'; '.join(f'{name}: {what}' for name, what in COMMANDS.items())}."
+)
 
 
 def run_command(name: str, args: list[str]) -> None:

@@ -19,12 +19,12 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Subset
 
 from lightning_taylor.cli.arguments import Parser, add_model_options, positive
+from lightning_taylor.cli.checkpoint_model import Trained, read_trained
+from lightning_taylor.cli.compare_curves import add_curve_options, run_curves
+from lightning_taylor.cli.config import FitConfig, find_config
 from lightning_taylor.cli.criteria import check_criteria, known_criteria
-from lightning_taylor.cli.curves import add_curve_options, run_curves
-from lightning_taylor.cli.failure import fail
-from lightning_taylor.cli.fit_config import FitConfig, find_config
-from lightning_taylor.cli.start import start_checkpoint
-from lightning_taylor.cli.trained import Trained, read_trained
+from lightning_taylor.cli.dry_fit import start_checkpoint
+from lightning_taylor.cli.exit import fail
 from lightning_taylor.fit.callback import TaylorPruning
 from lightning_taylor.fit.options import OF_THE_TRACE
 from lightning_taylor.study.correlation import Correlations, correlate

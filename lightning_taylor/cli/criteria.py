@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable
 
-from lightning_taylor.cli.failure import fail
+from lightning_taylor.cli.exit import fail
 from lightning_taylor.cli.messages import nearest
 from lightning_taylor.criteria.base import Criterion
 from lightning_taylor.fit.callback import TaylorPruning

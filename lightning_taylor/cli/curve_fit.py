@@ -22,10 +22,10 @@ from lightning.pytorch.loggers.logger import DummyLogger
 from lightning.pytorch.utilities.seed import isolate_rng
 from typing_extensions import override
 
-from lightning_taylor.cli.app import TaylorCLI
+from lightning_taylor.cli.config import FitConfig
 from lightning_taylor.cli.criteria import known_criteria
-from lightning_taylor.cli.failure import debugging, fail
-from lightning_taylor.cli.fit_config import FitConfig
+from lightning_taylor.cli.exit import debugging, fail
+from lightning_taylor.cli.lightning_cli import TaylorCLI
 from lightning_taylor.cli.messages import nearest
 from lightning_taylor.fit.callback import TaylorPruning
 from lightning_taylor.fit.trainer_state import remaining_steps

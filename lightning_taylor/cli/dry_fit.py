@@ -6,14 +6,16 @@ import logging
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 
-from lightning_taylor.cli.app import TaylorCLI
-from lightning_taylor.cli.failure import fail
+from lightning_taylor.cli.config import FitConfig
+from lightning_taylor.cli.exit import fail
+from lightning_taylor.cli.lightning_cli import TaylorCLI
 from lightning_taylor.fit.callback import TaylorPruning
 from lightning_taylor.fit.trainer_state import example_call, remaining_steps, trace_step
 from lightning_taylor.graph.channel_graph import ChannelGraph
@@ -21,7 +23,14 @@ from lightning_taylor.trace.options import Choices
 from lightning_taylor.trace.recorder import CallRecorder
 from lightning_taylor.utilities.calls import ForwardCall
 
-__all__ = ["Looked", "SeenError", "Visitor", "look", "visit"]
+__all__ = [
+    "Looked",
+    "SeenError",
+    "Visitor",
+    "look",
+    "start_checkpoint",
+    "visit",
+]
 
 ASIDE = ("--trainer.accelerator=cpu", "--trainer.devices=1", "--trainer.num_nodes=1", "--trainer.strategy=auto",
          "--trainer.precision=32-true", "--trainer.num_sanity_val_steps=0")  # fmt: skip
@@ -160,3 +169,38 @@ def _hushed() -> Iterator[None]:
     finally:
         for log, level in zip(logs, levels, strict=True):
             log.setLevel(level)
+
+
+def start_checkpoint(config: FitConfig, path: Path) -> Path:
+    """Build what a configuration describes, as its fit would, and save it before the first step.
+
+    Its weights are those that the module loads, or random ones, the same every time: the seed is the configuration's,
+    or 0.
+
+    Args:
+        config: of the fit.
+        path: the file; its folder is made. A file of that name is replaced.
+
+    Raises:
+        SystemExit: for a mistake in the configuration.
+    """
+    seed = config.content.get("seed_everything")
+    saving = _Saving(path)
+    visit([*config.args, f"--seed_everything={0 if isinstance(seed, bool) else seed}"], saving)
+    if not saving.saved:
+        fail(1, f"{config.name}: the fit ended before its first step: is the training set empty?")
+    return path
+
+
+class _Saving(Visitor):
+    """Saves the model when the fit begins, and ends the fit."""
+
+    def __init__(self, path: Path) -> None:
+        self.saved = False
+        self._path = path
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Called when the train begins: the model is built, and whatever it makes ready for a fit is ready."""
+        trainer.save_checkpoint(self._path, weights_only=True)
+        self.saved = True
+        raise SeenError

@@ -10,9 +10,9 @@ from typing import Any
 from torch import nn
 
 from lightning_taylor.cli.arguments import Parser, add_model_options, one_of, positive
-from lightning_taylor.cli.failure import debugging, fail
-from lightning_taylor.cli.fit_config import find_config
-from lightning_taylor.cli.trained import Trained, read_trained
+from lightning_taylor.cli.checkpoint_model import Trained, read_trained
+from lightning_taylor.cli.config import find_config
+from lightning_taylor.cli.exit import debugging, fail
 from lightning_taylor.export.onnx import export_onnx
 from lightning_taylor.export.program import export_program
 from lightning_taylor.export.state_dict import export_state_dict, torchvision_builders

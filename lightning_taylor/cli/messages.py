@@ -11,7 +11,7 @@ from importlib import import_module
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
 from lightning_taylor.cli.commands import COMMANDS
-from lightning_taylor.cli.configs import shipped_configs
+from lightning_taylor.cli.shipped_configs import shipped_configs
 from lightning_taylor.criteria.base import Criterion
 from lightning_taylor.plan.schedule import Schedule
 

@@ -21,7 +21,6 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch import Tensor
 
-from lightning_taylor.fit import logging as loggers
 from lightning_taylor.fit.report import quantiles
 from lightning_taylor.fit.session import Session
 from lightning_taylor.fit.trainer_state import clear_screen
@@ -278,15 +277,15 @@ class Reporting:
             pl_module: with hyperparameters of its own.
             settings: name -> value, of any type.
         """
-        self._settings = loggers.plain_settings(**settings)
+        self._settings = plain_settings(**settings)
         self._started = False
-        loggers.log_settings(trainer, pl_module, self._settings)
+        log_settings(trainer, pl_module, self._settings)
 
     def batch_ends(self, trainer: Trainer, pl_module: LightningModule, session: Session) -> None:
         """Log the dense model's size, once, before anything is removed from it."""
         if session.traced and not self._started:
             self._started = True
-            loggers.log_start(trainer, pl_module, self._settings, session.size)
+            log_start(trainer, pl_module, self._settings, session.size)
 
     def fit_ends(
         self, trainer: Trainer, pl_module: LightningModule, session: Session, *, measure_latency: bool
@@ -295,6 +294,6 @@ class Reporting:
         if not session.reached:
             rank_zero_warn(session.shortfall)
         clear_screen(trainer, pl_module, summarize=session.changed)
-        folder, device = loggers.report_folder(trainer), trainer.strategy.root_device
+        folder, device = report_folder(trainer), trainer.strategy.root_device
         summary = session.show(folder, measure_latency=measure_latency, device=device)
-        loggers.log_summary(trainer, summary, folder)
+        log_summary(trainer, summary, folder)

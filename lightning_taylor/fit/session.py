@@ -198,7 +198,8 @@ class Session:
     def check_scores(self, module: nn.Module, batch: Any, channels: int) -> float | None:
         """How well the scores of the event that is due rank some channels; a warning, once, where nobody can tell."""
         assert self._pruner is not None
-        found = self._spotting.correlation(module, self._pruner, batch, channels, step=self._timetable.step)
+        pruner, step = self._pruner, self._timetable.step
+        found = self._spotting.correlation(module, pruner.graph, pruner.scores, batch, channels, step=step)
         if found is not None:
             self.report.note_oracle(self._timetable.step, found)
         return found

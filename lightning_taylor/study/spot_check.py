@@ -14,7 +14,6 @@ import torch
 from torch import Tensor, nn
 from torchmetrics import Metric
 
-from lightning_taylor.fit.pruner import Pruner
 from lightning_taylor.graph.channel_graph import ChannelGraph
 from lightning_taylor.modules.model_copy import private_copy
 from lightning_taylor.study.correlation import spearman
@@ -109,12 +108,22 @@ class Spotting:
     def __init__(self) -> None:
         self._told = False
 
-    def correlation(self, module: nn.Module, pruner: Pruner, batch: Any, channels: int, *, step: int) -> float | None:
+    def correlation(
+        self,
+        module: nn.Module,
+        graph: ChannelGraph,
+        scores: Mapping[str, Tensor],
+        batch: Any,
+        channels: int,
+        *,
+        step: int,
+    ) -> float | None:
         """Spearman's correlation of the scores with what the removal of some channels does to the loss.
 
         Args:
             module: a LightningModule, whose training step says the loss.
-            pruner: with the scores of the event that is due.
+            graph: its channel graph at the present widths.
+            scores: group name -> shape ``(C,)``, of the event that is due.
             batch: what the loss is of.
             channels: how many are removed, one by one on a copy.
             step: of the event, which draws the channels.
@@ -123,7 +132,7 @@ class Spotting:
             The correlation; None, after a warning the first time, if the training step needs its Trainer.
         """
         try:
-            return spot_check(module, pruner.graph, pruner.scores, batch, channels, seed=step)
+            return spot_check(module, graph, scores, batch, channels, seed=step)
         except Exception as error:  # of the user's training step, which was not made to run apart from a Trainer
             if not self._told:
                 name, said = type(module).__name__, f"{type(error).__name__}: {error}"

@@ -15,7 +15,7 @@ pytest.importorskip("jsonargparse", reason="needs the extra cli")
 pytest.importorskip("sklearn", reason="needs the extra recipes")
 pytest.importorskip("matplotlib", reason="needs the extra plots")
 
-from lightning_taylor.cli import curves
+from lightning_taylor.cli import compare_curves as curves
 from lightning_taylor.recipes.classifier import ImageClassifier
 from lightning_taylor.recipes.digits import Digits
 from lightning_taylor.study.curves import Curve, CurvePoint

@@ -21,8 +21,8 @@ pytest.importorskip("matplotlib", reason="needs the extra plots")
 from matplotlib.image import imread
 
 from lightning_taylor import Gradual, Random, TaylorPruning
-from lightning_taylor.cli import curves
-from lightning_taylor.cli.app import main
+from lightning_taylor.cli import compare_curves as curves
+from lightning_taylor.cli.main import main
 from lightning_taylor.recipes.classifier import ImageClassifier
 from lightning_taylor.recipes.digits import Digits
 

@@ -14,7 +14,7 @@ import yaml
 
 from cli.trained_nets import Fire, Forwardless, Normalised
 from lightning_taylor import load_pruned
-from lightning_taylor.cli.failure import DEBUG
+from lightning_taylor.cli.exit import DEBUG
 from lightning_taylor.recipes.classifier import ImageClassifier
 
 pytest.importorskip("onnxruntime", reason="needs the extra export")
@@ -185,7 +185,7 @@ def test_a_checkpoint_alone_says_with_what_its_network_was_called(run: Run, chec
 def test_a_missing_extra_is_answered_with_what_to_install(
     run: Run, checkpoint: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("lightning_taylor.export.onnx_file.find_spec", lambda name: None)
+    monkeypatch.setattr("lightning_taylor.export.onnx.find_spec", lambda name: None)
     code, _, err = run("export", checkpoint, "--format=onnx", "--input-shape", 1, 1, 8, 8)
     assert (code, "pip install 'lightning-taylor[export]'" in err) == (2, True)
 

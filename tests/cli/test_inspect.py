@@ -17,7 +17,7 @@ import lightning as L
 from torch import Tensor, nn
 
 from lightning_taylor import Gradual, TaylorPruning, cli, load_pruned
-from lightning_taylor.cli.subjects import _usual_shape
+from lightning_taylor.cli.inspect import _usual_shape
 from lightning_taylor.recipes.classifier import ImageClassifier
 from lightning_taylor.recipes.digits import Digits
 

@@ -70,7 +70,7 @@ def test_a_report_that_cannot_be_written_is_a_warning(tmp_path: Path) -> None:
 def test_a_latency_that_cannot_be_measured_is_a_warning(tmp_path: Path) -> None:
     module, pruner = Boring(zoo.Residual()), pruning(measure_latency=True)
     with (
-        mock.patch("lightning_taylor.report.fit.compare_latency", side_effect=RuntimeError("busy")),
+        mock.patch("lightning_taylor.fit.report.compare_latency", side_effect=RuntimeError("busy")),
         pytest.warns(UserWarning, match="latency of the pruned network could not be measured: RuntimeError: busy"),
     ):
         fit(module, pruner, tmp_path)

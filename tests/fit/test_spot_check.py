@@ -89,7 +89,7 @@ def test_a_step_that_needs_its_trainer_is_said_once_and_the_fit_goes_on(tmp_path
 
 
 def test_nothing_is_measured_if_it_was_not_asked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("lightning_taylor.spotting.spot_check", lambda *_, **__: pytest.fail("it was"))
+    monkeypatch.setattr("lightning_taylor.study.spot_check.spot_check", lambda *_, **__: pytest.fail("it was"))
     _, pruner = fitted(Noisy, tmp_path)
     assert pruner.reached
     assert isinstance(pruner, L.Callback)

@@ -155,7 +155,7 @@ def test_a_careful_measurement_takes_as_many_pairs_as_its_spread_asks_for(monkey
             times = Latency(0.04, 0.04, 0.04, repeats)
             return LatencyComparison(times, times, speedup=2.0, low=2.0 - spread, high=2.0 + spread)
 
-        monkeypatch.setattr("lightning_taylor.plan.meter.compare_latency", comparing)
+        monkeypatch.setattr("lightning_taylor.measure.meter.compare_latency", comparing)
         return meter.ratios(smaller.shapes, ["latency"], careful=True)
 
     assert spread_of(0.05) == {"latency": 0.5}

@@ -138,7 +138,7 @@ def test_an_experiment_runs_on_data_of_its_layout(
         def after_fit(self) -> None:
             pruned.extend(c for c in vars(self.trainer)["callbacks"] if isinstance(c, TaylorPruning))
 
-    monkeypatch.setattr("lightning_taylor.cli.app.TaylorCLI", Watched)
+    monkeypatch.setattr("lightning_taylor.cli.lightning_cli.TaylorCLI", Watched)
     monkeypatch.setattr(classifier, "create_model", narrow)
     size = 32 if name == "r3dcnn_nvgesture" else 64
     small = {"trainer.max_steps": 4, "trainer.callbacks.schedule.every_n_steps": 1,

@@ -97,7 +97,7 @@ def test_every_criterion_is_built_from_yaml(criterion: Criterion, tmp_path: Path
 
     def plain(one: Criterion) -> dict[str, object]:
         settings = {k: plain(v) if isinstance(v, Criterion) else v for k, v in vars(one).items()}
-        return {"class_path": f"lightning_taylor.scores.{type(one).__name__}", "init_args": settings}
+        return {"class_path": f"lightning_taylor.criteria.{type(one).__name__}", "init_args": settings}
 
     built = parser.instantiate(parser.parse_object({"criterion": plain(criterion)})).criterion
     assert repr(built) == repr(criterion)

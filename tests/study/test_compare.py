@@ -9,7 +9,7 @@ from pathlib import Path
 import lightning as L
 import pytest
 
-from lightning_taylor.cli.app import main
+from lightning_taylor.cli.main import main
 from lightning_taylor.recipes.classifier import ImageClassifier
 from lightning_taylor.recipes.digits import Digits
 

@@ -9,9 +9,13 @@ from pathlib import Path
 import yaml
 from lightning.pytorch.cli import LightningCLI
 
-from lightning_taylor.cli.failure import fail
+from lightning_taylor.cli.exit import fail
 
-__all__ = ["config_path", "resolve_configs", "shipped_configs"]
+__all__ = [
+    "config_path",
+    "resolve_configs",
+    "shipped_configs",
+]
 
 DEFAULT = "digits"
 

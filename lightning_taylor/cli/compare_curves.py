@@ -14,19 +14,23 @@ from rich.console import Console
 
 from lightning_taylor.checkpoint.widths import was_pruned
 from lightning_taylor.cli.arguments import positive
-from lightning_taylor.cli.checkpoints import read_checkpoint
+from lightning_taylor.cli.checkpoint_model import read_checkpoint
+from lightning_taylor.cli.config import FitConfig
 from lightning_taylor.cli.criteria import check_criteria, known_criteria, own_criterion
 from lightning_taylor.cli.curve_fit import WITH_FLOPS, fit_curve
-from lightning_taylor.cli.failure import fail
-from lightning_taylor.cli.fit_config import FitConfig
+from lightning_taylor.cli.exit import fail
 from lightning_taylor.report.figures.style import png
 from lightning_taylor.study.curve_table import CurveTable
 from lightning_taylor.study.curves import DENSE, CurveFile
 from lightning_taylor.utilities.atomic import write_file
 
-__all__ = ["add_curve_options", "run_curves"]
+__all__ = [
+    "add_curve_options",
+    "run_curves",
+]
 
 DEFAULT = ("Taylor", WITH_FLOPS, "WeightMagnitude", "Random")
+
 ELSEWHERE = ("trainer.logger", "trainer.default_root_dir", "seed_everything", "ckpt_path")
 """Settings of a configuration that change nothing about a curve."""
 

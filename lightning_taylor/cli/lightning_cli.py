@@ -5,98 +5,32 @@
 
 from __future__ import annotations
 
-import linecache
-import logging
-import os
 import pickle
 import re
-import sys
-import traceback
-import warnings
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
+from dataclasses import is_dataclass
 from importlib import import_module, metadata
-from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NoReturn, get_args, get_type_hints
 
 import torch
-from lightning.fabric.utilities.exceptions import MisconfigurationException
+from jsonargparse import ArgumentParser
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import CSVLogger
 
-from lightning_taylor.cli.commands import COMMANDS, run_command
-from lightning_taylor.cli.configs import resolve_configs, shipped_configs
-from lightning_taylor.cli.failure import debugging, fail
+from lightning_taylor.cli.commands import DESCRIPTION
+from lightning_taylor.cli.exit import debugging, fail
 from lightning_taylor.cli.messages import options_of, readable
-from lightning_taylor.cli.nested_help import show_nested_help
-from lightning_taylor.errors import PruningError
+from lightning_taylor.cli.shipped_configs import shipped_configs
+from lightning_taylor.fit.callback import TaylorPruning
 
-__all__ = ["TaylorCLI", "main"]
+__all__ = [
+    "TaylorCLI",
+    "show_nested_help",
+]
 
-DESCRIPTION = (
-    "Prune a network while it trains. `lightning-taylor fit` alone runs a small example. "
-    f"Commands beside the ones below: {'; '.join(f'{name}: {what}' for name, what in COMMANDS.items())}."
-)
-EXTRAS = ("jsonargparse", "docstring_parser", "sklearn")
-WARNINGS = (
-    # The recipes' small data lies in memory: worker processes would slow it down.
-    "The '.*_dataloader' does not have many workers",
-    # A checkpoint is evaluated into a folder of its own.
-    "The dirpath has changed from",
-    # Lightning's own use of a name that torch is about to drop.
-    ".*LeafSpec.*is deprecated",
-)
 CONFIG = ("--config", "-c")
-OTHER_NET = "Error(s) in loading state_dict for "
-"""How torch begins what it says."""
-LONGEST = 240
-CHATTER = re.compile("💡 Tip: |TPU available: False|Loading `train_dataloader` to estimate")
-"""Warnings, and lines of Lightning's log, that a user can do nothing about."""
-LOGS = ("lightning.pytorch.utilities.rank_zero", "pytorch_lightning.utilities.rank_zero")
-"""Where both names of Lightning are imported, both write to the log of the one that came last."""
-
-
-def main(args: Sequence[str] | None = None) -> None:
-    """Run a subcommand of ``lightning-taylor``.
-
-    Args:
-        args: the command line without the program's name; by default ``sys.argv[1:]``.
-
-    Raises:
-        SystemExit: with 2 for a mistake on the command line or in a configuration, with 1 if an extra is missing, the
-            model cannot be pruned or Ctrl-C stopped the run; the message is on stderr. With ``JSONARGPARSE_DEBUG=true``
-            in the environment, a mistake raises what it raised.
-    """
-    if missing := [name for name in EXTRAS if find_spec(name) is None]:
-        fail(1, f"missing {', '.join(missing)}: pip install 'lightning-taylor[cli,recipes]'")
-    try:
-        with _quiet(), _from_here():
-            _dispatch(list(sys.argv[1:] if args is None else args))
-    except KeyboardInterrupt:
-        fail(1, "interrupted")
-    except PruningError as error:
-        fail(1, str(error))
-    except Exception as error:
-        if not debugging() and str(error).startswith(OTHER_NET):
-            fail(2, f"the checkpoint is of another network than the configuration's model: {_shortly(error)}")
-        if not _says_what_to_change(error):
-            raise
-        fail(2, str(error))
-
-
-def _shortly(error: Exception) -> str:
-    """What torch says about a state dict that does not fit, cut where it lists every tensor."""
-    said = " ".join(str(error).removeprefix(OTHER_NET).split())
-    return said if len(said) <= LONGEST else f"{said[:LONGEST]} ..."
-
-
-def _dispatch(args: list[str]) -> None:
-    if args and args[0] in COMMANDS:
-        run_command(args[0], args[1:])
-    elif not show_nested_help(args):
-        TaylorCLI(resolve_configs(args))
 
 
 class TaylorCLI(LightningCLI):
@@ -192,43 +126,19 @@ def _file_of(said: str, args: Sequence[str]) -> str:
     return f"{' or '.join(own)}: " if own and part and (part[1] or part[2]) not in typed else ""
 
 
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Leave out, for as long as a command runs, what its user can do nothing about."""
+def show_nested_help(args: Sequence[str]) -> bool:
+    """Print the help that a command line asks for, if it is of this kind.
 
-    def keep(record: logging.LogRecord) -> bool:
-        return not CHATTER.match(record.getMessage())
-
-    logs = [logging.getLogger(name) for name in LOGS]
-    for log in logs:
-        log.addFilter(keep)
-    try:
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", "|".join(WARNINGS))
-            yield
-    finally:
-        for log in logs:
-            log.removeFilter(keep)
-
-
-@contextmanager
-def _from_here() -> Iterator[None]:
-    """Let import paths begin in the folder that the command is called from, where a console script does not look."""
-    here = os.getcwd()
-    new = here not in sys.path
-    if new:
-        sys.path.append(here)
-    try:
-        yield
-    finally:
-        if new:
-            sys.path.remove(here)
-
-
-def _says_what_to_change(error: Exception) -> bool:
-    """Whether ours or Lightning's code raised it on purpose; anything else is a bug and keeps its traceback."""
-    if debugging() or not isinstance(error, ValueError | FileNotFoundError | MisconfigurationException):
-        return False
-    *_, (frame, line) = traceback.walk_tb(error.__traceback__)
-    raises = linecache.getline(frame.f_code.co_filename, line).lstrip().startswith("raise ")
-    return raises and frame.f_globals.get("__name__", "").split(".")[0] in ("lightning_taylor", "lightning")
+    Returns:
+        Whether it was.
+    """
+    hints = get_type_hints(TaylorPruning.__init__)
+    for arg in args:
+        hit = re.fullmatch(r"--(trainer\.callbacks\.(\w+))\.help", arg)
+        kind = next(filter(is_dataclass, get_args(hints.get(hit[2]))), None) if hit else None
+        if hit and isinstance(kind, type):
+            parser = ArgumentParser(prog="lightning-taylor fit", usage="%(prog)s [options]", add_help=False)
+            parser.add_class_arguments(kind, hit[1])
+            parser.print_help()
+            return True
+    return False

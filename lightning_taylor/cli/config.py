@@ -12,13 +12,16 @@ import yaml
 from lightning.pytorch import Callback, LightningDataModule
 from lightning.pytorch.cli import LightningArgumentParser
 
-from lightning_taylor.cli.app import TaylorCLI
-from lightning_taylor.cli.configs import config_path, shipped_configs
-from lightning_taylor.cli.failure import debugging, fail
+from lightning_taylor.cli.exit import debugging, fail
+from lightning_taylor.cli.lightning_cli import TaylorCLI
 from lightning_taylor.cli.messages import readable
+from lightning_taylor.cli.shipped_configs import config_path, shipped_configs
 from lightning_taylor.fit.callback import TaylorPruning
 
-__all__ = ["FitConfig", "find_config"]
+__all__ = [
+    "FitConfig",
+    "find_config",
+]
 
 
 @dataclass(frozen=True)

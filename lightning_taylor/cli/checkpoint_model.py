@@ -4,28 +4,37 @@ from __future__ import annotations
 
 import argparse
 import inspect
-from collections.abc import Iterable, Iterator, Mapping
+import pickle
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from importlib import import_module
 from itertools import chain
+from pathlib import Path
 from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from lightning_taylor.checkpoint.load import load_pruned
 from lightning_taylor.checkpoint.widths import STATE_KEY, origin_of
-from lightning_taylor.cli.checkpoints import read_checkpoint
-from lightning_taylor.cli.classes import class_path_of, import_class
-from lightning_taylor.cli.examples import find_inputs
-from lightning_taylor.cli.failure import debugging, fail
-from lightning_taylor.cli.fit_config import FitConfig
+from lightning_taylor.cli.config import FitConfig
+from lightning_taylor.cli.exit import debugging, fail
 from lightning_taylor.cli.messages import nearest
 from lightning_taylor.errors import PruningError
 from lightning_taylor.export.verified_write import evaluating
-from lightning_taylor.graph.serialize import follower_from_plain
+from lightning_taylor.graph.serialize import call_from_plain, follower_from_plain
 from lightning_taylor.graph.types import Follower
 from lightning_taylor.utilities.calls import Inputs
 
-__all__ = ["Trained", "read_trained"]
+__all__ = [
+    "Trained",
+    "class_path_of",
+    "find_inputs",
+    "import_class",
+    "random_inputs",
+    "read_checkpoint",
+    "read_trained",
+]
 
 INSTANTIATOR = "lightning.pytorch.cli.instantiate_module"
 
@@ -160,3 +169,129 @@ def _try(module: nn.Module, inputs: Inputs) -> None:
         parts = [name for name, child in module.named_children() if next(child.parameters(), None) is not None]
         hint = f"; or take a part of it, as in --submodule {parts[0]}" if isinstance(error, NotImplementedError) else ""
         fail(2, f"{type(module).__name__}.forward raised {type(error).__name__} on inputs {shapes}: {said}{hint}")
+
+
+def read_checkpoint(path: str, *, trust: bool) -> dict[str, Any]:
+    """Read a checkpoint that a Trainer wrote, with its tensors on the CPU.
+
+    Args:
+        path: the file.
+        trust: whether it may hold more than tensors and plain values, which can run any code.
+
+    Raises:
+        SystemExit: with 2, after a line on stderr, if there is no such file or it holds something else.
+    """
+    if not Path(path).is_file():
+        fail(2, f"{path} is a folder: give the file in it" if Path(path).is_dir() else f"no file {path!r}")
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=not trust)
+    except Exception as error:  # a damaged file raises anything
+        if isinstance(error, pickle.UnpicklingError) and "GLOBAL" in str(error):
+            fail(2, f"{path} holds more than tensors and plain values; if you trust who wrote it, add --trust")
+        fail(2, f"{path} is no checkpoint: it cannot be read, or is damaged")
+    if not isinstance(content, dict) or not isinstance(content.get("state_dict"), Mapping):
+        fail(2, f"{path} is no Lightning checkpoint: it has no state_dict, and Trainer.save_checkpoint writes one")
+    return content
+
+
+def class_path_of(model: str | None, config: FitConfig | None, saved: str | None, path: str) -> str:
+    """Where the class is to be found: named by the user, or one of our own."""
+    if config is not None:
+        named = config.class_path or saved
+        if named is None:
+            fail(
+                2,
+                f"{config.name} does not say of which class its `model` is: add class_path: package.module.Class to it",
+            )
+        return named
+    if model is not None:
+        return model
+    # What a checkpoint names is not imported: a file from elsewhere could so run any module that is installed.
+    if saved is None or not saved.startswith("lightning_taylor."):
+        known = f" (it says {saved})" if saved else ""
+        fail(2, f"{path}: of which class?{known} Give --model {saved or 'package.module.Class'} or a config.yaml")
+    return saved
+
+
+def import_class(class_path: str) -> Any:
+    """What the import path of a model names."""
+    package, _, name = class_path.rpartition(".")
+    if not package:
+        fail(2, f"--model {class_path}: give its import path, as in my_project.nets.{name}")
+    try:
+        module = import_module(package)
+    except ImportError as error:
+        if not class_path.startswith(error.name or " "):
+            raise
+        fail(2, f"--model {class_path}: no module is called {error.name!r}")
+    if not hasattr(module, name):
+        names = [n for n, value in vars(module).items() if isinstance(value, type)]
+        fail(2, f"--model {class_path}: {module.__name__} has no {name!r}{nearest(name, names)}")
+    return getattr(module, name)
+
+
+MOST_EXAMPLES = 8
+
+
+def random_inputs(shapes: Sequence[Sequence[int]]) -> Inputs:
+    """Normally distributed numbers, the same ones every time."""
+    generator = torch.Generator().manual_seed(0)
+    return Inputs(tuple(torch.randn(*shape, generator=generator) for shape in shapes))
+
+
+def find_inputs(
+    module: Any,
+    shapes: Sequence[Sequence[int]] | None,
+    config: FitConfig | None,
+    path: str,
+    called_with: Sequence[Mapping[str, Any]] = (),
+    part: str = "",
+) -> tuple[Inputs, str]:
+    """Inputs, and in words where they come from.
+
+    Args:
+        module: a LightningModule.
+        shapes: of random inputs, if asked for.
+        config: the configuration of a fit, if there is one.
+        path: the checkpoint, beside whose folder a configuration may lie.
+        called_with: what the fit of the checkpoint called and with which shapes, as ``call_to_plain`` has it.
+        part: the part of the module that is asked for; "" for all of it.
+    """
+    if shapes:
+        return random_inputs(shapes), "random numbers"
+    if config is not None and config.has_data:
+        return _first_batch(module, config)
+    example = getattr(module, "example_input_array", None)
+    if example is None and called_with:
+        # A training step that calls `self.net(x)` mostly has a `forward` that does the same.
+        by_module = {call["module"]: call for call in reversed(called_with)}
+        call = call_from_plain(by_module.get(part, called_with[0]), torch.Generator().manual_seed(0))
+        return Inputs(call.args, call.kwargs), "random numbers of the shapes that the fit had"
+    if example is None:
+        beside = Path(path).parent.parent / "config.yaml"
+        or_config = f", or --model {beside}" if beside.is_file() else ""
+        fail(2, f"what does {type(module).__name__}.forward take? Give --input-shape, as in 1 3 224 224{or_config}")
+    return Inputs.of(example), "the module's example_input_array"
+
+
+def _first_batch(module: nn.Module, config: FitConfig) -> tuple[Inputs, str]:
+    """A few examples of what the data module of a configuration gives to validation."""
+    data = config.data_module()
+    name = type(data).__name__
+    try:
+        data.prepare_data()
+        data.setup("validate")
+        batch = next(iter(data.val_dataloader()))
+    except Exception as error:
+        if debugging():
+            raise
+        fail(2, f"{name} gave no batch ({type(error).__name__}: {' '.join(str(error).split())}): give --input-shape")
+    known = inspect.signature(module.forward).parameters
+    if isinstance(batch, Mapping):
+        batch = {key: value for key, value in batch.items() if key in known}
+    elif isinstance(batch, list | tuple) and batch:
+        batch = batch[0]
+    if not isinstance(batch, Tensor) and not (isinstance(batch, dict) and batch):
+        fail(2, f"{name}'s batches do not tell what forward takes: give --input-shape")
+    inputs = Inputs.of(batch)
+    return inputs.with_batch(min(inputs.batch, MOST_EXAMPLES)), f"examples of {name}'s validation set"

@@ -6,7 +6,10 @@ import os
 import sys
 from typing import NoReturn
 
-__all__ = ["debugging", "fail"]
+__all__ = [
+    "debugging",
+    "fail",
+]
 
 DEBUG = "JSONARGPARSE_DEBUG"
 """jsonargparse's own switch: as an environment variable, "true" turns its messages into tracebacks, and ours too."""
