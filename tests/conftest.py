@@ -1,14 +1,10 @@
 from __future__ import annotations
 
 import os
-import sys
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 import torch
-
-sys.path.insert(0, str(Path(__file__).parent))
 
 # Small nets gain nothing from a second thread, and several workers side by side lose by it.
 torch.set_num_threads(1)

@@ -7,6 +7,7 @@ import pickle
 
 import pytest
 import torch
+from scores.gates import assert_same, contributions, scored, train_batch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from zoo_heads import SPREAD, build_spread
@@ -20,7 +21,6 @@ from lightning_taylor.graph.types import Role
 from lightning_taylor.study.score_batches import every_criterion
 from lightning_taylor.trace.api import trace_channels
 
-from .gates import assert_same, contributions, scored, train_batch
 from .test_obd import hessian, run, split
 
 CRITERIA = every_criterion(probes=1)

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import pytest
 import torch
+from scores.gates import assert_same, case, contributions, gated_losses, scored, train_batch
 from torch import Tensor
 from zoo import NETS
 
 from lightning_taylor.criteria.base import Scorer
 from lightning_taylor.criteria.taylor_batch import TaylorBatch
 from lightning_taylor.surgery.prune import prune_channels
-
-from .gates import assert_same, case, contributions, gated_losses, scored, train_batch
 
 
 @pytest.mark.parametrize("name", NETS)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 import torch.nn.functional as F
+from scores.gates import assert_same, case, losses, scored
 from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -19,8 +20,6 @@ from lightning_taylor.errors import UnsupportedModelError
 from lightning_taylor.graph.channel_graph import ChannelGraph
 from lightning_taylor.graph.types import Role
 from lightning_taylor.trace.api import trace_channels
-
-from .gates import assert_same, case, losses, scored
 
 
 def train(model: nn.Module, scorer: Scorer, x: Tensor, *, scale: float = 1.0) -> None:

@@ -7,6 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 import torch.nn.functional as F
+from scores.gates import assert_same, case, contributions, scored, train_batch
 from torch import Tensor, nn
 from zoo import NETS, conv
 
@@ -14,8 +15,6 @@ from lightning_taylor.criteria.taylor import Taylor
 from lightning_taylor.graph.channel_graph import ChannelGraph
 from lightning_taylor.scores.normalize import normalize
 from lightning_taylor.trace.api import trace_channels
-
-from .gates import assert_same, case, contributions, scored, train_batch
 
 UNWATCHED = {"shared": {"stem"}, "windows": {"first.proj"}}
 """Groups of the zoo that a bare parameter reads, or a layer whose weight is used without a call."""

@@ -9,6 +9,7 @@ from collections.abc import Callable
 import pytest
 import torch
 import torch.nn.functional as F
+from scores.gates import assert_same, case, scored, train_batch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 from zoo import conv
@@ -18,8 +19,6 @@ from lightning_taylor.criteria.base import Criterion
 from lightning_taylor.graph.channel_graph import ChannelGraph
 from lightning_taylor.graph.types import Role
 from lightning_taylor.trace.api import trace_channels
-
-from .gates import assert_same, case, scored, train_batch
 
 NETS = ("vgg", "line", "volume", "residual", "concat", "option_a", "decoder", "spread")
 CRITERIA = (ActivationMean(), ActivationStd(), APoZ())

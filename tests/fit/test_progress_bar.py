@@ -11,11 +11,11 @@ import lightning as L
 import pytest
 import rich
 import zoo
-from fit.boring import Boring
-from fit.harness import fit, pruning
 from lightning.pytorch.callbacks import ModelSummary, RichModelSummary, RichProgressBar, TQDMProgressBar
 from lightning.pytorch.utilities.model_summary.model_summary import summarize
 
+from fit.boring import Boring
+from fit.harness import fit, pruning
 from lightning_taylor import Gradual, OneShot, TaylorPruning
 
 EVENTS = Gradual(every_n_steps=3, start_step=9, end_step=18)

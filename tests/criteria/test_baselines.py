@@ -8,6 +8,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scores.gates import assert_same, case, scored
 from zoo import NETS
 
 from lightning_taylor.criteria.base import Criterion
@@ -17,8 +18,6 @@ from lightning_taylor.criteria.taylor_batch import TaylorBatch
 from lightning_taylor.errors import UncoupledChannelsError
 from lightning_taylor.graph.types import Role
 from lightning_taylor.scores.normalize import normalize
-
-from .gates import assert_same, case, scored
 
 
 @pytest.mark.parametrize("name", NETS)

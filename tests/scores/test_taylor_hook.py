@@ -19,8 +19,7 @@ from lightning_taylor.criteria.taylor import Taylor
 from lightning_taylor.criteria.taylor_batch import TaylorBatch
 from lightning_taylor.graph.channel_graph import ChannelGraph
 from lightning_taylor.trace.api import trace_channels
-
-from .gates import assert_same, losses, scored, train_batch
+from scores.gates import assert_same, losses, scored, train_batch
 
 
 class Net(nn.Module):

@@ -11,6 +11,7 @@ import torch
 import torch.distributed as dist
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scores.gates import assert_same, case, train_batch
 from torch import Tensor, nn
 from torch.multiprocessing.spawn import spawn
 from zoo import conv
@@ -20,8 +21,6 @@ from lightning_taylor.criteria.mutual_information import MutualInformation
 from lightning_taylor.graph.channel_graph import ChannelGraph
 from lightning_taylor.scores.formulas import information_gain
 from lightning_taylor.trace.api import trace_channels
-
-from .gates import assert_same, case, train_batch
 
 
 def entropy(values: list[object]) -> float:

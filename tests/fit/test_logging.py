@@ -12,15 +12,15 @@ from typing import Any
 import lightning as L
 import pytest
 import zoo
+from lightning.pytorch.loggers import CSVLogger, Logger, MLFlowLogger, TensorBoardLogger, WandbLogger
+
+from fit import stores
 from fit.boring import Boring, Validated, loader
 from fit.harness import fit, pruning
 from fit.rank_launch import all_well, on_ranks
-from lightning.pytorch.loggers import CSVLogger, Logger, MLFlowLogger, TensorBoardLogger, WandbLogger
-
+from fit.stores import Stored
 from lightning_taylor import Gradual, Guard, TaylorPruning
 from lightning_taylor.fit.logging import plain_settings, report_folder
-from report import stores
-from report.stores import Stored
 
 EVENTS = Gradual(every_n_steps=3, start_step=9, end_step=18)  # at steps 12, 15, 18, the first of which is number 1
 STORES = ("tensorboard", "csv", "wandb", "mlflow")

@@ -23,8 +23,7 @@ pytest.importorskip("sklearn", reason="needs the extra recipes")
 from lightning_taylor import cli
 from lightning_taylor.checkpoint.load import load_pruned
 from lightning_taylor.cli.exit import DEBUG
-from lightning_taylor.cli.lightning_cli import LOGS
-from lightning_taylor.cli.main import COMMANDS
+from lightning_taylor.cli.main import COMMANDS, LOGS
 from lightning_taylor.cli.shipped_configs import resolve_configs
 from lightning_taylor.fit.callback import TaylorPruning
 from lightning_taylor.recipes.classifier import ImageClassifier

@@ -9,9 +9,9 @@ from unittest import mock
 import pytest
 import torch
 import zoo
+
 from fit.boring import Boring
 from fit.harness import fit, pruning
-
 from lightning_taylor import Iterative, OneShot, Random, Target, Taylor, TaylorBatch, TaylorPruning, WeightMagnitude
 from lightning_taylor.errors import TargetUnreachableError
 from lightning_taylor.fit import options

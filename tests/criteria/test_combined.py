@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from scores.gates import assert_same, case, scored, train_batch
 from zoo import NETS
 
 from lightning_taylor.criteria.activations import ActivationMean
@@ -14,8 +15,6 @@ from lightning_taylor.criteria.obd import OBD
 from lightning_taylor.criteria.taylor import Taylor
 from lightning_taylor.criteria.taylor_batch import TaylorBatch
 from lightning_taylor.scores.normalize import normalize
-
-from .gates import assert_same, case, scored, train_batch
 
 
 @pytest.mark.parametrize("name", [n for n in NETS if n not in ("shared", "auxiliary")])

@@ -12,11 +12,11 @@ import lightning as L
 import pytest
 import torch
 import zoo
-from lightning.pytorch.callbacks import EMAWeightAveraging, ModelCheckpoint
-
 from fit.boring import Boring, loader, trainer
 from fit.nets import Late, LateMixed, Mixed, Net, fitted, holds, layers, pruning, weights_of
 from fit.resuming import KillAfter, KilledError
+from lightning.pytorch.callbacks import EMAWeightAveraging, ModelCheckpoint
+
 from lightning_taylor import TaylorBatch, TaylorPruning, UncoupledChannelsError
 from lightning_taylor.checkpoint.load import load_pruned
 

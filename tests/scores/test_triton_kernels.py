@@ -25,7 +25,7 @@ WEIGHTS = [(64, 32, 3, 3), (300, 70, 1, 1), (5, 6, 7, 2), (40, 900), (6, 4, 3)]
 
 INTERPRETED = """
 from unittest import mock
-from scores.test_fused import *
+from scores.test_triton_kernels import *
 from lightning_taylor.scores import fused
 
 for dtype in TYPES:
