@@ -19,7 +19,7 @@ from lightning_taylor.cli.lightning_cli import TaylorCLI
 from lightning_taylor.fit.callback import TaylorPruning
 from lightning_taylor.fit.trainer_state import example_call, remaining_steps, trace_step
 from lightning_taylor.graph.channel_graph import ChannelGraph
-from lightning_taylor.trace.options import Choices
+from lightning_taylor.trace.options import TraceOptions
 from lightning_taylor.trace.recorder import CallRecorder
 from lightning_taylor.utilities.calls import ForwardCall
 
@@ -60,7 +60,7 @@ def look(
     Args:
         args: a command line of ``lightning-taylor fit``.
         ignore: patterns in place of the callback's own.
-        chosen: settings of ``Choices`` in place of the callback's own.
+        chosen: settings of ``TraceOptions`` in place of the callback's own.
 
     Raises:
         SystemExit: for a mistake in the configuration, or a fit without a batch.
@@ -135,7 +135,7 @@ class _Looking(Visitor):
     def _trace(self, pl_module: LightningModule, calls: list[ForwardCall]) -> None:
         pruner = self.pruner
         ignore = pruner.ignore if self._ignore is None else self._ignore
-        self.graph = trace_step(pl_module, calls, ignore=ignore, choices=Choices.of(pruner, **self._chosen))
+        self.graph = trace_step(pl_module, calls, ignore=ignore, options=TraceOptions.of(pruner, **self._chosen))
         raise SeenError
 
 

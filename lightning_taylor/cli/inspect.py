@@ -31,7 +31,7 @@ from lightning_taylor.plan.target import Target
 from lightning_taylor.recipes.models import create_model, model_names
 from lightning_taylor.report.inspection import Inspection, inspect_model
 from lightning_taylor.report.inspection_table import inspection_tables
-from lightning_taylor.trace.options import AttentionHeads, Choices, ConvGroups
+from lightning_taylor.trace.options import AttentionHeads, ConvGroups, TraceOptions
 
 __all__ = [
     "Request",
@@ -154,12 +154,12 @@ def _parser(*, with_source: bool) -> Parser:
     )
     parser.add_argument(
         "--conv-groups",
-        choices=get_args(ConvGroups),
+        options=get_args(ConvGroups),
         help="what goes from a grouped convolution: whole groups, or the same channels of every group",
     )
     parser.add_argument(
         "--attention-heads",
-        choices=get_args(AttentionHeads),
+        options=get_args(AttentionHeads),
         help="what goes from an attention: whole heads, or the same coordinates of every head",
     )
     parser.add_argument("--json", action="store_true", help="print everything as JSON, every event included")
@@ -233,7 +233,7 @@ def of_config(args: list[str], request: Request) -> Inspection:
     Raises:
         ValueError: if the fit is too short for its schedule, or of unknown length and has none.
     """
-    chosen = {f.name: value for f in fields(Choices) if (value := getattr(request, f.name)) is not None}
+    chosen = {f.name: value for f in fields(TraceOptions) if (value := getattr(request, f.name)) is not None}
     looked = look(args, request.ignore, chosen)
     pruner, options = looked.pruner, looked.pruner.options
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")

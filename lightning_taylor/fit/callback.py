@@ -40,7 +40,7 @@ from lightning_taylor.plan.guard import Guard
 from lightning_taylor.plan.schedule import Schedule
 from lightning_taylor.plan.target import Target
 from lightning_taylor.scores.normalize import Normalization
-from lightning_taylor.trace.options import AttentionHeads, Choices, ConvGroups
+from lightning_taylor.trace.options import AttentionHeads, ConvGroups, TraceOptions
 from lightning_taylor.trace.recorder import Listening
 from lightning_taylor.utilities.calls import ForwardCall, batch_size
 
@@ -293,7 +293,7 @@ class TaylorPruning(Callback):
             self._begin(trainer, pl_module, calls)
 
     def _begin(self, trainer: Trainer, pl_module: LightningModule, calls: list[ForwardCall]) -> None:
-        self._together.begin(trainer, pl_module, self._session, calls, self.ignore, Choices.of(self))
+        self._together.begin(trainer, pl_module, self._session, calls, self.ignore, TraceOptions.of(self))
 
     def _close(self) -> None:
         self._listening.end()

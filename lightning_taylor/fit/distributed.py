@@ -22,7 +22,7 @@ from lightning_taylor.fit.session import Session
 from lightning_taylor.fit.trainer_state import copies_of, trace_step, warn_of_unreachable
 from lightning_taylor.plan.record import fingerprint
 from lightning_taylor.trace.api import require_groups
-from lightning_taylor.trace.options import Choices
+from lightning_taylor.trace.options import TraceOptions
 from lightning_taylor.utilities.calls import ForwardCall
 from lightning_taylor.utilities.compile import forget_compiled
 from lightning_taylor.utilities.lightning_names import either
@@ -60,10 +60,10 @@ class Together:
         session: Session,
         calls: list[ForwardCall],
         ignore: Sequence[str],
-        choices: Choices,
+        options: TraceOptions,
     ) -> None:
         """Trace on rank zero, share the graph, and start to score."""
-        sought = partial(trace_step, pl_module, calls, ignore=ignore, choices=choices)
+        sought = partial(trace_step, pl_module, calls, ignore=ignore, options=options)
         graph = share(trainer.strategy, lambda: require_groups(sought()))
         session.begin(pl_module, graph, calls)
         share(trainer.strategy, lambda: session.measure_with(calls))

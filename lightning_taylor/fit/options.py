@@ -16,7 +16,7 @@ from lightning_taylor.plan.guard import Guard
 from lightning_taylor.plan.schedule import Schedule
 from lightning_taylor.plan.target import Target
 from lightning_taylor.scores.normalize import Normalization
-from lightning_taylor.trace.options import AttentionHeads, Choices, ConvGroups
+from lightning_taylor.trace.options import AttentionHeads, ConvGroups, TraceOptions
 
 __all__ = [
     "CHECKS",
@@ -28,7 +28,7 @@ __all__ = [
     "settings_of",
 ]
 
-OF_THE_TRACE = ("ignore", *(field.name for field in fields(Choices)))
+OF_THE_TRACE = ("ignore", *(field.name for field in fields(TraceOptions)))
 """The settings that say what a trace looks for; its result travels with a checkpoint."""
 
 Check = Callable[[str, Any], Iterator[str]]

@@ -17,7 +17,7 @@ from lightning_taylor.graph.channel_graph import ChannelGraph
 from lightning_taylor.plan.guard import Guard
 from lightning_taylor.surgery.mirrors import Copy, find_copies, unreachable_copies
 from lightning_taylor.trace.api import trace_calls
-from lightning_taylor.trace.options import Choices
+from lightning_taylor.trace.options import TraceOptions
 from lightning_taylor.utilities.calls import ForwardCall
 from lightning_taylor.utilities.lightning_names import either
 
@@ -60,7 +60,7 @@ def trace_step(
     calls: list[ForwardCall],
     *,
     ignore: Sequence[str] = (),
-    choices: Choices | None = None,
+    options: TraceOptions | None = None,
 ) -> ChannelGraph:
     """The graph of what a training step called; the options are those of ``trace_channels``.
 
@@ -72,7 +72,7 @@ def trace_step(
             f"the training step of {type(pl_module).__name__} called no module with parameters before its first "
             "backward pass, so there is nothing to trace; pass example_inputs="
         )
-    return trace_calls(pl_module, calls, ignore=ignore, choices=choices)
+    return trace_calls(pl_module, calls, ignore=ignore, options=options)
 
 
 def gradient_scale(trainer: Trainer, pl_module: LightningModule) -> float | Tensor:

@@ -13,13 +13,13 @@ from torch import nn
 from lightning_taylor.errors import NothingToPruneError, UnsupportedModelError
 from lightning_taylor.graph.channel_graph import ChannelGraph
 from lightning_taylor.modules.model_copy import private_copy, reveal, tensor_names
-from lightning_taylor.trace.constraints.norm_statistics import Averages
+from lightning_taylor.trace.constraints.norm_statistics import NormStatistics
 from lightning_taylor.trace.forward import in_mode, outputs_of, quiet, settle_precision
 from lightning_taylor.trace.groups import build_graph
 from lightning_taylor.trace.ops.recurrent import tie_recurrent
 from lightning_taylor.trace.ops.table import RULES, SEVERAL, fallback
-from lightning_taylor.trace.options import AttentionHeads, Choices, ConvGroups
-from lightning_taylor.trace.partition import Ledger
+from lightning_taylor.trace.options import AttentionHeads, ConvGroups, TraceOptions
+from lightning_taylor.trace.partition import LabelPartition
 from lightning_taylor.trace.proof import prove
 from lightning_taylor.trace.state import TraceState
 from lightning_taylor.trace.tracer import Tracer
@@ -59,7 +59,7 @@ def trace_channels(
             inside, ``"*.conv1"`` every ``conv1``.
         verify: prove each family (two more forward passes); without it, a model that assumes a width in its code
             may be cut wrongly.
-        allow_inexact_norms: let channels go that a LayerNorm, GroupNorm or RMSNorm averages over, or a norm that the
+        allow_inexact_norms: let channels go that a LayerNorm, GroupNorm or RMSNorm statistics over, or a norm that the
             model writes out (an average over channels, by which they are then scaled or shifted). Its statistics
             then run over the channels that are left, which changes what it makes of them: the smaller network is
             proven against one whose normalisations leave the removed channels out, not against the masked one.
@@ -94,8 +94,8 @@ def trace_channels(
         call = ForwardCall("", (), example_inputs)
     else:
         call = ForwardCall("", example_inputs if isinstance(example_inputs, tuple) else (example_inputs,))
-    choices = Choices(allow_inexact_norms, conv_groups, attention_heads)
-    return trace_calls(model, [call], ignore=ignore, verify=verify, choices=choices)
+    options = TraceOptions(allow_inexact_norms, conv_groups, attention_heads)
+    return trace_calls(model, [call], ignore=ignore, verify=verify, options=options)
 
 
 def trace_calls(
@@ -104,7 +104,7 @@ def trace_calls(
     *,
     ignore: Sequence[str] = (),
     verify: bool = True,
-    choices: Choices | None = None,
+    options: TraceOptions | None = None,
 ) -> ChannelGraph:
     """Like ``trace_channels``, for a model whose parts are called one by one from the training step."""
     _check_patterns(ignore)
@@ -120,13 +120,13 @@ def trace_calls(
     parameters = frozenset(names[id(p)] for p in net.parameters())
     tensors = {id(t): t for t in (*net.parameters(), *net.buffers())}
     shapes = {name: tuple(tensors[key].shape) for key, name in names.items()}
-    ledger = Ledger(shapes, frozenset(shapes) - parameters, choices)
-    averages = Averages(ledger)
+    partition = LabelPartition(shapes, frozenset(shapes) - parameters, options)
+    statistics = NormStatistics(partition)
     returned: list[Any] = []
     for training in (False, True):
         examples = None if training else _batch_size(few)
         try:
-            state = TraceState(ledger, names, averages, examples, dict(net.named_modules()))
+            state = TraceState(partition, names, statistics, examples, dict(net.named_modules()))
             tracer = Tracer(state, RULES, fallback, SEVERAL)
             returned += _trace_path(net, few, tracer, training=training, dtype=dtype)
         except Exception as error:
@@ -140,19 +140,19 @@ def trace_calls(
             "so nothing tells which channels are its result; return tensors, or tuples, lists, dicts or dataclasses "
             "of them"
         )
-    tie_recurrent(ledger, net)
-    ledger.settle()
-    _ignore(ledger, ignore, net)
-    unseen = _unseen(ledger, net)
+    tie_recurrent(partition, net)
+    partition.settle()
+    _ignore(partition, ignore, net)
+    unseen = _unseen(partition, net)
     if verify:
         prove(
             net,
-            lambda: build_graph(ledger, parameters, unseen),
-            ledger,
-            averages,
+            lambda: build_graph(partition, parameters, unseen),
+            partition,
+            statistics,
             lambda paths, more: outputs_of(net, two if more else few, dtype, paths),
         )
-    return build_graph(ledger, parameters, unseen)
+    return build_graph(partition, parameters, unseen)
 
 
 def require_groups(graph: ChannelGraph) -> ChannelGraph:
@@ -182,7 +182,7 @@ def _trace_path(
                 out = net.get_submodule(call.module)(*call.args, **call.kwargs)
             for tensor in tensors_in(out):
                 tracer.state.use(tensor)
-                tracer.state.averages.leave(tensor)
+                tracer.state.statistics.leave(tensor)
                 tracer.state.freeze(tracer.state.labels_of(tensor), "reaches the output")
             returned.append(out)
     return returned
@@ -212,16 +212,16 @@ def _watched(net: nn.Module, state: TraceState) -> Iterator[None]:
             handle.remove()
 
 
-def _ignore(ledger: Ledger, patterns: Sequence[str], net: nn.Module) -> None:
+def _ignore(partition: LabelPartition, patterns: Sequence[str], net: nn.Module) -> None:
     """Freeze the output channels of every layer whose name, or the name of a module around it, matches."""
     for pattern in patterns:
-        hit = [layer for layer in ledger.layers if _matches(layer, pattern)]
+        hit = [layer for layer in partition.layers if _matches(layer, pattern)]
         if not hit:
             raise ValueError(
-                f"ignore pattern {pattern!r} matches no layer; the layers are {', '.join(ledger.layers) or 'none'}"
+                f"ignore pattern {pattern!r} matches no layer; the layers are {', '.join(partition.layers) or 'none'}"
             )
         for layer in hit:
-            ledger.freeze_axes([ledger.layers[layer]], f"ignored by the pattern {pattern!r}")
+            partition.freeze_axes([partition.layers[layer]], f"ignored by the pattern {pattern!r}")
 
 
 def _check_patterns(patterns: Any) -> None:
@@ -237,13 +237,13 @@ def _matches(layer: str, pattern: str) -> bool:
     return any(fnmatchcase(name, pattern) or fnmatchcase(name, f"*.{pattern}") for name in around)
 
 
-def _unseen(ledger: Ledger, net: nn.Module) -> tuple[str, ...]:
+def _unseen(partition: LabelPartition, net: nn.Module) -> tuple[str, ...]:
     """Modules with a weight that neither path used."""
     names = tensor_names(net)
     return tuple(
         module_name
         for module_name, module in net.named_modules()
-        if any(p.ndim > 1 and names[id(p)] not in ledger.seen for p in module.parameters(recurse=False))
+        if any(p.ndim > 1 and names[id(p)] not in partition.seen for p in module.parameters(recurse=False))
     )
 
 

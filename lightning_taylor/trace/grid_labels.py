@@ -35,9 +35,9 @@ def arranged(call: Call, before: Tensor, after: Tensor) -> list[Tensor]:
     if bool((grid_F == NEUTRAL).any()) or len(torch.unique(grid_F)) != grid_F.numel():
         return [after]
     state = call.state
-    nested = state.ledger.grids.owning(int(grid_F.max())) is not None
+    nested = state.partition.grids.owning(int(grid_F.max())) is not None
     kind = (state.kind, call.name, len(dims), nested)
-    grid = state.ledger.grids.split(grid_F, call.where, kind, _order(call, grid_F))
+    grid = state.partition.grids.split(grid_F, call.where, kind, _order(call, grid_F))
     _note_holders(call, grid)
     return [
         torch.from_numpy(axis).view([-1 if d - after.ndim == dim else 1 for d in range(after.ndim)]).expand(after.shape)
@@ -54,7 +54,7 @@ def joined(call: Call, slots: Sequence[Tensor]) -> list[Tensor]:
         mine = [_slot_of(call, grid, dim, left) for dim in range(grid.labels.ndim)] if grid else [None]
         if grid is None or any(slot is None for slot in mine):
             for i in reversed(clash):
-                call.state.ledger.freeze(left.pop(i), f"mixed with other channels by {call.where}")
+                call.state.partition.freeze(left.pop(i), f"mixed with other channels by {call.where}")
             continue
         found = [slot for slot in mine if slot is not None]
         left = [slot for slot in left if all(slot is not other for other in found)]
@@ -88,7 +88,7 @@ def slot_along(call: Call, slots: Sequence[Tensor], dim: int, ndim: int, passing
         if found is None and (dim % ndim) - ndim in runs:
             found = slot
         elif not runs or not runs <= passing:
-            call.state.ledger.freeze(slot, f"mixed with other channels by {call.where}")
+            call.state.partition.freeze(slot, f"mixed with other channels by {call.where}")
     return found
 
 
@@ -124,7 +124,7 @@ def _clash(slots: Sequence[Tensor]) -> tuple[int, int] | None:
 
 
 def _grid_of(call: Call, slot: Tensor) -> Grid | None:
-    return call.state.ledger.grids.owning(int(slot.max()))
+    return call.state.partition.grids.owning(int(slot.max()))
 
 
 def _slot_of(call: Call, grid: Grid, dim: int, slots: Sequence[Tensor]) -> Tensor | None:

@@ -18,7 +18,7 @@ from lightning_taylor.graph.channel_graph import ChannelGraph
 from lightning_taylor.graph.types import Axis, ChannelGroup, Follower, Role, Slice
 from lightning_taylor.modules.attention import SCALED_BY
 from lightning_taylor.trace.constraints.grids import MERGED
-from lightning_taylor.trace.partition import VIRTUAL, Ledger
+from lightning_taylor.trace.partition import VIRTUAL, LabelPartition
 
 __all__ = [
     "build_graph",
@@ -27,41 +27,43 @@ __all__ = [
 _SIDES = (Role.QUERY, Role.KEY)
 
 
-def build_graph(ledger: Ledger, parameters: frozenset[str], unseen: tuple[str, ...]) -> ChannelGraph:
+def build_graph(partition: LabelPartition, parameters: frozenset[str], unseen: tuple[str, ...]) -> ChannelGraph:
     """The channel graph of everything that is tied, not frozen, produced and consumed."""
-    component = ledger.components()
-    frozen_by = ledger.frozen_components(component)
-    member_of_group, groups = _groups(ledger, component, frozen_by)
+    component = partition.components()
+    frozen_by = partition.frozen_components(component)
+    member_of_group, groups = _groups(partition, component, frozen_by)
     return ChannelGraph(
         groups=groups,
-        frozen=_frozen_layers(ledger, component, frozen_by, member_of_group),
-        layers=dict(ledger.layers),
-        shapes=dict(ledger.shapes),
-        dense=dict(ledger.shapes),
+        frozen=_frozen_layers(partition, component, frozen_by, member_of_group),
+        layers=dict(partition.layers),
+        shapes=dict(partition.shapes),
+        dense=dict(partition.shapes),
         parameters=parameters,
-        operations=tuple(ledger.operations),
+        operations=tuple(partition.operations),
         unseen=unseen,
-        followers=tuple(_followers(ledger)),
+        followers=tuple(_followers(partition)),
     )
 
 
-def _groups(ledger: Ledger, component: np.ndarray, frozen_by: np.ndarray) -> tuple[np.ndarray, dict[str, ChannelGroup]]:
+def _groups(
+    partition: LabelPartition, component: np.ndarray, frozen_by: np.ndarray
+) -> tuple[np.ndarray, dict[str, ChannelGroup]]:
     labels = np.flatnonzero(frozen_by[component] < 0)
-    number, index = ledger.decode(labels)
-    real = np.array([axis[0] != VIRTUAL for axis in ledger.axes], dtype=bool)[number]
+    number, index = partition.decode(labels)
+    real = np.array([axis[0] != VIRTUAL for axis in partition.axes], dtype=bool)[number]
     labels, number, index = labels[real], number[real], index[real]
-    kinds = _kinds(ledger, component[labels], number)
-    grouped = np.zeros(ledger.total, dtype=bool)
+    kinds = _kinds(partition, component[labels], number)
+    grouped = np.zeros(partition.total, dtype=bool)
     found: list[tuple[int, ChannelGroup, np.ndarray]] = []
-    contracted = ledger.contracted.components(component)
-    silenced = {role: ledger.contracted.silenced(role) for role in _SIDES if len(contracted)}
+    contracted = partition.contracted.components(component)
+    silenced = {role: partition.contracted.silenced(role) for role in _SIDES if len(contracted)}
     for members in kinds:
         mine = component[labels[members]]
         sides = silenced if mine[0] in contracted else {}
-        slices = _slices(ledger, mine, number[members], index[members], sides)
+        slices = _slices(partition, mine, number[members], index[members], sides)
         if slices and slices[0].index.shape[0] > 1:
-            first, axis = min((ledger.order[s.axis], s.axis) for s in slices if s.role is Role.PRODUCER)
-            found.append((first, ChannelGroup(_layer_of(ledger, axis), tuple(slices)), labels[members]))
+            first, axis = min((partition.order[s.axis], s.axis) for s in slices if s.role is Role.PRODUCER)
+            found.append((first, ChannelGroup(_layer_of(partition, axis), tuple(slices)), labels[members]))
     groups: dict[str, ChannelGroup] = {}
     for _, group, own in sorted(found, key=lambda entry: entry[0]):
         name, copies = group.name, 2
@@ -72,15 +74,15 @@ def _groups(ledger: Ledger, component: np.ndarray, frozen_by: np.ndarray) -> tup
     return grouped, groups
 
 
-def _kinds(ledger: Ledger, component: np.ndarray, number: np.ndarray) -> list[np.ndarray]:
+def _kinds(partition: LabelPartition, component: np.ndarray, number: np.ndarray) -> list[np.ndarray]:
     """Positions of the labels of each kind of component: same axes, same number of entries on each.
 
     Each (axis, count) pair gets a random 64-bit word, a component the sums of its pairs' words under two such
     hashes; that two different kinds agree in both has a chance of about one in 10^30.
     """
     pair, counts = np.unique(np.stack([component, number]), axis=1, return_counts=True)
-    words = np.random.default_rng(0).integers(1, 2**62, size=(2, len(ledger.axes)), dtype=np.uint64)
-    signature = np.zeros((2, ledger.total), dtype=np.uint64)
+    words = np.random.default_rng(0).integers(1, 2**62, size=(2, len(partition.axes)), dtype=np.uint64)
+    signature = np.zeros((2, partition.total), dtype=np.uint64)
     mixed = words[:, pair[1]] * (2 * counts.astype(np.uint64) + 1)
     for row in range(2):
         np.add.at(signature[row], pair[0], mixed[row] ^ (mixed[row] >> np.uint64(29)))
@@ -91,7 +93,7 @@ def _kinds(ledger: Ledger, component: np.ndarray, number: np.ndarray) -> list[np
 
 
 def _slices(
-    ledger: Ledger,
+    partition: LabelPartition,
     component: np.ndarray,
     number: np.ndarray,
     index: np.ndarray,
@@ -101,23 +103,23 @@ def _slices(
 
     ``silenced``: of channels that are contracted, what has to be zero for either side to be zero.
     """
-    late = len(ledger.order)
-    axes = {i: ledger.axes[i] for i in np.unique(number).tolist()}
-    axes = dict(sorted(axes.items(), key=lambda entry: ledger.order.get(entry[1], late)))
-    roles = {role for axis in axes.values() for role in ledger.roles.get(axis, {})}
+    late = len(partition.order)
+    axes = {i: partition.axes[i] for i in np.unique(number).tolist()}
+    axes = dict(sorted(axes.items(), key=lambda entry: partition.order.get(entry[1], late)))
+    roles = {role for axis in axes.values() for role in partition.roles.get(axis, {})}
     if Role.PRODUCER not in roles or not (Role.CONSUMER in roles or silenced):
         return []
-    rank = _channel_order(ledger, axes, component, number, index)
+    rank = _channel_order(partition, axes, component, number, index)
     slices = []
     for i, axis in axes.items():
         here = np.flatnonzero(number == i)
         order = here[np.lexsort((index[here], rank[component[here]]))]
         channels = len(np.unique(component[here]))
         index_CM = torch.from_numpy(index[order].reshape(channels, -1).copy())
-        roles_here: Iterable[Role] = ledger.roles.get(axis, {Role.PASS_THROUGH: None})
+        roles_here: Iterable[Role] = partition.roles.get(axis, {Role.PASS_THROUGH: None})
         slices.extend(Slice(axis[0], axis[1], index_CM, role) for role in roles_here if role not in _SIDES)
         for role, entries in silenced.items():
-            silent_CM = np.isin(ledger.entries(axis)[index_CM], entries)
+            silent_CM = np.isin(partition.entries(axis)[index_CM], entries)
             if len(counts := set(silent_CM.sum(1))) > 1:  # one channel is multiplied more often than another
                 return []
             if counts != {0}:
@@ -126,50 +128,52 @@ def _slices(
 
 
 def _channel_order(
-    ledger: Ledger, axes: dict[int, Axis], component: np.ndarray, number: np.ndarray, index: np.ndarray
+    partition: LabelPartition, axes: dict[int, Axis], component: np.ndarray, number: np.ndarray, index: np.ndarray
 ) -> np.ndarray:
     """Component -> place among the group's channels: by the first index in the first producer."""
-    first = next(i for i, axis in axes.items() if Role.PRODUCER in ledger.roles.get(axis, {}))
+    first = next(i for i, axis in axes.items() if Role.PRODUCER in partition.roles.get(axis, {}))
     here = np.flatnonzero(number == first)
     order = here[np.argsort(index[here], kind="stable")]
     members, place = np.unique(component[order], return_index=True)
-    rank = np.zeros(ledger.total, dtype=np.int64)
+    rank = np.zeros(partition.total, dtype=np.int64)
     rank[members] = np.argsort(np.argsort(place))
     return rank
 
 
-def _followers(ledger: Ledger) -> Iterator[Follower]:
+def _followers(partition: LabelPartition) -> Iterator[Follower]:
     """The attributes that count the units of a grid, or all of its entries, or a part that code takes."""
-    seen = set(ledger.followers)
-    for (module, attribute), (axis, value) in ledger.followers.items():
-        yield Follower(module, attribute, axis, value, ledger.shapes[axis[0]][axis[1]])
-    for grid in ledger.grids:
-        axes = ledger.real_axes(torch.from_numpy(grid.labels)) if grid.unit is not None else []
+    seen = set(partition.followers)
+    for (module, attribute), (axis, value) in partition.followers.items():
+        yield Follower(module, attribute, axis, value, partition.shapes[axis[0]][axis[1]])
+    for grid in partition.grids:
+        axes = partition.real_axes(torch.from_numpy(grid.labels)) if grid.unit is not None else []
         if len(axes) != 1:
             continue
         tensor, dim = axes[0]
         for (module, attribute, dims), value in grid.holders.items():
-            if grid.counted(dims, ledger.is_frozen) in (grid.unit, MERGED) and (module, attribute) not in seen:
+            if grid.counted(dims, partition.is_frozen) in (grid.unit, MERGED) and (module, attribute) not in seen:
                 seen.add((module, attribute))
                 yield Follower(
-                    module, attribute, axes[0], value, 0 if attribute == SCALED_BY else ledger.shapes[tensor][dim]
+                    module, attribute, axes[0], value, 0 if attribute == SCALED_BY else partition.shapes[tensor][dim]
                 )
-    for follower in ledger.places.followers():
+    for follower in partition.places.followers():
         if (follower.module, follower.attribute) not in seen:
             seen.add((follower.module, follower.attribute))
             yield follower
 
 
-def _layer_of(ledger: Ledger, axis: Axis) -> str:
-    return next((layer for layer, own in ledger.layers.items() if own == axis), axis[0])
+def _layer_of(partition: LabelPartition, axis: Axis) -> str:
+    return next((layer for layer, own in partition.layers.items() if own == axis), axis[0])
 
 
-def _frozen_layers(ledger: Ledger, component: np.ndarray, frozen_by: np.ndarray, grouped: np.ndarray) -> dict[str, str]:
+def _frozen_layers(
+    partition: LabelPartition, component: np.ndarray, frozen_by: np.ndarray, grouped: np.ndarray
+) -> dict[str, str]:
     """Layer -> why some or all of its output channels must stay."""
     frozen = {}
-    read, held = _read(ledger, component), _held(ledger, component)
-    for layer, axis in ledger.layers.items():
-        entries = ledger.entries(axis)
+    read, held = _read(partition, component), _held(partition, component)
+    for layer, axis in partition.layers.items():
+        entries = partition.entries(axis)
         stay = entries[~grouped[entries]]
         if not len(entries):
             frozen[layer] = "has a single channel"
@@ -177,7 +181,7 @@ def _frozen_layers(ledger: Ledger, component: np.ndarray, frozen_by: np.ndarray,
             counts: dict[str, int] = defaultdict(int)
             tied = len(np.unique(component[entries]))
             for number, member in zip(frozen_by[component[stay]], component[stay], strict=True):
-                why = ledger.reasons[number] if number >= 0 else _why_ungrouped(tied, bool(read[member]))
+                why = partition.reasons[number] if number >= 0 else _why_ungrouped(tied, bool(read[member]))
                 counts[held.get(int(member), why) if number < 0 else why] += 1
             parts = [f"{n} of {len(entries)} channels: {why}" for why, n in counts.items()]
             whole = len(counts) == 1 and len(stay) == len(entries)
@@ -185,20 +189,20 @@ def _frozen_layers(ledger: Ledger, component: np.ndarray, frozen_by: np.ndarray,
     return frozen
 
 
-def _read(ledger: Ledger, component: np.ndarray) -> np.ndarray:
+def _read(partition: LabelPartition, component: np.ndarray) -> np.ndarray:
     """Component -> whether anything reads one of its members."""
-    read = np.zeros(ledger.total, dtype=bool)
-    for axis, roles in ledger.roles.items():
+    read = np.zeros(partition.total, dtype=bool)
+    for axis, roles in partition.roles.items():
         if roles.keys() & {Role.CONSUMER, *_SIDES}:
-            read[component[ledger.entries(axis)]] = True
+            read[component[partition.entries(axis)]] = True
     return read
 
 
-def _held(ledger: Ledger, component: np.ndarray) -> dict[int, str]:
+def _held(partition: LabelPartition, component: np.ndarray) -> dict[int, str]:
     """Component -> why a grid that it is tied to has no unit: that of the values whose heads the queries share."""
     held: dict[int, str] = {}
-    for grid in ledger.grids:
-        reason = ledger.reason_of(grid.labels.ravel()) if grid.unit is None else None
+    for grid in partition.grids:
+        reason = partition.reason_of(grid.labels.ravel()) if grid.unit is None else None
         for axis in grid.axes if reason else ():
             held.update(dict.fromkeys(component[axis].tolist() if axis is not None else (), reason or ""))
     return held

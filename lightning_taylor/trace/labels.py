@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from lightning_taylor.trace.partition import NEUTRAL, Ledger
+from lightning_taylor.trace.partition import NEUTRAL, LabelPartition
 
 __all__ = [
     "Labels",
@@ -91,7 +91,7 @@ def pairs(one: Tensor, other: Tensor) -> tuple[Tensor, Tensor]:
     return keys // span, keys % span
 
 
-def united(ledger: Ledger, labels: Tensor, dim: int) -> Tensor | None:
+def united(partition: LabelPartition, labels: Tensor, dim: int) -> Tensor | None:
     """The labels along one dimension, shape ``(C,)``, with what lies there at other positions tied to them.
 
     Tokens that were put beside each other (one that is learnt, those of an image) have channels of several layers.
@@ -100,7 +100,7 @@ def united(ledger: Ledger, labels: Tensor, dim: int) -> Tensor | None:
     if bool((compressed(labels) == NEUTRAL).any()):
         return None
     first = collapse(labels, tuple(d for d in range(labels.ndim) if d != dim % labels.ndim), keepdim=True)
-    ledger.tie(*pairs(labels, first.expand(labels.shape)))
+    partition.tie(*pairs(labels, first.expand(labels.shape)))
     return first.flatten()
 
 

@@ -7,8 +7,8 @@ from typing import Any, Literal, get_args
 
 __all__ = [
     "AttentionHeads",
-    "Choices",
     "ConvGroups",
+    "TraceOptions",
 ]
 
 ConvGroups = Literal["auto", "whole", "spread"]
@@ -19,7 +19,7 @@ AttentionHeads = Literal["whole", "spread"]
 
 
 @dataclass(frozen=True)
-class Choices:
+class TraceOptions:
     """The settings of a trace that decide what its groups are.
 
     Raises:
@@ -31,7 +31,7 @@ class Choices:
     attention_heads: AttentionHeads = "whole"
 
     @classmethod
-    def of(cls, owner: object, **others: Any) -> Choices:
+    def of(cls, owner: object, **others: Any) -> TraceOptions:
         """The settings of these names that an object has, but for some others."""
         return cls(**{field.name: getattr(owner, field.name) for field in fields(cls)} | others)
 

@@ -19,12 +19,12 @@ import torch
 from torch import Tensor
 
 from lightning_taylor.graph.types import Axis, ChannelGroup, Operation, Role
-from lightning_taylor.trace.options import Choices
+from lightning_taylor.trace.options import TraceOptions
 
 __all__ = [
     "NEUTRAL",
     "VIRTUAL",
-    "Ledger",
+    "LabelPartition",
 ]
 
 NEUTRAL = -1
@@ -33,16 +33,16 @@ VIRTUAL = "<grid>"
 """In place of a tensor's name: an axis that only a trace knows."""
 
 
-class Ledger:
+class LabelPartition:
     """Collects ties, freezes and roles during a trace; union-find is left to the end, when all are known."""
 
     def __init__(
         self,
         shapes: Mapping[str, tuple[int, ...]],
         buffers: frozenset[str] = frozenset(),
-        choices: Choices | None = None,
+        options: TraceOptions | None = None,
     ) -> None:
-        self.choices = choices or Choices()
+        self.options = options or TraceOptions()
         self._buffers = buffers
         self.seen: set[str] = set()
         self.followers: dict[tuple[str, str], tuple[Axis, int]] = {}
@@ -70,13 +70,13 @@ class Ledger:
         self._cuts: list[tuple[np.ndarray, np.ndarray, str, Any | None]] = []
         self._components: tuple[Any, np.ndarray] = None, np.zeros(0, dtype=np.int64)
         self.order: dict[Axis, int] = {}
-        from lightning_taylor.trace.constraints.attribute_sizes import Places
+        from lightning_taylor.trace.constraints.attribute_sizes import SplitSites
         from lightning_taylor.trace.constraints.grids import Grids
-        from lightning_taylor.trace.constraints.query_key import Contracted
+        from lightning_taylor.trace.constraints.query_key import QueryKeyPairs
 
         self.grids = Grids(self)
-        self.contracted = Contracted(self)
-        self.places = Places(self)
+        self.contracted = QueryKeyPairs(self)
+        self.places = SplitSites(self)
 
     def labels(self, tensor: str) -> tuple[Tensor, ...]:
         """One label tensor per dimension of a parameter, each of the parameter's shape, without its memory."""
@@ -267,7 +267,7 @@ class Ledger:
             self.freeze(torch.from_numpy(self.entries(axis)), reason)
 
     def freeze_labels_of(self, group: ChannelGroup, reason: str) -> None:
-        """Freeze a whole group that was built from this ledger."""
+        """Freeze a whole group that was built from this partition."""
         self.freeze(torch.from_numpy(self.labels_of(group)), reason)
 
     def labels_of(self, group: ChannelGroup) -> np.ndarray:

@@ -19,9 +19,9 @@ from lightning_taylor.graph.channel_graph import ChannelGraph
 from lightning_taylor.modules.attributes import follow_shapes, known
 from lightning_taylor.modules.model_copy import tensor_names
 from lightning_taylor.modules.resize import hold, resized
-from lightning_taylor.trace.constraints.norm_statistics import Averages, KeptStatistics
+from lightning_taylor.trace.constraints.norm_statistics import MaskedNormMode, NormStatistics
 from lightning_taylor.trace.forward import Paths
-from lightning_taylor.trace.partition import Ledger
+from lightning_taylor.trace.partition import LabelPartition
 from lightning_taylor.trace.source_line import raising_line
 
 __all__ = [
@@ -40,31 +40,31 @@ _EVALUATION, _TRAINING, _BOTH = (False,), (True,), (False, True)
 def prove(
     net: nn.Module,
     build: Callable[[], ChannelGraph],
-    ledger: Ledger,
-    averages: Averages,
+    partition: LabelPartition,
+    statistics: NormStatistics,
     outputs: Callable[[Paths, bool], list[Tensor]],
 ) -> None:
-    """Freeze, in the ledger, every group whose removal from ``net`` raises or changes the outputs.
+    """Freeze, in the partition, every group whose removal from ``net`` raises or changes the outputs.
 
     Args:
         net: a private copy; left as it was.
-        build: makes the graph from the ledger as it stands.
-        ledger: gets the failures as reasons.
-        averages: says what stays of what a normalisation averages over.
+        build: makes the graph from the partition as it stands.
+        partition: gets the failures as reasons.
+        statistics: says what stays of what a normalisation statistics over.
         outputs: runs the net, each path of those that it is given; on one example, or on two.
     """
-    trial = _Trial(net, outputs, ledger, averages)
+    trial = _Trial(net, outputs, partition, statistics)
     while True:
         graph = build()
         failed = trial.failures(graph, list(graph.groups))
         if not failed:
             return
         for name, reason in failed.items():
-            labels = ledger.labels_of(graph.groups[name])
-            if ledger.places.retreat(labels):
-                ledger.settle_cuts()
-            elif not ledger.grids.retreat(labels, reason):
-                ledger.freeze_labels_of(graph.groups[name], reason)
+            labels = partition.labels_of(graph.groups[name])
+            if partition.places.retreat(labels):
+                partition.settle_cuts()
+            elif not partition.grids.retreat(labels, reason):
+                partition.freeze_labels_of(graph.groups[name], reason)
 
 
 class _Trial:
@@ -76,11 +76,15 @@ class _Trial:
     """
 
     def __init__(
-        self, net: nn.Module, outputs: Callable[[Paths, bool], list[Tensor]], ledger: Ledger, averages: Averages
+        self,
+        net: nn.Module,
+        outputs: Callable[[Paths, bool], list[Tensor]],
+        partition: LabelPartition,
+        statistics: NormStatistics,
     ) -> None:
         self._net = net
-        self._ledger = ledger
-        self._averages = averages
+        self._partition = partition
+        self._statistics_of_norms = statistics
         self._run = outputs
         self._two = True
         names = tensor_names(net)
@@ -103,8 +107,8 @@ class _Trial:
         return found or dict.fromkeys(names[half:], reason)
 
     def _open(self, graph: ChannelGraph, name: str) -> bool:
-        labels = self._ledger.labels_of(graph.groups[name])
-        return self._ledger.grids.touched_by(labels) or self._ledger.places.touched_by(labels)
+        labels = self._partition.labels_of(graph.groups[name])
+        return self._partition.grids.touched_by(labels) or self._partition.places.touched_by(labels)
 
     def _fails(self, graph: ChannelGraph, names: Sequence[str]) -> str | None:
         for draw in range(_DRAWS):
@@ -185,11 +189,11 @@ class _Trial:
             for name, value in kept.items():
                 self._tensors[name].detach().copy_(value)
 
-    def _statistics(self, graph: ChannelGraph, remove: dict[str, Tensor]) -> KeptStatistics:
+    def _statistics(self, graph: ChannelGraph, remove: dict[str, Tensor]) -> MaskedNormMode:
         """Normalisations over the channels see what stays of every vector that loses something."""
         keep = graph.keep(remove)
         vectors = {id(self._tensors[name]): kept for (name, dim), kept in keep.items() if dim == 0}
-        return KeptStatistics(vectors, self._averages.kept(keep))
+        return MaskedNormMode(vectors, self._statistics_of_norms.kept(keep))
 
     @contextmanager
     def _sliced(self, graph: ChannelGraph, remove: dict[str, Tensor]) -> Iterator[None]:

@@ -11,9 +11,9 @@ from torch import Tensor, nn
 from lightning_taylor.graph.types import Axis, Operation
 from lightning_taylor.modules.attributes import rule_of
 from lightning_taylor.trace.constraints.attribute_sizes import may_count
-from lightning_taylor.trace.constraints.norm_statistics import Averages
+from lightning_taylor.trace.constraints.norm_statistics import NormStatistics
 from lightning_taylor.trace.labels import Labels
-from lightning_taylor.trace.partition import Ledger
+from lightning_taylor.trace.partition import LabelPartition
 from lightning_taylor.trace.source_line import running_line
 from lightning_taylor.utilities.calls import tensors_in
 
@@ -29,24 +29,24 @@ class TraceState:
     """What the rules of the operators read and write: which labels a tensor carries, and what was learnt so far.
 
     Args:
-        ledger: where ties, freezes, roles and costs are written.
+        partition: where ties, freezes, roles and costs are written.
         names: id of each parameter and buffer -> its first qualified name.
-        averages: where averages over channels are written.
+        statistics: where statistics over channels are written.
         examples: how many examples the forward pass gets; None leaves costs unrecorded.
         modules: qualified name -> module of the copy, whose attributes may count what a trace finds.
     """
 
     def __init__(
         self,
-        ledger: Ledger,
+        partition: LabelPartition,
         names: dict[int, str],
-        averages: Averages,
+        statistics: NormStatistics,
         examples: int | None = None,
         modules: Mapping[str, nn.Module] | None = None,
     ) -> None:
-        self.ledger = ledger
+        self.partition = partition
         self.module = ""
-        self.averages = averages
+        self.statistics = statistics
         self.examples = examples
         self._names = names
         self._modules = modules or {}
@@ -63,8 +63,8 @@ class TraceState:
         name = self._names.get(id(tensor))
         if name is None:
             return None
-        self.ledger.seen.add(name)
-        slots = self.ledger.labels(name)
+        self.partition.seen.add(name)
+        slots = self.partition.labels(name)
         labels = Labels(slots, weight=True) if slots else None
         self._carried[id(tensor)] = (tensor, labels)
         return labels
@@ -80,19 +80,19 @@ class TraceState:
     def use(self, tensor: Tensor) -> None:
         """Something is made of a tensor."""
         if (found := self._mixed.pop(id(tensor), None)) is not None:
-            self.ledger.freeze(found[1], found[2])
+            self.partition.freeze(found[1], found[2])
 
     def freeze(self, labels: Labels | None, reason: str) -> None:
         """Freeze everything that a tensor carries."""
         for slot in labels.slots if labels else ():
-            self.ledger.freeze(slot, reason)
+            self.partition.freeze(slot, reason)
 
     def name_layer(self, labels: Tensor) -> None:
         """Note the layer whose weight these labels belong to, and the axis that carries its output channels."""
-        for axis in self.ledger.axes_of(labels):
+        for axis in self.partition.axes_of(labels):
             layer = axis[0].rpartition(".")[0].partition(".parametrizations")[0]
-            if self.ledger.layers.setdefault(layer, axis) != axis:
-                self.ledger.layers.setdefault(axis[0], axis)
+            if self.partition.layers.setdefault(layer, axis) != axis:
+                self.partition.layers.setdefault(axis[0], axis)
 
     @property
     def kind(self) -> str:
@@ -121,7 +121,7 @@ class TraceState:
         """Write down an operation's cost, on the pass that counts it."""
         if call.flops and self.examples:
             flops = round(call.flops * share) // self.examples
-            self.ledger.operations.append(Operation(self.module, call.name, flops, tuple(axes)))
+            self.partition.operations.append(Operation(self.module, call.name, flops, tuple(axes)))
 
 
 @dataclass(frozen=True, eq=False)

@@ -55,7 +55,7 @@ class Tracer(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Run the operator, then follow it with labels."""
         kwargs = kwargs or {}
-        self.state.averages.count(operator_name(func))
+        self.state.statistics.count(operator_name(func))
         for tensor in tensors_in((args, kwargs)):
             self.state.use(tensor)
         carries = any(self.state.labels_of(t) is not None for t in tensors_in((args, kwargs)))
@@ -65,12 +65,12 @@ class Tracer(TorchDispatchMode):
             self._remember_factory(func, out)
             call = Call(self.state, func, args, kwargs, out, flops)
             self.state.record(call, ())
-            self.state.averages.follow(call)
+            self.state.statistics.follow(call)
             return out
         out, flops = self._run(func, args, kwargs)
         call = Call(self.state, func, args, kwargs, out, flops)
         self._follow(call)
-        self.state.averages.follow(call)
+        self.state.statistics.follow(call)
         return out
 
     def _run(self, func: Any, args: Any, kwargs: Any) -> tuple[Any, int]:

@@ -25,13 +25,13 @@ from torch import Tensor
 from lightning_taylor.graph.types import Axis, Follower
 
 if TYPE_CHECKING:
-    from lightning_taylor.trace.partition import Ledger
+    from lightning_taylor.trace.partition import LabelPartition
 
 __all__ = [
     "WHOLE",
     "Choice",
-    "Place",
-    "Places",
+    "SplitSite",
+    "SplitSites",
     "choices",
     "may_count",
     "names_width",
@@ -62,7 +62,7 @@ def names_width(attribute: str) -> bool:
 
 
 @dataclass(eq=False)
-class Place:
+class SplitSite:
     """One place where code takes channels apart.
 
     Attributes:
@@ -105,25 +105,25 @@ def choices(sizes: Sequence[int], whole: int, held: Mapping[str, Any]) -> tuple[
     return tuple(dict(choice) for choice in islice(product(*named), _MOST) if choice), False
 
 
-class Places:
+class SplitSites:
     """All places of a trace, and what was decided for each kind."""
 
-    def __init__(self, ledger: Ledger) -> None:
-        self._ledger = ledger
-        self._all: dict[Any, Place] = {}
+    def __init__(self, partition: LabelPartition) -> None:
+        self._partition = partition
+        self._all: dict[Any, SplitSite] = {}
         self._turn: dict[Any, int] = {}
 
-    def note(self, place: Place) -> Place:
+    def note(self, place: SplitSite) -> SplitSite:
         """Note a place, once however often it is run; the first choice counts at once only if it is sure."""
         key = (place.module, place.kind, place.whole.tobytes(), *(part.tobytes() for part in place.parts))
         self._turn.setdefault(place.kind, 0 if place.sure else -1)
         return self._all.setdefault(key, place)
 
-    def follows(self, place: Place) -> bool:
+    def follows(self, place: SplitSite) -> bool:
         """Whether its numbers follow, as far as that was decided."""
         return 0 <= self._turn[place.kind] < len(place.choices) and bool(list(self._followers(place)))
 
-    def follow_instead(self, place: Place) -> bool:
+    def follow_instead(self, place: SplitSite) -> bool:
         """Let its numbers follow by the first choice that is left and can; whether there is one."""
         self._turn[place.kind] = max(0, self._turn[place.kind])
         while self._turn[place.kind] < len(place.choices) and not self.follows(place):
@@ -149,17 +149,17 @@ class Places:
             if 0 <= self._turn[place.kind] < len(place.choices):
                 yield from self._followers(place)
 
-    def _around(self, labels: np.ndarray) -> list[Place]:
+    def _around(self, labels: np.ndarray) -> list[SplitSite]:
         if not self._all:
             return []
-        component = self._ledger.components()
+        component = self._partition.components()
         members = component[labels]
         return [p for p in self._all.values() if bool(np.isin(component[p.whole], members).any())]
 
-    def _followers(self, place: Place) -> Iterator[Follower]:
+    def _followers(self, place: SplitSite) -> Iterator[Follower]:
         """Each attribute with the axis that is as wide as its part; none if one that can shrink has no such axis."""
         found: list[Follower] = []
-        component = self._ledger.components()
+        component = self._partition.components()
         for attribute, part in place.choices[self._turn[place.kind]].items():
             own = place.whole if part == WHOLE else place.parts[part]
             axis, minus = self._axis(place.module, component, own), ()
@@ -175,9 +175,9 @@ class Places:
 
     def _stay(self, component: np.ndarray, labels: np.ndarray) -> bool:
         """Whether none of these channels can be removed anyway."""
-        return bool((self._ledger.frozen_components(component)[component[labels]] >= 0).all())
+        return bool((self._partition.frozen_components(component)[component[labels]] >= 0).all())
 
-    def _rest(self, place: Place, component: np.ndarray, part: int) -> list[Axis]:
+    def _rest(self, place: SplitSite, component: np.ndarray, part: int) -> list[Axis]:
         """The axis of the whole, and those of all parts but one; empty if they are not known or are not all."""
         others = [p for number, p in enumerate(place.parts) if number != part]
         if part == WHOLE or sum(map(len, place.parts)) != len(place.whole):
@@ -188,16 +188,18 @@ class Places:
     def _axis(self, module: str, component: np.ndarray, labels: np.ndarray) -> Axis | None:
         """A dimension of a tensor, the nearest to the module, whose entries go one by one with these labels."""
         tied = component[labels]
-        fitting = [axis for axis in self._ledger.axes_of_size(len(labels))
-                   if np.array_equal(component[self._ledger.entries(axis)], tied)]  # fmt: skip
+        fitting = [axis for axis in self._partition.axes_of_size(len(labels))
+                   if np.array_equal(component[self._partition.entries(axis)], tied)]  # fmt: skip
         return min(fitting, key=lambda axis: not axis[0].startswith(f"{module}."), default=None)
 
 
-def place_of(module: str, kind: Any, whole: Tensor, parts: Sequence[Tensor], held: Mapping[str, Any]) -> Place | None:
+def place_of(
+    module: str, kind: Any, whole: Tensor, parts: Sequence[Tensor], held: Mapping[str, Any]
+) -> SplitSite | None:
     """The place where labels (C,) are taken apart into (P,) each, if an attribute may count them."""
     if bool((whole < 0).any()) or any(len(part) < 2 for part in parts):
         return None
     possible, sure = choices([len(part) for part in parts], len(whole), held)
     if not possible:
         return None
-    return Place(module, whole.numpy().copy(), tuple(p.numpy().copy() for p in parts), kind, possible, sure)
+    return SplitSite(module, whole.numpy().copy(), tuple(p.numpy().copy() for p in parts), kind, possible, sure)

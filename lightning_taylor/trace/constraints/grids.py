@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 if TYPE_CHECKING:
-    from lightning_taylor.trace.partition import Ledger
+    from lightning_taylor.trace.partition import LabelPartition
 
 __all__ = [
     "MERGED",
@@ -80,8 +80,8 @@ class Grid:
 class Grids:
     """All grids of a trace."""
 
-    def __init__(self, ledger: Ledger) -> None:
-        self._ledger = ledger
+    def __init__(self, partition: LabelPartition) -> None:
+        self._partition = partition
         self._all: dict[Any, Grid] = {}
         self._of_axis: dict[int, Grid] = {}
         self._refused: dict[Any, dict[int, str]] = {}
@@ -106,7 +106,7 @@ class Grids:
         if key not in self._all:
             allowed = tuple(range(len(shape))) if order is None else tuple(order)
             axes = tuple(
-                self._ledger.virtual_axis(n).numpy() if d in allowed or order is None else None
+                self._partition.virtual_axis(n).numpy() if d in allowed or order is None else None
                 for d, n in enumerate(shape)
             )
             grid = Grid(labels.numpy().copy(), axes, where, kind, allowed, spare=spare)
@@ -120,7 +120,7 @@ class Grids:
 
     def owning(self, label: int) -> Grid | None:
         """The grid that a label of a virtual axis belongs to."""
-        return self._of_axis.get(self._ledger.base_of(label))
+        return self._of_axis.get(self._partition.base_of(label))
 
     def settle(self) -> None:
         """Choose the units; grids of grids first, since they tell what is possible in the outer ones."""
@@ -145,7 +145,7 @@ class Grids:
             if axis is None or not any(self._contracted(g, grid.unit) for g in units if g.kind == grid.kind):
                 continue
             for module, attribute, dims in grid.holders:
-                if grid.counted(dims, self._ledger.is_frozen) == grid.unit:
+                if grid.counted(dims, self._partition.is_frozen) == grid.unit:
                     yield np.stack([first.setdefault((module, attribute), axis), axis])
 
     def retreat(self, labels: np.ndarray, reason: str) -> bool:
@@ -173,7 +173,7 @@ class Grids:
         return bool(self._around(labels))
 
     def _around(self, labels: np.ndarray) -> list[Grid]:
-        component = self._ledger.components()
+        component = self._partition.components()
         members = component[labels]
         return [g for g in self if g.unit is not None and bool(np.isin(component[g.labels], members).any())]
 
@@ -182,28 +182,30 @@ class Grids:
         others = [possible for g in peers if (possible := self._choices(g))]
         # Queries and keys can only lose whole heads, so values had better do so too.
         common = [d for d in choices if all(d in possible for possible in others)]
-        # Contracted ones can go only where the user wants the width of heads, not heads.
+        # QueryKeyPairs ones can go only where the user wants the width of heads, not heads.
         width = [d for d in common if any(self._contracted(g, d) for g in peers)]
         grid.unit = next(iter(width or common or choices), None)
         if grid.unit is None:
-            frozen = [self._ledger.reason_of(axis) for axis in grid.axes if axis is not None]
+            frozen = [self._partition.reason_of(axis) for axis in grid.axes if axis is not None]
             reasons = [*self._refused.get(grid.kind, {}).values(), *filter(None, frozen)]
-            self._ledger.freeze(torch.from_numpy(grid.labels), (reasons or [f"arranged as a grid by {grid.where}"])[0])
+            self._partition.freeze(
+                torch.from_numpy(grid.labels), (reasons or [f"arranged as a grid by {grid.where}"])[0]
+            )
 
     def _choices(self, grid: Grid) -> list[int]:
         """The dimensions that can be its units, the preferred first."""
         refused = self._refused.get(grid.kind, {})
         axes = {d: axis for d in grid.order if (axis := grid.axes[d]) is not None}
-        return [d for d, axis in axes.items() if d not in refused and not self._ledger.is_frozen(axis)]
+        return [d for d, axis in axes.items() if d not in refused and not self._partition.is_frozen(axis)]
 
     def _contracted(self, grid: Grid, dim: int) -> bool:
         """Whether the entries of one of its dimensions are multiplied with other ones and summed over."""
         axis = grid.axes[dim]
-        return axis is not None and bool(self._ledger.contracted.are(axis).any())
+        return axis is not None and bool(self._partition.contracted.are(axis).any())
 
     def _alike(self, grid: Grid) -> bool:
         """Whether what is tied anyway takes as many entries of every row."""
-        component = self._ledger.components()[grid.labels]
+        component = self._partition.components()[grid.labels]
         names, at = np.unique(component, return_inverse=True)
         at = at.reshape(component.shape)
         counts = np.stack([np.bincount(row.ravel(), minlength=len(names)) for row in at])

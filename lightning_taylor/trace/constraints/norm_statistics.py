@@ -1,11 +1,11 @@
-"""Averages over the channels: part of a normalisation if they come back to the channels they were taken of.
+"""NormStatistics over the channels: part of a normalisation if they come back to the channels they were taken of.
 
 ``x * rsqrt(mean(x ** 2))`` is what an RMSNorm runs, and a LayerNorm that somebody wrote out looks much alike. No
 operator says so: an average over channels is marked, the mark goes along with whatever is made of it element by
 element, and where it meets the channels again it has normalised them. One that goes anywhere else freezes them.
 
 How it could fail, and where that is caught: the proof by trial knows a call by its number along the forward pass. If
-a pass of the proof takes another course than the trace, the numbers mean other calls; the twin then averages over the
+a pass of the proof takes another course than the trace, the numbers mean other calls; the twin then statistics over the
 wrong entries, differs from the smaller network, and the channels are frozen.
 
 Shape legend: C = channels.
@@ -25,13 +25,13 @@ from lightning_taylor.graph.types import Axis
 from lightning_taylor.trace.labels import Labels, collapse, united, varying
 
 if TYPE_CHECKING:
-    from lightning_taylor.trace.partition import Ledger
+    from lightning_taylor.trace.partition import LabelPartition
     from lightning_taylor.trace.state import Call
 
 __all__ = [
     "AVERAGES",
-    "Averages",
-    "KeptStatistics",
+    "MaskedNormMode",
+    "NormStatistics",
 ]
 
 AVERAGES = frozenset("mean var std var_mean std_mean norm linalg_vector_norm".split())
@@ -48,11 +48,11 @@ class _Mark:
     where: str
 
 
-class Averages:
-    """The averages over channels of one trace, by the order in which they are taken."""
+class NormStatistics:
+    """The statistics over channels of one trace, by the order in which they are taken."""
 
-    def __init__(self, ledger: Ledger) -> None:
-        self._ledger = ledger
+    def __init__(self, partition: LabelPartition) -> None:
+        self._partition = partition
         self._count = 0
         self._taken: dict[int, tuple[int, Tensor]] = {}
         # The tensors themselves, so that no id is given twice; see ``Tracer``.
@@ -68,8 +68,8 @@ class Averages:
         if call.name not in AVERAGES or x.weight or len(x.slots) > 1 or len(over) > 1:
             return False
         (dim,) = over
-        labels_C = united(self._ledger, slot, dim)
-        if labels_C is None or not self._ledger.are_real(labels_C):
+        labels_C = united(self._partition, slot, dim)
+        if labels_C is None or not self._partition.are_real(labels_C):
             return False
         self._taken[self._count - 1] = dim, labels_C
         for tensor in (call.out,) if isinstance(call.out, Tensor) else call.out:
@@ -89,9 +89,9 @@ class Averages:
             self._marks[id(call.out)] = call.out, marks[0]
         elif not all(any(_run_along(slot, marks[0].labels) for slot in x.slots) for x in met):
             self._refuse(marks)
-        elif not self._ledger.choices.allow_inexact_norms:
+        elif not self._partition.options.allow_inexact_norms:
             reason = f"its statistics run over the channels ({marks[0].where}), so removing one changes the others"
-            self._ledger.freeze(marks[0].labels, reason)
+            self._partition.freeze(marks[0].labels, reason)
 
     def leave(self, tensor: Tensor) -> None:
         """A tensor leaves the network."""
@@ -106,14 +106,14 @@ class Averages:
         """
         found = {}
         for number, (dim, labels_C) in self._taken.items():
-            stays_C = self._ledger.staying(labels_C, keep)
+            stays_C = self._partition.staying(labels_C, keep)
             if not bool(stays_C.all()):
                 found[number] = dim, stays_C
         return found
 
     def _refuse(self, marks: list[_Mark]) -> None:
         for mark in marks:
-            self._ledger.freeze(mark.labels, f"reduced over the channels by {mark.where}")
+            self._partition.freeze(mark.labels, f"reduced over the channels by {mark.where}")
 
     def _writes_elsewhere(self, call: Call) -> bool:
         """Whether a statistic is written into something else, such as a buffer, which outlives the pass."""
@@ -136,7 +136,7 @@ def _run_along(slot: Tensor, labels_C: Tensor) -> bool:
 _WEIGHT_AT = {"native_layer_norm": 2, "native_group_norm": 1, "_fused_rms_norm": 2}  # among the arguments
 
 
-class KeptStatistics(TorchDispatchMode):
+class MaskedNormMode(TorchDispatchMode):
     """While it is on, normalisations ignore the channels that are to go.
 
     Args:

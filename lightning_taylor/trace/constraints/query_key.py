@@ -19,20 +19,20 @@ from lightning_taylor.trace.labels import Labels
 from lightning_taylor.trace.state import Call
 
 if TYPE_CHECKING:
-    from lightning_taylor.trace.partition import Ledger
+    from lightning_taylor.trace.partition import LabelPartition
 
 __all__ = [
-    "Contracted",
+    "QueryKeyPairs",
     "contracted",
     "keeps_scale",
 ]
 
 
-class Contracted:
+class QueryKeyPairs:
     """The coordinates that are contracted, and the entries of the layers that make them, as queries or as keys."""
 
-    def __init__(self, ledger: Ledger) -> None:
-        self._ledger = ledger
+    def __init__(self, partition: LabelPartition) -> None:
+        self._partition = partition
         self._coordinates: list[Tensor] = []
         self._made: dict[Role, list[Tensor]] = {Role.QUERY: [], Role.KEY: []}
         self._open: list[tuple[np.ndarray, str]] = []
@@ -49,7 +49,7 @@ class Contracted:
     def settle(self) -> None:
         """Freeze them, when all is known."""
         for labels, reason in self._open:
-            self._ledger.freeze(torch.from_numpy(labels[~self.are(labels)]), reason)
+            self._partition.freeze(torch.from_numpy(labels[~self.are(labels)]), reason)
 
     def are(self, labels: np.ndarray) -> np.ndarray:
         """Which of these labels are coordinates that are contracted."""
@@ -62,9 +62,11 @@ class Contracted:
     def silenced(self, role: Role) -> np.ndarray:
         """The entries that have to be zero for one side to be zero: of kernels, and of what is added to it."""
         made = np.unique(_joined(self._made[role]))
-        beside = self._ledger.tied_with(made)
-        number, _ = self._ledger.decode(beside)
-        vectors = np.array([len(self._ledger.shapes.get(name, ())) == 1 for name, _ in self._ledger.axes], dtype=bool)
+        beside = self._partition.tied_with(made)
+        number, _ = self._partition.decode(beside)
+        vectors = np.array(
+            [len(self._partition.shapes.get(name, ())) == 1 for name, _ in self._partition.axes], dtype=bool
+        )
         return np.union1d(made, beside[vectors[number]])
 
 
@@ -82,16 +84,16 @@ def contracted(call: Call, sides: list[tuple[Labels, Tensor]]) -> bool:
     Returns:
         Whether they may go; not if the layers that make them cannot be told.
     """
-    ledger = call.state.ledger
-    if ledger.choices.attention_heads != "spread":
+    partition = call.state.partition
+    if partition.options.attention_heads != "spread":
         return False
     made = [entries_of(call, x.slots) for x, _ in sides]
-    if any(labels is None or not ledger.are_real(labels) for labels in made):
+    if any(labels is None or not partition.are_real(labels) for labels in made):
         return False
     for role, labels, (_, inner) in zip((Role.QUERY, Role.KEY), made, sides, strict=True):
         assert labels is not None
-        ledger.contracted.note(role, inner, labels)
-        ledger.assign(labels, role)
+        partition.contracted.note(role, inner, labels)
+        partition.assign(labels, role)
         _note_width(call, inner)
     return True
 
@@ -105,7 +107,7 @@ def keeps_scale(call: Call) -> bool:
 def _note_width(call: Call, inner: Tensor) -> None:
     """Classes of ours have to be told how wide heads are: of some, no tensor says it."""
     running, first = call.state.running, int(inner.flatten()[0])
-    grid = call.state.ledger.grids.owning(first)
+    grid = call.state.partition.grids.owning(first)
     if grid is None or running is None or projection_of(running) is None:
         return
     dim = next(d for d, axis in enumerate(grid.axes) if axis is not None and axis[0] <= first <= axis[-1])

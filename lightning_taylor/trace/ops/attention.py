@@ -27,7 +27,7 @@ def attention(call: Call) -> list[Labels | None]:
         for slot in x.slots if x else ():
             inside = varying(slot) & {-1, -2} or not varying(slot)
             if inside and all(slot is not other for other in coordinates):
-                call.state.ledger.freeze(slot, f"the width of the {name} of an attention ({call.where})")
+                call.state.partition.freeze(slot, f"the width of the {name} of an attention ({call.where})")
     values, width = [], []
     for slot in given[2].slots if given[2] else ():
         (width if varying(slot) == {-1} else values).append(slot)

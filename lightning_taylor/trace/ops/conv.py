@@ -55,24 +55,24 @@ def _grouped(call: Call, x: Labels | None, weight: Labels) -> Labels | None:
     Whole groups go, or as many channels of each: then the same ones, since they share the weight's input entries. Of a
     group of one channel none can go alone.
     """
-    ledger, groups = call.state.ledger, call.get("groups")
+    partition, groups = call.state.partition, call.get("groups")
     own_O, reads_I = (along_dim(weight, dim, call.get("weight").ndim) for dim in (0, 1))
     x_I = None if x is None or varying(x.slots[0]) != {1 - call.get("input").ndim} else vector_of(x.slots[0], 1)
     if call.get("transposed") or own_O is None or reads_I is None or x_I is None or bool((x_I == NEUTRAL).any()):
         freeze_layer(call, f"grouped convolution: {groups} groups must keep equal widths ({call.where})")
         return None if own_O is None or call.get("transposed") else Labels((spread_along(own_O, 1, call.out.shape),))
     inputs_GI, outputs_GO = x_I.view(groups, -1), own_O.view(groups, -1)
-    wanted = ledger.choices.conv_groups
+    wanted = partition.options.conv_groups
     whole = wanted == "whole" or (wanted == "auto" and groups >= inputs_GI.shape[1])
     units = [0] if whole or 1 in (inputs_GI.shape[1], outputs_GO.shape[1]) else [1]
-    read = ledger.grids.split(inputs_GI, call.where, call.place, units)
-    made = ledger.grids.split(outputs_GO, call.where, call.place, units)
+    read = partition.grids.split(inputs_GI, call.where, call.place, units)
+    made = partition.grids.split(outputs_GO, call.where, call.place, units)
     for dim, entries in ((0, made.axes[0]), (1, reads_I.numpy())):
         if (own := read.axes[dim]) is not None and entries is not None:
-            ledger.tie(torch.from_numpy(own), torch.from_numpy(entries))
+            partition.tie(torch.from_numpy(own), torch.from_numpy(entries))
     if call.state.holds("groups", groups):
         made.holders[call.state.module, "groups", (0,)] = groups
-    ledger.assign(reads_I, Role.CONSUMER)
+    partition.assign(reads_I, Role.CONSUMER)
     call.cost([*axes_of(call, own_O), *axes_of(call, reads_I)])
     return produce(call, own_O, call.labels("bias"), dim=1)
 
@@ -88,7 +88,7 @@ def _plain_convolution(call: Call, x: Labels | None, weight: Labels, dim_in: int
 
 def _depthwise(call: Call, x: Labels | None, weight: Labels) -> Labels | None:
     """One filter (or several) per channel: passes the channel through, and goes with it."""
-    ledger = call.state.ledger
+    partition = call.state.partition
     own_O = along_dim(weight, 0, call.get("weight").ndim)
     if x is None or own_O is None:
         return freeze_layer(call, f"reads a tensor without channels ({call.where})")
@@ -96,15 +96,15 @@ def _depthwise(call: Call, x: Labels | None, weight: Labels) -> Labels | None:
     multiplier = call.get("weight").shape[0] // inputs
     if call.state.holds("groups", inputs):
         # Else nothing tells a depthwise layer of one channel from a plain one, when it grows back.
-        ledger.followers[call.state.module, "groups"] = (axes_of(call, own_O)[0], inputs)
+        partition.followers[call.state.module, "groups"] = (axes_of(call, own_O)[0], inputs)
     slot = x.slots[0]
     for i in range(multiplier):
         tie_along(call, slot, own_O[i::multiplier], dim=1)
-    ledger.assign(own_O, Role.PASS_THROUGH)
+    partition.assign(own_O, Role.PASS_THROUGH)
     bias = call.labels("bias")
     if bias:
-        ledger.tie(*pairs(bias.slots[0], own_O))
-        ledger.assign(bias.slots[0], Role.PASS_THROUGH)
+        partition.tie(*pairs(bias.slots[0], own_O))
+        partition.assign(bias.slots[0], Role.PASS_THROUGH)
     call.state.name_layer(own_O)
     call.cost(axes_of(call, own_O))
     # What joins it later with a part that was not filtered (a class token) must find the same labels there.
@@ -113,15 +113,15 @@ def _depthwise(call: Call, x: Labels | None, weight: Labels) -> Labels | None:
 
 
 def _consume(call: Call, x: Labels | None, reads_I: Tensor | None, dim: int, shape: torch.Size) -> None:
-    ledger = call.state.ledger
+    partition = call.state.partition
     if reads_I is None:
         if x is not None:
             call.state.freeze(x, f"the only input channel of {call.where}")
         return
-    ledger.assign(reads_I, Role.CONSUMER)
+    partition.assign(reads_I, Role.CONSUMER)
     if x is None:
         if shape.numel() == 0:  # a head without a detection; what it reads when there is one, another path says
             return
-        ledger.freeze(reads_I, f"reads the network's input ({call.where})")
+        partition.freeze(reads_I, f"reads the network's input ({call.where})")
         return
     tie_along(call, x.slots[0], reads_I, dim)

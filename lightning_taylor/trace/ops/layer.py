@@ -45,14 +45,14 @@ def spread_along(vector_C: Tensor, dim: int, shape: torch.Size) -> Tensor:
 def tie_along(call: Call, x: Tensor, vector_C: Tensor, dim: int) -> None:
     """Whatever channel lies at index c along ``dim``, at any position, goes with the vector's entry c."""
     along = spread_along(vector_C, dim, x.shape)
-    call.state.ledger.tie(*pairs(x, along))
+    call.state.partition.tie(*pairs(x, along))
     alone = compressed(along, x)[compressed(x, along) == NEUTRAL]
-    call.state.ledger.freeze(alone, f"reads entries without a channel ({call.where})")
+    call.state.partition.freeze(alone, f"reads entries without a channel ({call.where})")
 
 
 def axes_of(call: Call, labels: Tensor | None) -> list[Axis]:
     """The one axis that labels run over; none if they come from several, whose widths do not move together."""
-    axes = call.state.ledger.real_axes(labels) if labels is not None else []
+    axes = call.state.partition.real_axes(labels) if labels is not None else []
     return axes if len(axes) == 1 else []
 
 
@@ -65,12 +65,12 @@ def produce(call: Call, makes_O: Tensor | None, bias: Labels | None, dim: int) -
     """The output of a layer: its channels are born here, and its bias goes with them."""
     if makes_O is None:
         return None
-    ledger = call.state.ledger
-    ledger.assign(makes_O, Role.PRODUCER)
+    partition = call.state.partition
+    partition.assign(makes_O, Role.PRODUCER)
     call.state.name_layer(makes_O)
     if bias is not None:
-        ledger.tie(*pairs(bias.slots[0], makes_O))
-        ledger.assign(bias.slots[0], Role.PRODUCER)
+        partition.tie(*pairs(bias.slots[0], makes_O))
+        partition.assign(bias.slots[0], Role.PRODUCER)
     return Labels((spread_along(makes_O, dim, call.out.shape),))
 
 

@@ -50,8 +50,8 @@ def _without_constant(call: Call, a: Labels | None, b: Labels | None) -> tuple[L
     """Of two parameters, the first is data that a layer reads (a learnt query); of a buffer nothing can go."""
     if a is None or b is None or not (a.weight and b.weight):
         return a, b
-    ledger = call.state.ledger
-    constant = [all(ledger.is_buffer(slot) for slot in x.slots) for x in (a, b)]
+    partition = call.state.partition
+    constant = [all(partition.is_buffer(slot) for slot in x.slots) for x in (a, b)]
     if any(constant):
         call.state.freeze(a if constant[0] else b, f"a table that {call.where} reads")
         return (None, b) if constant[0] else (a, None)
@@ -59,9 +59,9 @@ def _without_constant(call: Call, a: Labels | None, b: Labels | None) -> tuple[L
     for slot in a.slots:
         if varying(slot) == {-1} and not read:
             read.append(slot)
-            ledger.assign(slot, Role.PASS_THROUGH)
+            partition.assign(slot, Role.PASS_THROUGH)
         else:
-            ledger.freeze(slot, f"positions of a parameter that {call.where} reads")
+            partition.freeze(slot, f"positions of a parameter that {call.where} reads")
     return (Labels(tuple(read)) if read else None), b
 
 
@@ -78,13 +78,13 @@ def _split(
         elif dims == {free} and outer is None:
             outer = slot
         elif x is not None and not x.weight and varying(slot) == {contracted, free} and inner is None and batch == []:
-            inner = united(call.state.ledger, slot, contracted)
+            inner = united(call.state.partition, slot, contracted)
             if inner is None:
-                call.state.ledger.freeze(slot, f"reads entries without a channel ({call.where})")
+                call.state.partition.freeze(slot, f"reads entries without a channel ({call.where})")
         elif x is not None and not x.weight and varying(slot) and not dims:
             batch.append(slot)
         elif bool((slot != NEUTRAL).any()):
-            call.state.ledger.freeze(slot, f"mixed with other dimensions by {call.where}")
+            call.state.partition.freeze(slot, f"mixed with other dimensions by {call.where}")
     return inner, outer, batch
 
 
@@ -107,7 +107,7 @@ def same_batch(call: Call, a: list[Tensor], b: list[Tensor], *, first: bool) -> 
     met = frozenset().union(*(varying(x) for x in kept))
     for x in (*a, *b):
         if not varying(x) & met:
-            call.state.ledger.freeze(x, f"one of a batch of matrices ({call.where})")
+            call.state.partition.freeze(x, f"one of a batch of matrices ({call.where})")
     return kept
 
 
@@ -123,52 +123,52 @@ def _is_silent(call: Call, x: Tensor) -> bool:
 def _contract(
     call: Call, a: Labels | None, in_a: Tensor | None, b: Labels | None, in_b: Tensor | None, *, silent: bool
 ) -> None:
-    ledger = call.state.ledger
+    partition = call.state.partition
     sides = [(x, inner) for x, inner in ((a, in_a), (b, in_b)) if x is not None and inner is not None]
     weights = [inner for x, inner in sides if x.weight]
     if len(sides) == 2 and len(weights) == 1:
         meet(call, *(inner for _, inner in sides))
-        ledger.assign(weights[0], Role.CONSUMER)
+        partition.assign(weights[0], Role.CONSUMER)
         return
     if len(sides) == 2 and not weights and contracted(call, sides):
         meet(call, *(inner for _, inner in sides))
         return
     for x, inner in sides:
         if x.weight and silent:  # as wide as the channels that come later; what the module makes follows its attributes
-            ledger.assign(inner, Role.CONSUMER)
+            partition.assign(inner, Role.CONSUMER)
             continue
         if len(sides) == 2:
             reason = f"contracted with another {'parameter' if x.weight else 'activation'} by {call.where}"
         else:
             reason = f"reads a tensor without channels ({call.where})" if x.weight else f"summed over by {call.where}"
-        ledger.freeze(inner, reason)
+        partition.freeze(inner, reason)
 
 
 def meet(call: Call, one: Tensor, other: Tensor) -> None:
     """Tie two label vectors; an entry that meets none on the other side must stay."""
     shape = torch.broadcast_shapes(one.shape, other.shape)
     one, other = one.expand(shape), other.expand(shape)
-    call.state.ledger.tie(*pairs(one, other))
+    call.state.partition.tie(*pairs(one, other))
     for mine, its in ((one, other), (other, one)):
         alone = compressed(mine, its)[compressed(its, mine) == NEUTRAL]
-        call.state.ledger.freeze(alone, f"reads entries without a channel ({call.where})")
+        call.state.partition.freeze(alone, f"reads entries without a channel ({call.where})")
 
 
 def _free(
     call: Call, a: Labels | None, free_a: Tensor | None, b: Labels | None, free_b: Tensor | None
 ) -> Tensor | None:
     """What the output carries along its rows or columns; of two, the activation's channels."""
-    ledger = call.state.ledger
+    partition = call.state.partition
     found = None
     for x, free in sorted(((a, free_a), (b, free_b)), key=lambda side: side[0] is not None and side[0].weight):
         if x is None or free is None:
             continue
         if found is not None:
-            ledger.freeze(free, f"its output also carries another tensor's channels ({call.where})")
+            partition.freeze(free, f"its output also carries another tensor's channels ({call.where})")
             continue
         found = free
         if x.weight:
-            ledger.assign(free, Role.PRODUCER)
+            partition.assign(free, Role.PRODUCER)
             call.state.name_layer(free)
     if found is None:
         return None
@@ -178,13 +178,13 @@ def _free(
 
 
 def _add_bias(call: Call, out: Tensor | None, bias: Labels) -> Tensor | None:
-    ledger = call.state.ledger
+    partition = call.state.partition
     slot = bias.slots[0]
     if out is None or not bias.weight:
-        ledger.freeze(slot, f"added to a tensor without channels ({call.where})")
+        partition.freeze(slot, f"added to a tensor without channels ({call.where})")
         return out
-    ledger.tie(*pairs(out, slot.expand(out.shape)))
-    ledger.assign(slot, Role.PRODUCER)
+    partition.tie(*pairs(out, slot.expand(out.shape)))
+    partition.assign(slot, Role.PRODUCER)
     return out
 
 
@@ -194,5 +194,5 @@ def embedding(call: Call) -> Labels | None:
     assert weight is not None
     rows, columns = along_dim(weight, 0, 2), along_dim(weight, 1, 2)
     if rows is not None:
-        call.state.ledger.freeze(rows, f"rows of a table ({call.where})")
+        call.state.partition.freeze(rows, f"rows of a table ({call.where})")
     return produce(call, columns, None, dim=call.out.ndim - 1)

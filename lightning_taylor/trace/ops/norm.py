@@ -30,10 +30,10 @@ def batch_norm(call: Call) -> list[Labels | None]:
     vectors = [v.slots[0] for name in names if (v := call.labels(name)) is not None]
     for vector_C in vectors:
         if x is None:
-            call.state.ledger.freeze(vector_C, f"normalises a tensor without channels ({call.where})")
+            call.state.partition.freeze(vector_C, f"normalises a tensor without channels ({call.where})")
         else:
             tie_along(call, x.slots[0], vector_C, dim=1)
-            call.state.ledger.assign(vector_C, Role.PASS_THROUGH)
+            call.state.partition.assign(vector_C, Role.PASS_THROUGH)
     return [given]
 
 
@@ -45,13 +45,13 @@ def group_norm(call: Call) -> list[Labels | None]:
     x_C = None if x is None or varying(x.slots[0]) != {1 - call.get("input").ndim} else vector_of(x.slots[0], 1)
     if x_C is None or groups == 1 or bool((x_C == NEUTRAL).any()):
         return normalized_over(call)
-    units = [0, 1] if call.state.ledger.choices.allow_inexact_norms else [0]
-    grid = call.state.ledger.grids.split(x_C.view(groups, -1), call.where, call.place, units)
+    units = [0, 1] if call.state.partition.options.allow_inexact_norms else [0]
+    grid = call.state.partition.grids.split(x_C.view(groups, -1), call.where, call.place, units)
     if call.state.holds("num_groups", groups):
         grid.holders[call.state.module, "num_groups", (0,)] = groups
     for vector_C in vectors:
         tie_along(call, x_C, vector_C, dim=0)
-        call.state.ledger.assign(vector_C, Role.PASS_THROUGH)
+        call.state.partition.assign(vector_C, Role.PASS_THROUGH)
     return [given]
 
 
@@ -61,18 +61,18 @@ def normalized_over(call: Call) -> list[Labels | None]:
     over = ndim - 1 if call.name == "native_group_norm" else len(call.get("normalized_shape"))
     dims = tuple(range(-over, 0))
     slots = [slot for slot in (x.slots if x is not None else ()) if not is_constant(slot, dims)]
-    if call.state.ledger.choices.allow_inexact_norms and _goes_along(call, slots, 1 if over == ndim - 1 > 1 else -1):
+    if call.state.partition.options.allow_inexact_norms and _goes_along(call, slots, 1 if over == ndim - 1 > 1 else -1):
         return [x]
     for slot in slots:
         reason = f"its statistics run over the channels ({call.where}), so removing one changes the others"
-        call.state.ledger.freeze(slot, reason)
+        call.state.partition.freeze(slot, reason)
     for name in ("weight", "bias"):
         call.state.freeze(call.labels(name), f"scales a normalisation over the channels ({call.where})")
     return [x]
 
 
 def _goes_along(call: Call, slots: list[Tensor], dim: int) -> bool:
-    """Tie a normalisation's weight to the channels that it averages over; without a weight nobody could tell them."""
+    """Tie a normalisation's weight to the channels that it statistics over; without a weight nobody could tell them."""
     vectors = [v.slots[0] for name in ("weight", "bias") if (v := call.labels(name)) is not None]
     ndim = call.get("input").ndim
     if len(slots) != 1 or not vectors or any(v.ndim != 1 for v in vectors):
@@ -82,5 +82,5 @@ def _goes_along(call: Call, slots: list[Tensor], dim: int) -> bool:
         return False
     for vector_C in vectors:
         tie_along(call, x, vector_C, dim % ndim)
-        call.state.ledger.assign(vector_C, Role.PASS_THROUGH)
+        call.state.partition.assign(vector_C, Role.PASS_THROUGH)
     return True

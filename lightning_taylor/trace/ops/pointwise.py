@@ -70,9 +70,9 @@ def _combine_slots(call: Call, operands: Sequence[Labels], shape: torch.Size) ->
             if len(same) == 1:
                 slots[same[0]] = combine(call, slots[same[0]], slot, shape)
                 if x.weight:
-                    call.state.ledger.assign(slot, Role.PASS_THROUGH)
+                    call.state.partition.assign(slot, Role.PASS_THROUGH)
             elif same or x.weight or (slots and varying(slot) and _repeated(x, shape)):
-                call.state.ledger.freeze(slot, f"spread over the channels of another tensor by {call.where}")
+                call.state.partition.freeze(slot, f"spread over the channels of another tensor by {call.where}")
             else:
                 slots.append(slot)
     return Labels(tuple(slots)) if slots else None
@@ -90,9 +90,9 @@ def _matching_slot(call: Call, x: Labels, result: Tensor | None, shape: torch.Si
     for slot in x.slots:
         if found is None and varying(slot) & along:
             found = slot
-            call.state.ledger.assign(slot, Role.PASS_THROUGH)
+            call.state.partition.assign(slot, Role.PASS_THROUGH)
         else:
-            call.state.ledger.freeze(slot, f"a bare parameter's positions ({call.where})")
+            call.state.partition.freeze(slot, f"a bare parameter's positions ({call.where})")
     return found
 
 
@@ -117,7 +117,7 @@ def _without_fixed_slots(call: Call, operands: list[Labels], neutral: list[Tenso
             stays = tuple(s for s in x.slots if not varying(s) & fixed)
             for s in x.slots:
                 if varying(s) & fixed:
-                    call.state.ledger.freeze(s, f"beside a tensor without channels ({call.where})")
+                    call.state.partition.freeze(s, f"beside a tensor without channels ({call.where})")
             x = Labels(stays, weight=True)
         if x.slots:
             kept.append(x)
@@ -139,23 +139,23 @@ def _combine_weights(call: Call, operands: list[Labels], shape: torch.Size) -> L
 
 def combine(call: Call, one: Tensor, other: Tensor, shape: torch.Size) -> Tensor:
     """Tie two operands' labels; each takes the other's where it has none of its own."""
-    ledger = call.state.ledger
+    partition = call.state.partition
     a, b = one.expand(shape), other.expand(shape)
     # An operand that is spread over the other's channels (an attention map over all of them) belongs to none.
     if _spread(one, shape) & varying(b):
-        ledger.freeze(one, f"spread over the channels of another tensor by {call.where}")
+        partition.freeze(one, f"spread over the channels of another tensor by {call.where}")
         return b
     if _spread(other, shape) & varying(a):
-        ledger.freeze(other, f"spread over the channels of another tensor by {call.where}")
+        partition.freeze(other, f"spread over the channels of another tensor by {call.where}")
         return a
-    ledger.tie(*pairs(a, b))
+    partition.tie(*pairs(a, b))
     if torch.equal(compressed(a, b), compressed(b, a)):
         return a
     small_a, small_b = compressed(a, b), compressed(b, a)
     for mine, its in ((small_a, small_b), (small_b, small_a)):
         hole = mine == NEUTRAL
         if bool(hole.any()) and not bool(hole.all()):
-            ledger.freeze(its[hole], f"meets padding of a fixed width in {call.where}")
+            partition.freeze(its[hole], f"meets padding of a fixed width in {call.where}")
     return torch.where(small_a == NEUTRAL, small_b, small_a).expand(shape)
 
 

@@ -11,7 +11,7 @@ import re
 import torch
 from torch import nn
 
-from lightning_taylor.trace.partition import Ledger
+from lightning_taylor.trace.partition import LabelPartition
 
 __all__ = [
     "tie_recurrent",
@@ -21,23 +21,23 @@ _STATE = re.compile(r"weight_hh(_l\d+(_reverse)?)?$")
 """The weights that read a state; not what a weight norm computes them from."""
 
 
-def tie_recurrent(ledger: Ledger, net: nn.Module) -> None:
+def tie_recurrent(partition: LabelPartition, net: nn.Module) -> None:
     """Tie the hidden units of every recurrent module of a net."""
     for name, module in net.named_modules():
         if isinstance(module, nn.RNNBase | nn.RNNCellBase):
             own = [own for own, _ in module.named_parameters(recurse=False) if _STATE.match(own)]
-            _tie(ledger, [f"{name}.{weight}".lstrip(".") for weight in own], getattr(module, "proj_size", 0), name)
+            _tie(partition, [f"{name}.{weight}".lstrip(".") for weight in own], getattr(module, "proj_size", 0), name)
 
 
-def _tie(ledger: Ledger, weights: list[str], projected: int, name: str) -> None:
+def _tie(partition: LabelPartition, weights: list[str], projected: int, name: str) -> None:
     if projected:
         # Which torch recognises by two widths that differ, and so they have to.
-        ledger.freeze_axes([(weight, dim) for weight in weights for dim in (0, 1)], f"projected by {name}")
+        partition.freeze_axes([(weight, dim) for weight in weights for dim in (0, 1)], f"projected by {name}")
         return
-    rows, columns = ([torch.from_numpy(ledger.entries((weight, dim))) for weight in weights] for dim in (0, 1))
+    rows, columns = ([torch.from_numpy(partition.entries((weight, dim))) for weight in weights] for dim in (0, 1))
     for gates_GH, unit_H in zip(rows, columns, strict=True):
         if not len(unit_H) or not len(columns[0]):
             continue  # one unit, which stays
         for gate_H in gates_GH.view(-1, len(unit_H)):
-            ledger.tie(unit_H, gate_H)
-        ledger.tie(columns[0], unit_H)
+            partition.tie(unit_H, gate_H)
+        partition.tie(columns[0], unit_H)

@@ -28,7 +28,7 @@ _OF_SQUARES = ("norm", "linalg_vector_norm")
 def reduce(call: Call) -> Labels | Sequence[Labels | None] | None:
     """Mean, sum, norm, max over dimensions: passes channels that are not reduced over."""
     out = next(outputs_of(call))
-    labels, ledger = call.state.labels_of(call.operands[0]), call.state.ledger
+    labels, partition = call.state.labels_of(call.operands[0]), call.state.partition
     assert labels is not None
     ndim = call.operands[0].ndim
     dim = call.get("dim")
@@ -37,12 +37,12 @@ def reduce(call: Call) -> Labels | Sequence[Labels | None] | None:
     for slot in labels.slots:
         if is_constant(slot, dims):
             kept.append(collapse(slot, dims, keepdim=out.ndim == ndim))
-        elif call.name in _OF_SQUARES and not labels.weight and ledger.choices.attention_heads == "spread":
-            ledger.contracted.freeze_unless(slot, f"reduced over the channels by {call.where}")
+        elif call.name in _OF_SQUARES and not labels.weight and partition.options.attention_heads == "spread":
+            partition.contracted.freeze_unless(slot, f"reduced over the channels by {call.where}")
         elif len(labels.slots) > 1 and not labels.weight:
             call.state.mixed(out, slot, f"reduced over the channels by {call.where}")
-        elif not call.state.averages.take(call, labels, slot, dims):
-            ledger.freeze(slot, f"reduced over the channels by {call.where}")
+        elif not call.state.statistics.take(call, labels, slot, dims):
+            partition.freeze(slot, f"reduced over the channels by {call.where}")
     result = Labels(tuple(kept), labels.weight) if kept else None
     return [result] * len(list(outputs_of(call)))
 
@@ -58,7 +58,7 @@ def along(call: Call) -> Labels | Sequence[Labels | None] | None:
         if is_constant(slot, dims):
             kept.append(collapse(slot, dims, keepdim=True))
         else:
-            call.state.ledger.freeze(slot, f"normalised or ordered along the channels by {call.where}")
+            call.state.partition.freeze(slot, f"normalised or ordered along the channels by {call.where}")
     return [Labels(tuple(slot.expand(out.shape) for slot in kept)) if kept else None for out in outputs]
 
 
@@ -79,7 +79,7 @@ def _over(call: Call, dims: tuple[int, ...], shape: torch.Size) -> Labels | None
         if is_constant(slot, dims):
             kept.append(collapse(slot, dims, keepdim=True).expand(shape))
         else:
-            call.state.ledger.freeze(slot, reason)
+            call.state.partition.freeze(slot, reason)
     return Labels(tuple(kept)) if kept else None
 
 

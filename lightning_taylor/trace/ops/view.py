@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_map
 
 from lightning_taylor.graph.types import Role
-from lightning_taylor.trace.constraints.attribute_sizes import Place, place_of
+from lightning_taylor.trace.constraints.attribute_sizes import SplitSite, place_of
 from lightning_taylor.trace.grid_labels import arranged, joined, squeezed
 from lightning_taylor.trace.labels import Labels, collapse, is_constant, varies, varying
 from lightning_taylor.trace.ops.layer import vector_of
@@ -79,27 +79,27 @@ def _arranged(call: Call, before: Tensor | None, after: Tensor) -> list[Tensor]:
         return [after]
     if after.numel() and len(runs := varying(after)) == 1:
         channels = vector_of(after, after.ndim + next(iter(runs)))
-        if call.state.ledger.are_real(channels):  # else a grid knows what counts them
+        if call.state.partition.are_real(channels):  # else a grid knows what counts them
             _noted(call, channels, [channels])
     return arranged(call, before, after)
 
 
 def _moved(call: Call, slots: Sequence[Tensor | None]) -> list[Tensor]:
     """The labels after the operator; frozen where it counts positions that would be others after a removal."""
-    ledger, results = call.state.ledger, _apply(call, slots)
+    partition, results = call.state.partition, _apply(call, slots)
     first = slots[0]
     if first is not None and call.name in _CUTS:
         place = _place(call, first, results)
         if place is None or not place.sure:
             _note_equal_parts(call, first, results)
         for part in results:
-            ledger.cut(part, first, f"taken apart at fixed positions by {call.where}", place)
+            partition.cut(part, first, f"taken apart at fixed positions by {call.where}", place)
     if first is not None and any(varies(first, d) for d in _reordered(call)):
-        ledger.freeze(first, f"picked or reordered at fixed positions by {call.where}")
+        partition.freeze(first, f"picked or reordered at fixed positions by {call.where}")
     return results
 
 
-def _place(call: Call, whole: Tensor, parts: Sequence[Tensor]) -> Place | None:
+def _place(call: Call, whole: Tensor, parts: Sequence[Tensor]) -> SplitSite | None:
     """The place where channels are taken apart, if an attribute of the running module may say how."""
     runs = varying(whole)
     if len(runs) != 1 or any(part.ndim != whole.ndim or not part.numel() for part in parts):
@@ -117,11 +117,11 @@ def _place(call: Call, whole: Tensor, parts: Sequence[Tensor]) -> Place | None:
     return _noted(call, whole_C, parts_P)
 
 
-def _noted(call: Call, whole_C: Tensor, parts_P: Sequence[Tensor]) -> Place | None:
+def _noted(call: Call, whole_C: Tensor, parts_P: Sequence[Tensor]) -> SplitSite | None:
     state = call.state
     kind = (state.kind, call.name, running_place())
     found = place_of(state.module, kind, whole_C, parts_P, state.held())
-    return state.ledger.places.note(found) if found else None
+    return state.partition.places.note(found) if found else None
 
 
 def _note_equal_parts(call: Call, whole: Tensor, parts: Sequence[Tensor]) -> None:
@@ -133,7 +133,7 @@ def _note_equal_parts(call: Call, whole: Tensor, parts: Sequence[Tensor]) -> Non
     if any(varies(part, dim) for part in parts) and parts[0].shape[dim] * len(parts) == whole.shape[dim]:
         rows = torch.stack([squeezed(part, [dim]) for part in parts])
         if not bool((rows == NEUTRAL).any()):
-            call.state.ledger.grids.split(rows, call.where, (call.state.kind, "chunk"), [1], spare=True)
+            call.state.partition.grids.split(rows, call.where, (call.state.kind, "chunk"), [1], spare=True)
 
 
 def _reordered(call: Call) -> list[int]:
@@ -181,9 +181,9 @@ def _one_slot_each(call: Call, operands: Sequence[Labels | None]) -> list[Tensor
             if pick is None and (x is None or not x.weight or varying(slot) & along):
                 pick = slot
                 if x is not None and x.weight:
-                    call.state.ledger.assign(slot, Role.PASS_THROUGH)
+                    call.state.partition.assign(slot, Role.PASS_THROUGH)
             else:
-                call.state.ledger.freeze(slot, f"a bare parameter's positions ({call.where})")
+                call.state.partition.freeze(slot, f"a bare parameter's positions ({call.where})")
         chosen.append(pick)
     return chosen
 
