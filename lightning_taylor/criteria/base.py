@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, final
 
 from torch import Tensor, nn
 
@@ -17,6 +17,7 @@ from lightning_taylor.scores.normalize import Normalization
 
 __all__ = [
     "Criterion",
+    "IdleScorer",
     "Scorer",
 ]
 
@@ -214,3 +215,12 @@ class Scorer(ABC):
 
     def close(self) -> None:  # noqa: B027
         """Take every hook off the model; a no-op the second time."""
+
+
+@final
+class IdleScorer(Scorer):
+    """A scorer that gathers nothing: while no fit is under way, and once the target is met."""
+
+    def scores(self) -> dict[str, Tensor]:
+        """Return no scores."""
+        return {}

@@ -211,7 +211,8 @@ class TaylorPruning(Callback):
         fetched = "dataloader_iter" not in signature(pl_module.training_step).parameters
         if fetched:
             self._listening.clear()
-        self._session.see_batch(batch if fetched else None, self._examples)
+            self._session.scorer.see_batch(batch)
+        self._session.start_batch(self._examples)
 
     @override
     def on_before_backward(self, trainer: Trainer, pl_module: LightningModule, loss: Tensor) -> None:
@@ -219,13 +220,17 @@ class TaylorPruning(Callback):
         if pl_module.automatic_optimization:
             self._end_recording(trainer, pl_module)
         self._grad_scale = gradient_scale(trainer, pl_module)
-        # An optimizer with a closure, such as LBFGS, evaluates a batch several times; only the last one counts.
-        self._session.before_backward(loss, again=pl_module.automatic_optimization)
+        scorer = self._session.scorer
+        if pl_module.automatic_optimization:
+            # An optimizer with a closure, such as LBFGS, evaluates a batch several times; only the last one counts.
+            scorer.drop_batch()
+        scorer.see_loss(loss)
+        scorer.before_backward()
 
     @override
     def on_after_backward(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Called after ``loss.backward()``: what was seen in it counts."""
-        self._session.after_backward()
+        self._session.scorer.after_backward()
 
     @override
     def on_before_optimizer_step(
@@ -233,9 +238,12 @@ class TaylorPruning(Callback):
     ) -> None:
         """Called before ``optimizer.step()``: gradients are synchronised, not yet clipped."""
         parameters = [p for group in optimizer.param_groups for p in group["params"]]
+        scorer = self._session.scorer
         if not pl_module.automatic_optimization:
-            self._session.end_objective(self._examples, self._grad_scale)
-        self._session.before_step(parameters, remaining_scale(trainer, optimizer))
+            # What was gathered is of one objective; what comes now is perhaps of its opponent, as in a GAN.
+            scorer.end_batch(examples=self._examples, grad_scale=self._grad_scale)
+            scorer.resume()
+        scorer.before_step(parameters, grad_scale=remaining_scale(trainer, optimizer))
 
     @override
     def on_train_batch_end(
@@ -289,7 +297,7 @@ class TaylorPruning(Callback):
         if self._session.traced:
             self._together.go_on(trainer, self._session, calls)
         else:
-            self._session.spend_batch()
+            self._session.progress.spend_batch()
             self._begin(trainer, pl_module, calls)
 
     def _begin(self, trainer: Trainer, pl_module: LightningModule, calls: list[ForwardCall]) -> None:

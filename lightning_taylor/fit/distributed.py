@@ -66,12 +66,12 @@ class Together:
         sought = partial(trace_step, pl_module, calls, ignore=ignore, options=options)
         graph = share(trainer.strategy, lambda: require_groups(sought()))
         session.begin(pl_module, graph, calls)
-        share(trainer.strategy, lambda: session.measure_with(calls))
+        share(trainer.strategy, lambda: session.pruner.measure_with(calls))
 
     def go_on(self, trainer: Trainer, session: Session, calls: list[ForwardCall]) -> None:
         """A model that was traced before is called as ever: note with what, for the report and the measurements."""
         session.report.begin(calls)
-        share(trainer.strategy, lambda: session.measure_with(calls))
+        share(trainer.strategy, lambda: session.pruner.measure_with(calls))
 
     def event(
         self,

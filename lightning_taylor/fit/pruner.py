@@ -8,12 +8,11 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from lightning_taylor.criteria.base import Scorer
+from lightning_taylor.criteria.base import IdleScorer, Scorer
 from lightning_taylor.errors import TargetUnreachableError, UncoupledChannelsError
 from lightning_taylor.fit.options import Options
 from lightning_taylor.graph.channel_graph import ChannelGraph
@@ -55,14 +54,15 @@ class Pruner:
         """Groups that had no score at the last event, with the reason."""
         self.scores: Mapping[str, Tensor] = {}
         """What the last event was decided by: group -> shape ``(C,)``, normalised; only where it was decided."""
-        self._scorer: Scorer | None = None
+        self.scorer: Scorer = IdleScorer()
+        """What gathers the scores at the present widths."""
         self._meter: Measure | None = None
         self.reset(graph, record or Record())
 
     def reset(self, graph: ChannelGraph, record: Record, cost: CostModel | None = None) -> None:
         """Go on from another graph of the model, which has its widths already; what was gathered is forgotten."""
         self.close()
-        self._scorer = None
+        self.scorer = IdleScorer()
         self.graph, self.record = graph, record
         self._cost = cost or CostModel(graph)
 
@@ -109,55 +109,8 @@ class Pruner:
         """Start to gather scores at the present widths; the scores so far are dropped."""
         self.close()
         with signals_deferred():  # a Ctrl-C among its hooks would leave some that nobody knows
-            self._scorer = self.options.criterion.watch(self.model, self.graph, event=len(self.record.events))
-        self.blind = dict(self._scorer.blind)
-
-    def end_batch(self, examples: int, grad_scale: float | Tensor = 1.0) -> None:
-        """Take what the hooks gathered in one micro-batch into the scores."""
-        if self._scorer:
-            self._scorer.end_batch(examples=examples, grad_scale=grad_scale)
-            self._scorer.resume()
-
-    def drop_batch(self) -> None:
-        """Forget what was gathered of the present batch."""
-        if self._scorer:
-            self._scorer.drop_batch()
-
-    def pause(self) -> None:
-        """Leave what is left of the present batch alone."""
-        if self._scorer:
-            self._scorer.pause()
-
-    def see_batch(self, batch: Any) -> None:
-        """A training batch is about to be used."""
-        if self._scorer:
-            self._scorer.see_batch(batch)
-
-    def compiles(self, examples: int) -> bool:
-        """Whether a batch of so many examples may run compiled."""
-        return self._scorer is None or self._scorer.compiles(examples)
-
-    def before_backward(self, loss: Tensor | None = None) -> None:
-        """The backward pass of a loss begins."""
-        if self._scorer:
-            if loss is not None:
-                self._scorer.see_loss(loss)
-            self._scorer.before_backward()
-
-    def after_backward(self) -> None:
-        """The backward pass of a loss has ended."""
-        if self._scorer:
-            self._scorer.after_backward()
-
-    def before_step(self, parameters: Iterable[Tensor], grad_scale: float | Tensor = 1.0) -> None:
-        """Take the gradients of one optimizer step into the scores: synchronised, before clipping."""
-        if self._scorer:
-            self._scorer.before_step(parameters, grad_scale=grad_scale)
-
-    def synchronize(self) -> None:
-        """Sum the scores over all ranks of ``torch.distributed``; nothing on a single process."""
-        if self._scorer:
-            self._scorer.sync()
+            self.scorer = self.options.criterion.watch(self.model, self.graph, event=len(self.record.events))
+        self.blind = dict(self.scorer.blind)
 
     def decide(self, schedule: Schedule, step: int) -> Selection | str:
         """What goes at this event, and what was measured for it; or why the event has to wait, in words.
@@ -165,7 +118,7 @@ class Pruner:
         Raises:
             TargetUnreachableError: if all groups have scores, and even their minimum is too much.
         """
-        scores = self._scorer.scores() if self._scorer else {}
+        scores = self.scorer.scores()
         unscored = [name for name in self.graph.groups if name not in scores]
         self.unscored = {name: self.blind.get(name, _NO_GRADIENT) for name in unscored}
         if not scores:
@@ -205,7 +158,7 @@ class Pruner:
         handler holds all of the event or nothing of it.
         """
         began, remove = time.perf_counter(), selection.remove
-        before = self._scorer
+        before = self.scorer
         with signals_deferred():
             if remove:
                 after = self._cost.after({name: len(index_R) for name, index_R in remove.items()})
@@ -224,8 +177,7 @@ class Pruner:
             self.record.append(event)
         if not self.done:
             self.watch()
-            if before and self._scorer:
-                self._scorer.follow(before, remove)
+            self.scorer.follow(before, remove)
         return event
 
     def _check_shapes(self) -> None:
@@ -271,8 +223,7 @@ class Pruner:
 
     def close(self) -> None:
         """Take every hook off the model. What was gathered stays, for a checkpoint that is saved after an error."""
-        if self._scorer:
-            self._scorer.close()
+        self.scorer.close()
 
     def fractions(self) -> dict[str, float]:
         """FLOPs, parameters and channels, and what is measured, as fractions of the dense model."""
@@ -283,12 +234,3 @@ class Pruner:
             "channels": now.channels / max(1, dense.channels),
             **self.measured,
         }
-
-    def scorer_state(self) -> dict[str, Any]:
-        """The half-full accumulators, as plain tensors."""
-        return self._scorer.state() if self._scorer else {}
-
-    def load_scorer_state(self, state: Mapping[str, Any]) -> None:
-        """Go on from half-full accumulators."""
-        if self._scorer and state:
-            self._scorer.load_state(dict(state))

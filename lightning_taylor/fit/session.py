@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from lightning_taylor.criteria.base import IdleScorer, Scorer
 from lightning_taylor.fit.guard import Guarding
 from lightning_taylor.fit.options import Options
 from lightning_taylor.fit.progress import Timetable
@@ -53,7 +54,7 @@ class Session:
         self._pruner: Pruner | None = None
         self._scores: Mapping[str, Any] = {}
         self._compiler = Compiler()
-        self._timetable = Timetable()
+        self.progress = Timetable()
         self.begin_fit()
 
     def begin_fit(self, device: torch.device | None = None) -> None:
@@ -62,7 +63,7 @@ class Session:
             self.options = self.options.on(device)
             if self._pruner:
                 self._pruner.options = self.options
-        self._timetable.begin()
+        self.progress.begin()
         self._spotting = Spotting()
         self.changed = False
         """Whether this fit has removed anything."""
@@ -76,12 +77,23 @@ class Session:
     @property
     def active(self) -> bool:
         """Whether a fit is under way on a traced model."""
-        return self._at_work is not None
+        return self._active_pruner is not None
 
     @property
-    def _at_work(self) -> Pruner | None:
+    def _active_pruner(self) -> Pruner | None:
         """The pruner, if a fit is under way."""
-        return self._pruner if self._timetable.schedule is not None else None
+        return self._pruner if self.progress.schedule is not None else None
+
+    @property
+    def scorer(self) -> Scorer:
+        """What gathers the scores of the present batch; one that gathers nothing if no fit is under way."""
+        return self._active_pruner.scorer if self._active_pruner else IdleScorer()
+
+    @property
+    def pruner(self) -> Pruner:
+        """The pruner of a traced model."""
+        assert self._pruner is not None
+        return self._pruner
 
     @property
     def graph(self) -> ChannelGraph | None:
@@ -112,84 +124,52 @@ class Session:
     def lay_schedule(self, schedule: Schedule | None, remaining: float) -> None:
         """Fix the events of this fit, unless there is nothing left to remove: see ``Timetable.lay``."""
         if not self.reached:
-            self._timetable.lay(schedule, remaining)
-
-    def spend_batch(self) -> None:
-        """The first batch goes to the trace: see ``Timetable.spend_batch``."""
-        self._timetable.spend_batch()
+            self.progress.lay(schedule, remaining)
 
     def begin(self, model: nn.Module, graph: ChannelGraph, calls: Sequence[ForwardCall]) -> None:
         """The graph is known: check what can be reached, and start to score."""
         self._pruner = Pruner(model, graph, self.options)
         self._pruner.start()
         forget_compiled()  # it does not look out for the hooks
-        if self._timetable.spent_batch:
-            self._pruner.pause()  # its backward pass is still to come
+        if self.progress.spent_batch:
+            self._pruner.scorer.pause()  # its backward pass is still to come
         self.report.begin(calls)
-
-    def measure_with(self, calls: Sequence[ForwardCall]) -> None:
-        """Get ready to measure, on rank zero alone: see ``Pruner.measure_with``."""
-        if self._pruner:
-            self._pruner.measure_with(calls)
 
     def go_on(self) -> None:
         """Go on with a model that was traced before, in an earlier fit or before a checkpoint; else a no-op."""
         if self._pruner:
             self._pruner.start()
-            self._pruner.load_scorer_state(self._scores)
+            if self._scores:
+                self._pruner.scorer.load_state(self._scores)
             self._scores = {}
 
-    def see_batch(self, batch: Any | None, examples: int) -> None:
-        """A training batch is about to be used; None if nobody has it yet."""
-        if pruner := self._at_work:
-            if batch is not None:
-                pruner.see_batch(batch)
-            if not pruner.compiles(examples):
-                self._compiler.stop()
-
-    def before_backward(self, loss: Tensor, *, again: bool) -> None:
-        """The backward pass of a loss begins; ``again``: the only one of its batch, evaluated before perhaps."""
-        if pruner := self._at_work:
-            if again:
-                pruner.drop_batch()
-            pruner.before_backward(loss)
-
-    def after_backward(self) -> None:
-        """The backward pass of a loss has ended."""
-        if pruner := self._at_work:
-            pruner.after_backward()
-
-    def end_objective(self, examples: int, grad_scale: float | Tensor) -> None:
-        """What was gathered until here is of one objective; what comes now is perhaps of its opponent."""
-        if pruner := self._at_work:
-            pruner.end_batch(examples, grad_scale)
-
-    def before_step(self, parameters: Iterable[Tensor], grad_scale: float | Tensor) -> None:
-        """An optimizer is about to step these parameters, whose gradients still carry a scale."""
-        if pruner := self._at_work:
-            pruner.before_step(parameters, grad_scale)
+    def start_batch(self, examples: int) -> None:
+        """Run a batch of so many examples uncompiled if compiled code cannot gather what its scores need."""
+        if not self.scorer.compiles(examples):
+            self._compiler.stop()
 
     def end_batch(self, examples: int, grad_scale: float | Tensor, *, stepped: bool) -> bool:
-        """A batch is over.
+        """Take the scores of a batch in, and count its optimizer step.
 
         Returns:
             Whether channels have to go now.
         """
         self._compiler.go_on()
-        if not (pruner := self._at_work):
+        if not (pruner := self._active_pruner):
             return False
-        pruner.end_batch(examples, grad_scale)
+        pruner.scorer.end_batch(examples=examples, grad_scale=grad_scale)
+        pruner.scorer.resume()
         if not stepped:
             return False
-        pruner.synchronize()  # every step, since a checkpoint holds the scores of rank zero only
-        due = self._timetable.count_step()
+        pruner.scorer.sync()  # every step, since a checkpoint holds the scores of rank zero only
+        due = self.progress.count_step()
         allowed = self._guarding is None or self._guarding.allows
         return due is not None and allowed and not pruner.done
 
     def decide(self) -> Selection | str:
         """What the event that is due removes; or why it has to wait, in words."""
         assert self._pruner is not None
-        schedule, due = self._timetable.schedule, self._timetable.due
+        schedule, due = self.progress.schedule, self.progress.due
         assert schedule is not None
         assert due is not None
         decided = self._pruner.decide(schedule, due)
@@ -198,17 +178,17 @@ class Session:
     def check_scores(self, module: nn.Module, batch: Any, channels: int) -> float | None:
         """How well the scores of the event that is due rank some channels; a warning, once, where nobody can tell."""
         assert self._pruner is not None
-        pruner, step = self._pruner, self._timetable.step
+        pruner, step = self._pruner, self.progress.step
         found = self._spotting.correlation(module, pruner.graph, pruner.scores, batch, channels, step=step)
         if found is not None:
-            self.report.note_oracle(self._timetable.step, found)
+            self.report.note_oracle(self.progress.step, found)
         return found
 
     def remove(self, selection: Selection, optimizers: Iterable[Optimizer], copies: Iterable[Copy]) -> None:
         """Remove what was decided, from the model and all that mirrors it."""
         assert self._pruner is not None
-        self._pruner.remove(selection, self._timetable.step, optimizers, copies)
-        self._timetable.due = None
+        self._pruner.remove(selection, self.progress.step, optimizers, copies)
+        self.progress.due = None
         self.changed |= bool(selection.remove)
         self.report.note_scores(self._pruner.scores)
 
@@ -221,11 +201,11 @@ class Session:
             What the guard decided, in words, if that is news. The graph changes if it went back.
         """
         assert self._pruner is not None
-        self.report.note(metrics, self._timetable.step, self._pruner)
+        self.report.note(metrics, self.progress.step, self._pruner)
         if self._guarding is None:
             return None
         said = self._guarding.validated(metrics, self._pruner, optimizers, copies)
-        return f"TaylorPruning at step {self._timetable.step}: {said}" if said else None
+        return f"TaylorPruning at step {self.progress.step}: {said}" if said else None
 
     def fractions(self) -> dict[str, float]:
         """What remains of the dense model."""
@@ -251,7 +231,7 @@ class Session:
             forget_compiled()  # the hooks that are taken off now were compiled in
         if self._pruner:
             self._pruner.close()
-        self._timetable.schedule = None
+        self.progress.schedule = None
 
     def to_plain(self) -> dict[str, Any]:
         """Everything that a resumed fit needs, in types that load with ``weights_only=True``."""
@@ -261,8 +241,8 @@ class Session:
             "graph": graph_to_plain(pruner.graph) if pruner else None,
             "record": pruner.record.to_plain() if pruner else None,
             "criterion": repr(self.options.criterion),
-            "scores": pruner.scorer_state() if pruner else {},
-            **self._timetable.to_plain(),
+            "scores": pruner.scorer.state() if pruner else {},
+            **self.progress.to_plain(),
             "report": self.report.to_plain(),
             "guard": self._guarding.to_plain() if self._guarding else None,
         }
@@ -299,4 +279,4 @@ class Session:
         self.report.load(plain["report"])
         if self._guarding and plain["guard"]:
             self._guarding.load(plain["guard"])
-        self._pruner, self._scores, self._timetable = pruner, scores, timetable
+        self._pruner, self._scores, self.progress = pruner, scores, timetable

@@ -47,7 +47,7 @@ class Ours:
         self.removed: list[float] = []
 
     def step(self) -> None:
-        self.training.scorer = self.pruner._scorer
+        self.training.scorer = self.pruner.scorer
         self.training.step()
 
     def event(self) -> None:
