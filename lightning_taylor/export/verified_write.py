@@ -145,7 +145,7 @@ def largest_difference(expected: Any, found: Any, tolerance: float | None, what:
         True
         >>> largest_difference(torch.ones(2), [torch.tensor([1.0, 1.5])], 0.1)
         Traceback (most recent call last):
-        lightning_taylor.export.keep.ExportError: the file differs from the model by 0.5 where 0.1 is allowed ...
+        lightning_taylor.export.ExportError: the file differs from the model by 0.5 where 0.1 is allowed ...
     """
     old, new = _tensors(expected), _tensors(found)
     if [tuple(t.shape) for t in old] != [tuple(t.shape) for t in new]:

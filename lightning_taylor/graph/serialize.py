@@ -29,7 +29,7 @@ def graph_to_plain(graph: ChannelGraph) -> dict[str, Any]:
     """The graph as dicts, lists, strings, ints and int32 tensors.
 
     Example:
-        >>> from lightning_taylor.graph.trace import trace_channels
+        >>> from lightning_taylor.trace.api import trace_channels
         >>> net = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.ReLU(), torch.nn.Linear(4, 2))
         >>> graph = trace_channels(net, torch.rand(1, 3))
         >>> graph_from_plain(graph_to_plain(graph)).groups["0"].size

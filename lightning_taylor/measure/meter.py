@@ -57,7 +57,7 @@ class Meter:
     Both run the evaluation path without gradients, eagerly, in the parameters' own precision unless ``context``
     says otherwise. Latencies are taken in turns, 5 to 30 pairs in about two seconds (or what 5 pairs take); on a
     machine that others use too, expect a few per cent of noise. Memory is counted, not sampled, and has none
-    (:func:`lightning_taylor.plan.memory.peak_bytes` says what it leaves out).
+    (:func:`lightning_taylor.measure.memory.peak_bytes` says what it leaves out).
 
     The model is copied once, at once, and never touched or looked at again; the copy waits on the CPU. Random state
     is given back after every measurement.
@@ -74,7 +74,7 @@ class Meter:
         ValueError: if there are no calls, or ``batch`` is below 1.
 
     Example:
-        >>> from lightning_taylor.graph.trace import trace_channels
+        >>> from lightning_taylor.trace.api import trace_channels
         >>> net = nn.Sequential(nn.Linear(4, 30), nn.ReLU(), nn.Linear(30, 2))
         >>> graph = trace_channels(net, torch.rand(1, 4))
         >>> meter = Meter(net, graph, [ForwardCall("", (torch.rand(10, 4),))])

@@ -64,7 +64,7 @@ class CostModel:
         dense: the cost when the model was traced.
 
     Example:
-        >>> from lightning_taylor.graph.channels import ChannelGroup, Operation, Role, Slice
+        >>> from lightning_taylor.graph.types import ChannelGroup, Operation, Role, Slice
         >>> rows = torch.arange(8)[:, None]
         >>> made = Slice("a.weight", 0, rows, Role.PRODUCER)
         >>> read = Slice("b.weight", 1, rows, Role.CONSUMER)

@@ -281,7 +281,7 @@ def select_measured(
 
     Example:
         >>> import torch
-        >>> from lightning_taylor.graph.channels import ChannelGroup, Operation, Role, Slice
+        >>> from lightning_taylor.graph.types import ChannelGroup, Operation, Role, Slice
         >>> a = ChannelGroup("a", (Slice("a.weight", 0, torch.arange(100)[:, None], Role.PRODUCER),))
         >>> shapes, operation = {"a.weight": (100, 3)}, Operation("a", "mm", 600, (("a.weight", 0),))
         >>> graph = ChannelGraph({"a": a}, {}, {}, shapes, shapes, frozenset(shapes), (operation,))

@@ -80,7 +80,7 @@ def select(
 
     Example:
         >>> import torch
-        >>> from lightning_taylor.graph.channels import ChannelGroup, Role, Slice
+        >>> from lightning_taylor.graph.types import ChannelGroup, Role, Slice
         >>> a = ChannelGroup("a", (Slice("a.weight", 0, torch.arange(4)[:, None], Role.PRODUCER),))
         >>> shapes = {"a.weight": (4, 3)}
         >>> graph = ChannelGraph({"a": a}, {}, {}, shapes, shapes, frozenset(shapes))

@@ -1,7 +1,7 @@
 """How much of the dense model may remain: the asked-for end of a pruning.
 
 Two kinds of resources: FLOPs, parameters and channels follow from the widths and are exact integers; latency and
-memory have to be measured, on this machine, by a :class:`lightning_taylor.plan.meter.Meter`.
+memory have to be measured, on this machine, by a :class:`lightning_taylor.measure.meter.Meter`.
 """
 
 from __future__ import annotations

@@ -67,7 +67,7 @@ def dry_run(
         TargetUnreachableError: if the target is not met with every group at its minimum.
 
     Example:
-        >>> from lightning_taylor.graph.trace import trace_channels
+        >>> from lightning_taylor.trace.api import trace_channels
         >>> from lightning_taylor.plan import OneShot
         >>> net = torch.nn.Sequential(torch.nn.Linear(3, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2))
         >>> graph = trace_channels(net, torch.rand(1, 3))

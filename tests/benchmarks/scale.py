@@ -59,7 +59,7 @@ def measured(depth: int, width: int) -> dict[str, float]:
     def step() -> None:
         optimizer.zero_grad()
         model(x).square().mean().backward()
-        pruner.end_batch(len(x))
+        pruner.scorer.end_batch(examples=len(x))
         optimizer.step()
 
     step()
