@@ -94,6 +94,9 @@ class Scorer(ABC):
     and ``join``.
     """
 
+    needs_input_gradient: bool = False
+    """Whether it scores nothing where no gradient reaches what a layer reads, as behind a frozen backbone."""
+
     @property
     def blind(self) -> Mapping[str, str]:
         """Groups that this criterion cannot score on this model -> the reason in words."""

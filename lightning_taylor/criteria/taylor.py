@@ -98,6 +98,8 @@ class Taylor(Criterion):
 
 @final
 class _TaylorScorer(Scorer):
+    needs_input_gradient = True
+
     def __init__(self, model: nn.Module, graph: ChannelGraph, positions: Positions, absolute: Absolute) -> None:
         self._absolute: Absolute = absolute
         self._watch = Watch(model, graph, lambda reader: Tap(reader.module, positions))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from inspect import signature
 from typing import Any
 
@@ -34,15 +35,17 @@ from lightning_taylor.fit.trainer_state import (
     gradient_scale,
     remaining_scale,
     remaining_steps,
+    trace_step,
 )
+from lightning_taylor.fit.training_step import GradientWatch, step_of
 from lightning_taylor.graph.channel_graph import ChannelGraph
 from lightning_taylor.plan.guard import Guard
 from lightning_taylor.plan.schedule import Schedule
 from lightning_taylor.plan.target import Target
 from lightning_taylor.scores.normalize import Normalization
 from lightning_taylor.trace.options import AttentionHeads, ConvGroups, TraceOptions
-from lightning_taylor.trace.recorder import Listening
-from lightning_taylor.utilities.calls import ForwardCall, batch_size
+from lightning_taylor.trace.recorder import Listening, Recording
+from lightning_taylor.utilities.calls import batch_size
 
 __all__ = [
     "TaylorPruning",
@@ -131,6 +134,8 @@ class TaylorPruning(Callback):
         self._session = Session(self.options, guard)
         self._together = Together()
         self._listening = Listening()
+        self._gradients = GradientWatch()
+        self._batch: Any = None
         self._loading = Loading()
         self._reporting = Reporting()
         self._global_step, self._examples = 0, 1
@@ -196,11 +201,13 @@ class TaylorPruning(Callback):
         self._session.lay_schedule(self.schedule, remaining_steps(trainer))
         inputs = self.example_inputs if self.example_inputs is not None else pl_module.example_input_array
         if not self._session.traced and inputs is not None:
-            self._begin(trainer, pl_module, [example_call(inputs, pl_module)])
-        else:
-            self._session.go_on()
-            # A resumed fit needs no trace; what the model is called with is still wanted for the report.
-            self._listening.begin(pl_module)
+            self._begin(trainer, pl_module, Recording([example_call(inputs, pl_module)]))
+            return
+        self._session.go_on()
+        # A resumed fit needs no trace; what the model is called with is still wanted for the report.
+        self._listening.begin(pl_module)
+        if not self._session.traced:
+            self._gradients.begin(pl_module)
 
     @override
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
@@ -211,14 +218,13 @@ class TaylorPruning(Callback):
         fetched = "dataloader_iter" not in signature(pl_module.training_step).parameters
         if fetched:
             self._listening.clear()
+            self._batch = None if self._session.traced else batch
             self._session.scorer.see_batch(batch)
         self._session.start_batch(self._examples)
 
     @override
     def on_before_backward(self, trainer: Trainer, pl_module: LightningModule, loss: Tensor) -> None:
-        """Called before ``loss.backward()``: trace on what the first batch showed; note the gradient scale."""
-        if pl_module.automatic_optimization:
-            self._end_recording(trainer, pl_module)
+        """Called before ``loss.backward()``: note the gradient scale."""
         self._grad_scale = gradient_scale(trainer, pl_module)
         scorer = self._session.scorer
         if pl_module.automatic_optimization:
@@ -229,7 +235,9 @@ class TaylorPruning(Callback):
 
     @override
     def on_after_backward(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Called after ``loss.backward()``: what was seen in it counts."""
+        """Called after ``loss.backward()``: what was seen in it counts; trace on what the first batch showed."""
+        if pl_module.automatic_optimization:
+            self._end_recording(trainer, pl_module)
         self._session.scorer.after_backward()
 
     @override
@@ -291,20 +299,26 @@ class TaylorPruning(Callback):
         self._loading.end(trainer)
 
     def _end_recording(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        calls = self._listening.end()
-        if calls is None:
+        recording = self._listening.end()
+        if recording is None:
             return
         if self._session.traced:
-            self._together.go_on(trainer, self._session, calls)
-        else:
-            self._session.progress.spend_batch()
-            self._begin(trainer, pl_module, calls)
+            self._together.go_on(trainer, self._session, recording.calls)
+            return
+        self._session.progress.spend_batch()
+        trained = self._gradients.end(pl_module, trainer.optimizers) or None
+        step = None if self._batch is None else step_of(trainer, pl_module, self._batch, self._examples)
+        self._batch = None
+        self._begin(trainer, pl_module, recording, step=step, trained=trained)
 
-    def _begin(self, trainer: Trainer, pl_module: LightningModule, calls: list[ForwardCall]) -> None:
-        self._together.begin(trainer, pl_module, self._session, calls, self.ignore, TraceOptions.of(self))
+    def _begin(self, trainer: Trainer, pl_module: LightningModule, recording: Recording, **known: Any) -> None:
+        options = TraceOptions.of(self)
+        trace = partial(trace_step, pl_module, ignore=self.ignore, options=options, **known)
+        self._together.begin(trainer, pl_module, self._session, recording, trace)
 
     def _close(self) -> None:
         self._listening.end()
+        self._gradients.close()
         self._session.close()
 
     def _settings(self) -> dict[str, str]:

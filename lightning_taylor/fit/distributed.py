@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import pickle
-from collections.abc import Callable, Mapping, Sequence
-from functools import partial
+from collections.abc import Callable, Mapping
 from typing import Any, TypeVar, cast, final
 
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import BaseFinetuning
 from lightning.pytorch.strategies import DDPStrategy, DeepSpeedStrategy, SingleDeviceStrategy, Strategy
 from lightning.pytorch.strategies.launchers import _MultiProcessingLauncher
 from lightning.pytorch.utilities import rank_zero_warn
@@ -19,10 +19,11 @@ from lightning_taylor.checkpoint.load import PrunedCheckpointMixin
 from lightning_taylor.errors import PruningError, UncoupledChannelsError
 from lightning_taylor.fit import logging as loggers
 from lightning_taylor.fit.session import Session
-from lightning_taylor.fit.trainer_state import copies_of, trace_step, warn_of_unreachable
+from lightning_taylor.fit.trainer_state import copies_of, warn_of_unreachable
+from lightning_taylor.graph.channel_graph import ChannelGraph
 from lightning_taylor.plan.record import fingerprint
 from lightning_taylor.trace.api import require_groups
-from lightning_taylor.trace.options import TraceOptions
+from lightning_taylor.trace.recorder import Recording
 from lightning_taylor.utilities.calls import ForwardCall
 from lightning_taylor.utilities.compile import forget_compiled
 from lightning_taylor.utilities.lightning_names import either
@@ -58,14 +59,14 @@ class Together:
         trainer: Trainer,
         pl_module: LightningModule,
         session: Session,
-        calls: list[ForwardCall],
-        ignore: Sequence[str],
-        options: TraceOptions,
+        recording: Recording,
+        trace: Callable[[list[ForwardCall]], ChannelGraph],
     ) -> None:
         """Trace on rank zero, share the graph, and start to score."""
-        sought = partial(trace_step, pl_module, calls, ignore=ignore, options=options)
-        graph = share(trainer.strategy, lambda: require_groups(sought()))
-        session.begin(pl_module, graph, calls)
+        calls = recording.calls
+        graph = share(trainer.strategy, lambda: require_groups(trace(calls)))
+        later = any(isinstance(c, either(BaseFinetuning)) for c in trainer.callbacks)  # type: ignore[attr-defined]
+        session.begin(pl_module, graph, calls, None if later else recording.differentiable)
         share(trainer.strategy, lambda: session.pruner.measure_with(calls))
 
     def go_on(self, trainer: Trainer, session: Session, calls: list[ForwardCall]) -> None:

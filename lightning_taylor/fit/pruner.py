@@ -16,6 +16,7 @@ from lightning_taylor.criteria.base import IdleScorer, Scorer
 from lightning_taylor.errors import TargetUnreachableError, UncoupledChannelsError
 from lightning_taylor.fit.options import Options
 from lightning_taylor.graph.channel_graph import ChannelGraph
+from lightning_taylor.graph.types import Role
 from lightning_taylor.measure.meter import Measure, Meter
 from lightning_taylor.plan.cost import Cost, CostModel
 from lightning_taylor.plan.feasibility import check_reachable
@@ -50,6 +51,8 @@ class Pruner:
         self.options = options
         self.blind: Mapping[str, str] = {}
         """Groups that the criterion cannot score, with the reason."""
+        self.differentiable: frozenset[str] | None = None
+        """Names of the modules whose input needs a gradient; None if nobody knows."""
         self.unscored: Mapping[str, str] = {}
         """Groups that had no score at the last event, with the reason."""
         self.scores: Mapping[str, Tensor] = {}
@@ -110,7 +113,14 @@ class Pruner:
         self.close()
         with signals_deferred():  # a Ctrl-C among its hooks would leave some that nobody knows
             self.scorer = self.options.criterion.watch(self.model, self.graph, event=len(self.record.events))
-        self.blind = dict(self.scorer.blind)
+        self.blind = {**self._without_gradient(), **self.scorer.blind}
+
+    def _without_gradient(self) -> dict[str, str]:
+        """Return the groups that a criterion of gradients can never score, since none reaches what reads them."""
+        if self.differentiable is None or not self.scorer.needs_input_gradient:
+            return {}
+        readers = {n: {s.tensor.rpartition(".")[0] for s in g.of(Role.CONSUMER)} for n, g in self.graph.groups.items()}
+        return {n: _NO_GRADIENT for n, layers in readers.items() if layers and not layers & self.differentiable}
 
     def decide(self, schedule: Schedule, step: int) -> Selection | str:
         """What goes at this event, and what was measured for it; or why the event has to wait, in words.

@@ -126,9 +126,23 @@ class Session:
         if not self.reached:
             self.progress.lay(schedule, remaining)
 
-    def begin(self, model: nn.Module, graph: ChannelGraph, calls: Sequence[ForwardCall]) -> None:
-        """The graph is known: check what can be reached, and start to score."""
+    def begin(
+        self,
+        model: nn.Module,
+        graph: ChannelGraph,
+        calls: Sequence[ForwardCall],
+        differentiable: frozenset[str] | None = None,
+    ) -> None:
+        """Check what can be reached, now that the graph is known, and start to score.
+
+        Args:
+            model: at its dense widths.
+            graph: its channels.
+            calls: what the step calls.
+            differentiable: names of the modules whose input needs a gradient; None if nobody knows.
+        """
         self._pruner = Pruner(model, graph, self.options)
+        self._pruner.differentiable = differentiable
         self._pruner.start()
         forget_compiled()  # it does not look out for the hooks
         if self.progress.spent_batch:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -18,6 +18,7 @@ from lightning_taylor.plan.guard import Guard
 from lightning_taylor.surgery.mirrors import Copy, find_copies, unreachable_copies
 from lightning_taylor.trace.api import trace_calls
 from lightning_taylor.trace.options import TraceOptions
+from lightning_taylor.trace.program import Step
 from lightning_taylor.utilities.calls import ForwardCall
 from lightning_taylor.utilities.lightning_names import either
 
@@ -61,8 +62,10 @@ def trace_step(
     *,
     ignore: Sequence[str] = (),
     options: TraceOptions | None = None,
+    step: Step | None = None,
+    trained: Iterable[str] | None = None,
 ) -> ChannelGraph:
-    """The graph of what a training step called; the options are those of ``trace_channels``.
+    """Trace a training step, or what it called; the options are those of ``trace_calls``.
 
     Raises:
         UnsupportedModelError: if it called nothing.
@@ -72,7 +75,7 @@ def trace_step(
             f"the training step of {type(pl_module).__name__} called no module with parameters before its first "
             "backward pass, so there is nothing to trace; pass example_inputs="
         )
-    return trace_calls(pl_module, calls, ignore=ignore, options=options)
+    return trace_calls(pl_module, calls, ignore=ignore, options=options, step=step, trained=trained)
 
 
 def gradient_scale(trainer: Trainer, pl_module: LightningModule) -> float | Tensor:

@@ -44,6 +44,8 @@ class Role(StrEnum):
     """Makes the channel, which is then multiplied with that of a ``KEY`` and summed over, as in an attention."""
     KEY = "key"
     """The other side: zero on either, the product is zero."""
+    COPY = "copy"
+    """Mirrors what reads the channel, as in a momentum teacher: no loss trains it, and nothing is scored there."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -92,8 +94,8 @@ class ChannelGroup:
 
     @property
     def read(self) -> tuple[Slice, ...]:
-        """What has to be zero for nothing to read the channels: consumers, and what makes queries and keys."""
-        return self.of(Role.CONSUMER, Role.QUERY, Role.KEY)
+        """What has to be zero for nothing to read the channels: consumers and their copies, queries and keys."""
+        return self.of(Role.CONSUMER, Role.QUERY, Role.KEY, Role.COPY)
 
 
 @dataclass(frozen=True)

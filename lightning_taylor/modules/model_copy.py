@@ -71,13 +71,18 @@ def _uncompiled(net: nn.Module) -> nn.Module:
 
 
 def reveal(model: nn.Module, generator: torch.Generator) -> None:
-    """Give every constant floating-point parameter or buffer (zeros, ones) a spread, in place, on a copy."""
+    """Give every constant floating-point parameter or buffer (zeros, ones) a spread, in place, on a copy.
+
+    A single zero, behind which a branch waits until training opens it, becomes a number near one half.
+    """
     for tensor in (*model.parameters(), *model.buffers()):
-        if tensor.is_floating_point() and tensor.numel() > 1:
-            flat = tensor.detach()
-            if bool((flat == flat.flatten()[0]).all()):
-                noise = torch.rand(flat.shape, generator=generator, dtype=torch.float64) - 0.5
-                flat.add_(noise.to(flat.device, flat.dtype))
+        if not tensor.is_floating_point() or not tensor.numel():
+            continue
+        flat = tensor.detach()
+        alone = tensor.numel() == 1
+        if bool((flat == 0 if alone else flat == flat.flatten()[0]).all()):
+            noise = torch.rand(flat.shape, generator=generator, dtype=torch.float64) - (0.0 if alone else 0.5)
+            flat.add_(noise.to(flat.device, flat.dtype))
 
 
 def tensor_names(model: nn.Module) -> dict[int, str]:

@@ -2,28 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from fnmatch import fnmatchcase
 from typing import Any
 
 import torch
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 
 from lightning_taylor.errors import NothingToPruneError, UnsupportedModelError
 from lightning_taylor.graph.channel_graph import ChannelGraph
 from lightning_taylor.modules.model_copy import private_copy, reveal, tensor_names
 from lightning_taylor.trace.constraints.norm_statistics import NormStatistics
-from lightning_taylor.trace.forward import in_mode, outputs_of, quiet, settle_precision
+from lightning_taylor.trace.forward import quiet, unchanged
 from lightning_taylor.trace.groups import build_graph
+from lightning_taylor.trace.observe import observe, settle_precision
 from lightning_taylor.trace.ops.recurrent import tie_recurrent
 from lightning_taylor.trace.ops.table import RULES, SEVERAL, fallback
 from lightning_taylor.trace.options import AttentionHeads, ConvGroups, TraceOptions
 from lightning_taylor.trace.partition import LabelPartition
+from lightning_taylor.trace.program import Program, Step
 from lightning_taylor.trace.proof import prove
+from lightning_taylor.trace.scope import find_mirrors, find_scope, with_mirrors
 from lightning_taylor.trace.state import TraceState
 from lightning_taylor.trace.tracer import Tracer
-from lightning_taylor.utilities.calls import ForwardCall, batch_size, cast_call, few_of, tensors_in
+from lightning_taylor.utilities.calls import ForwardCall, tensors_in
 
 __all__ = [
     "require_groups",
@@ -105,17 +109,34 @@ def trace_calls(
     ignore: Sequence[str] = (),
     verify: bool = True,
     options: TraceOptions | None = None,
+    step: Step | None = None,
+    trained: Iterable[str] | None = None,
 ) -> ChannelGraph:
-    """Like ``trace_channels``, for a model whose parts are called one by one from the training step."""
+    """Trace a model whose parts are called one by one from a training step, or the step itself.
+
+    Args:
+        model: as for ``trace_channels``.
+        calls: the outermost forward calls, in order.
+        ignore: as for ``trace_channels``.
+        verify: as for ``trace_channels``.
+        options: the choices of ``trace_channels``.
+        step: the training step that made the calls, if it can be made again on a copy.
+        trained: names of the parameters that an optimizer has and a gradient reached; None if nobody knows. What is
+            neither trained nor run by ``forward`` is part of the loss: neither cut nor counted.
+
+    Raises:
+        UnsupportedModelError, ValueError: as ``trace_channels``.
+    """
     _check_patterns(ignore)
     net = private_copy(model)
-    batch = _batch_size(calls)
-    if not batch:
+    program = Program(tuple(calls), step)
+    if not program.examples:
         raise ValueError("the example inputs are a batch without an example; give at least one")
-    few = [few_of(c, batch) for c in calls]
-    dtype, few = settle_precision(net, few, calls)
-    two = [cast_call(few_of(c, batch, 2), dtype) for c in calls]
+    dtype, few, two = settle_precision(net, program)
+    # Before the values are spread out: a copy is known by its values, too.
+    mirrors = find_mirrors(net, _deployed(net, few, dtype), trained)
     reveal(net, torch.Generator().manual_seed(0))
+    scope = find_scope(net, _deployed(net, few, dtype), trained, mirrors)
     names = tensor_names(net)
     parameters = frozenset(names[id(p)] for p in net.parameters())
     tensors = {id(t): t for t in (*net.parameters(), *net.buffers())}
@@ -124,9 +145,10 @@ def trace_calls(
     statistics = NormStatistics(partition)
     returned: list[Any] = []
     for training in (False, True):
-        examples = None if training else _batch_size(few)
+        examples = None if training else few.examples
         try:
-            state = TraceState(partition, names, statistics, examples, dict(net.named_modules()))
+            modules = dict(net.named_modules())
+            state = TraceState(partition, scope.names(names), statistics, examples, modules, scope.modules)
             tracer = Tracer(state, RULES, fallback, SEVERAL)
             returned += _trace_path(net, few, tracer, training=training, dtype=dtype)
         except Exception as error:
@@ -144,15 +166,13 @@ def trace_calls(
     partition.settle()
     _ignore(partition, ignore, net)
     unseen = _unseen(partition, net)
+
+    def build() -> ChannelGraph:
+        return with_mirrors(build_graph(partition, parameters, unseen), scope)
+
     if verify:
-        prove(
-            net,
-            lambda: build_graph(partition, parameters, unseen),
-            partition,
-            statistics,
-            lambda paths, more: outputs_of(net, two if more else few, dtype, paths),
-        )
-    return build_graph(partition, parameters, unseen)
+        prove(net, build, partition, statistics, lambda paths, more: observe(net, two if more else few, dtype, paths))
+    return build()
 
 
 def require_groups(graph: ChannelGraph) -> ChannelGraph:
@@ -167,30 +187,50 @@ def require_groups(graph: ChannelGraph) -> ChannelGraph:
     raise NothingToPruneError(f"no channel of this model can be removed. {reasons}")
 
 
-def _trace_path(
-    net: nn.Module,
-    calls: Sequence[ForwardCall],
-    tracer: Tracer,
-    *,
-    training: bool,
-    dtype: torch.dtype,
-) -> list[Any]:
-    returned: list[Any] = []
-    with in_mode(net, training), quiet(dtype=dtype), _watched(net, tracer.state):
-        for call in calls:
+def _deployed(net: nn.Module, program: Program, dtype: torch.dtype) -> set[str] | None:
+    """Return the names of the tensors that a call of the whole module reads; None if there is no such call."""
+    if not program.deployed:
+        return None
+    names, read = tensor_names(net), set()
+
+    class _Reading(TorchDispatchMode):
+        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            read.update(names[id(t)] for t in tensors_in((args, kwargs or {})) if id(t) in names)
+            return func(*args, **(kwargs or {}))
+
+    with unchanged(net, False), quiet(dtype=dtype), _Reading():
+        for call in program.deployed:
+            net(*call.args, **call.kwargs)
+    return read
+
+
+def _trace_path(net: nn.Module, program: Program, tracer: Tracer, *, training: bool, dtype: torch.dtype) -> list[Any]:
+    state, returned = tracer.state, []
+    step = program.step is not None and (training or program.runs_step_only)
+
+    def leave(out: Any, reason: str) -> None:
+        for tensor in tensors_in(out):
+            state.use(tensor)
+            state.statistics.leave(tensor)
+            state.freeze(state.labels_of(tensor), reason)
+
+    with unchanged(net, training, step=step), quiet(dtype=dtype), _watched(net, state, leave):
+        run = program.run(net, training=training)
+        while True:
             with tracer:
-                out = net.get_submodule(call.module)(*call.args, **call.kwargs)
-            for tensor in tensors_in(out):
-                tracer.state.use(tensor)
-                tracer.state.statistics.leave(tensor)
-                tracer.state.freeze(tracer.state.labels_of(tensor), "reaches the output")
+                out = next(run, _END)
+            if out is _END:
+                return returned
+            leave(out, "reaches the loss" if step else "reaches the output")
             returned.append(out)
-    return returned
+
+
+_END = object()
 
 
 @contextmanager
-def _watched(net: nn.Module, state: TraceState) -> Iterator[None]:
-    """Tell the trace which module is running."""
+def _watched(net: nn.Module, state: TraceState, leave_network: Callable[[Any, str], None]) -> Iterator[None]:
+    """Tell the trace which module is running, and what the whole module returns to its step."""
     stack: list[str] = []
     handles = []
     for name, module in net.named_modules():
@@ -199,9 +239,12 @@ def _watched(net: nn.Module, state: TraceState) -> Iterator[None]:
             stack.append(name)
             state.module = name
 
-        def leave(_module: nn.Module, _args: Any, _out: Any) -> None:
-            stack.pop()
+        def leave(_module: nn.Module, _args: Any, out: Any) -> None:
+            name = stack.pop()
             state.module = stack[-1] if stack else ""
+            if name == "" and out is not None:
+                with _disable_current_modes():
+                    leave_network(out, "reaches the output")
 
         handles.append(module.register_forward_pre_hook(enter))
         handles.append(module.register_forward_hook(leave, always_call=True))
@@ -245,7 +288,3 @@ def _unseen(partition: LabelPartition, net: nn.Module) -> tuple[str, ...]:
         for module_name, module in net.named_modules()
         if any(p.ndim > 1 and names[id(p)] not in partition.seen for p in module.parameters(recurse=False))
     )
-
-
-def _batch_size(calls: Sequence[ForwardCall]) -> int:
-    return batch_size([(c.args, dict(c.kwargs)) for c in calls])

@@ -11,25 +11,19 @@ import contextlib
 import inspect
 import sys
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import nn
 from torch.overrides import TorchFunctionMode
 
-from lightning_taylor.errors import UnsupportedModelError
-from lightning_taylor.utilities.calls import ForwardCall, cast_call, tensors_in
-
 __all__ = [
-    "Paths",
     "Quiet",
-    "in_mode",
-    "outputs_of",
     "quiet",
-    "settle_precision",
+    "unchanged",
 ]
 
 _DROPOUTS = {
@@ -120,61 +114,12 @@ def quiet(seed: int = 0, dtype: torch.dtype | None = None) -> Iterator[None]:
             torch.set_default_dtype(default)
 
 
-Paths = Sequence[bool]
-"""False for the evaluation path, True for the training path; in this order."""
-
-
-def outputs_of(
-    net: nn.Module, calls: Sequence[ForwardCall], dtype: torch.dtype, paths: Paths = (False, True)
-) -> list[Tensor]:
-    """Every floating-point output of these paths."""
-    outputs = []
-    for training in paths:
-        with in_mode(net, training), quiet(dtype=dtype):
-            for call in calls:
-                out = net.get_submodule(call.module)(*call.args, **call.kwargs)
-                outputs.extend(t.detach().clone() for t in tensors_in(out) if t.is_floating_point())
-    return outputs
-
-
-def settle_precision(
-    net: nn.Module, few: list[ForwardCall], calls: Sequence[ForwardCall]
-) -> tuple[torch.dtype, list[ForwardCall]]:
-    """Double precision and one example if the model runs that way; what it was given if not."""
-    own = next((p.dtype for p in net.parameters() if p.is_floating_point()), torch.float32)
-    attempts = [(torch.float64, few), (own, few), (own, list(calls))]
-    failure: Exception | None = None
-    for dtype, given in attempts:
-        given = [cast_call(c, dtype) for c in given]
-        # Not net.to(dtype): that would cut complex numbers to their real part.
-        net._apply(lambda t, dtype=dtype: t.to(dtype) if t.is_floating_point() else t)
-        try:
-            outputs = outputs_of(net, given, dtype)
-        except Exception as error:
-            failure = error
-        else:
-            _check_finite(net, outputs)
-            return dtype, given
-    raise UnsupportedModelError(
-        f"the forward pass of {type(net).__name__} raised {type(failure).__name__} on the example inputs: {failure}"
-    ) from failure
-
-
-def _check_finite(net: nn.Module, outputs: list[Tensor]) -> None:
-    """Outputs without a number agree with any others, so nothing could be proven by them."""
-    if outputs and not any(bool(t.isfinite().any()) for t in outputs if t.numel()):
-        names = [name for name, p in net.named_parameters() if not bool(p.isfinite().all())]
-        cause = f"{names[0]!r} is not finite" if names else "look at the example inputs"
-        raise UnsupportedModelError(
-            f"the forward pass of {type(net).__name__} gives no finite number on the example inputs: {cause}"
-        )
-
-
 @contextmanager
-def in_mode(net: nn.Module, training: bool) -> Iterator[None]:
-    """Training or evaluation mode, with modes and buffers given back."""
+def unchanged(net: nn.Module, training: bool, *, step: bool = False) -> Iterator[None]:
+    """Run in training or evaluation mode, with modes and buffers given back; after a step the parameters, too."""
     modes = [(m, m.training) for m in net.modules()]
-    buffers = [(b, b.detach().clone()) for b in net.buffers()]
+    written = [*net.buffers(), *(net.parameters() if step else ())]
+    values = [(t, t.detach().clone()) for t in written]
     net.train(training)
     try:
         yield
@@ -182,5 +127,5 @@ def in_mode(net: nn.Module, training: bool) -> Iterator[None]:
         for module, was in modes:
             module.training = was
         with torch.no_grad():
-            for buffer, value in buffers:
-                buffer.copy_(value)
+            for tensor, value in values:
+                tensor.copy_(value)

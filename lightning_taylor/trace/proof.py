@@ -1,26 +1,28 @@
 """The proof by trial: a family that cannot be removed without a trace is frozen, whatever the rules believed.
 
-For every group at once, up to half of the channels are removed from the copy, and the outputs of both paths must equal
-those of the whole copy in which nothing reads these channels: the consumers' weights for them are zero, as are the
-layers that make queries and keys, which no weight reads; and normalisations over them, where the user lets them shrink,
-leave them out of their statistics. Only if that fails are the groups tried apart: first those near the module that
-raised, then by halves.
+For every group at once, up to half of the channels are removed from the copy. The outputs of both paths, and what every
+layer reads of the channels that stay, must equal those of the whole copy in which nothing reads the removed ones: the
+consumers' weights for them are zero, as are the layers that make queries and keys, which no weight reads; and
+normalisations over them, where the user lets them shrink, leave them out of their statistics. At the outputs alone a
+branch behind a scalar that is still zero, or many layers without norms, would hide what shows once weights have grown.
+Only if that fails are the groups tried apart: first those near the module that raised, then by halves.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
 
 from lightning_taylor.graph.channel_graph import ChannelGraph
+from lightning_taylor.graph.types import Axis
 from lightning_taylor.modules.attributes import follow_shapes, known
 from lightning_taylor.modules.model_copy import tensor_names
 from lightning_taylor.modules.resize import hold, resized
 from lightning_taylor.trace.constraints.norm_statistics import MaskedNormMode, NormStatistics
-from lightning_taylor.trace.forward import Paths
+from lightning_taylor.trace.observe import READING, Observation, Paths
 from lightning_taylor.trace.partition import LabelPartition
 from lightning_taylor.trace.source_line import raising_line
 
@@ -42,7 +44,7 @@ def prove(
     build: Callable[[], ChannelGraph],
     partition: LabelPartition,
     statistics: NormStatistics,
-    outputs: Callable[[Paths, bool], list[Tensor]],
+    outputs: Callable[[Paths, bool], Observation],
 ) -> None:
     """Freeze, in the partition, every group whose removal from ``net`` raises or changes the outputs.
 
@@ -78,7 +80,7 @@ class _Trial:
     def __init__(
         self,
         net: nn.Module,
-        outputs: Callable[[Paths, bool], list[Tensor]],
+        outputs: Callable[[Paths, bool], Observation],
         partition: LabelPartition,
         statistics: NormStatistics,
     ) -> None:
@@ -86,8 +88,10 @@ class _Trial:
         self._partition = partition
         self._statistics_of_norms = statistics
         self._run = outputs
-        self._two = True
+        self._two = self._runs_on_two()
+        self._read_tolerances: dict[tuple[bool, str, int], float] = {}
         names = tensor_names(net)
+        self._input_axes = _input_axes(net, names)
         self._tensors = {names[id(t)]: t for t in (*net.parameters(), *net.buffers())}
         self._tolerances = self._sensitivity()
 
@@ -117,19 +121,20 @@ class _Trial:
                 continue
             paths = _EVALUATION if draw and self._alike else _BOTH
             with self._masked(graph, remove), self._statistics(graph, remove):
-                expected = self._outputs(paths, two=draw == 0)
+                expected = self._observe(paths, two=draw == 0)
             try:
                 with self._sliced(graph, remove):
-                    found = self._outputs(paths, two=draw == 0)
+                    smaller = self._observe(paths, two=draw == 0)
             except Exception as error:
                 return f"the model's code assumes its width ({_first_line(error)})"
-            reason = self._differ(expected, found)
+            reason = self._differ(expected, smaller) or self._read_differently(expected, smaller, graph, remove)
             if reason is not None:
                 return reason
         return None
 
-    def _differ(self, expected: list[Tensor], found: list[Tensor]) -> str | None:
-        for one, other, tolerance in zip(expected, found, self._tolerances[: len(expected)], strict=True):
+    def _differ(self, expected: Observation, smaller: Observation) -> str | None:
+        pairs = zip(expected.outputs, smaller.outputs, self._tolerances[: len(expected.outputs)], strict=True)
+        for one, other, tolerance in pairs:
             if tolerance is None:
                 continue
             if one.shape != other.shape:
@@ -139,39 +144,74 @@ class _Trial:
                 return f"removing its channels changes the output by {difference:.1e} (relative)"
         return None
 
-    def _outputs(self, paths: Paths, *, two: bool = False) -> list[Tensor]:
-        """What the net makes of one example, or of two if it makes as many outputs of them (a detector does not)."""
+    def _read_differently(
+        self, expected: Observation, smaller: Observation, graph: ChannelGraph, remove: dict[str, Tensor]
+    ) -> str | None:
+        keep = graph.keep(remove)
+        for key, one in expected.reads.items():
+            tolerance, other = self._read_tolerances.get(key), smaller.reads.get(key)
+            axis = self._input_axes.get(key[1])
+            if tolerance is None or other is None or axis is None:
+                continue
+            weight, dim = axis
+            kept = keep.get(weight)
+            if kept is not None and one.shape[dim] == graph.width(weight):
+                one = one.index_select(dim, kept.to(one.device))
+            # What removes entries along another dimension leaves nothing to compare: a layer over positions, say.
+            if one.shape == other.shape and not (difference := _relative(one, other)) <= tolerance:
+                return (
+                    f"removing its channels changes what {key[1] or 'the model'} reads by {difference:.1e} (relative)"
+                )
+        return None
+
+    def _observe(self, paths: Paths, *, two: bool = False) -> Observation:
+        """What the net does with one example, or with two if it makes as many outputs of them (a detector does not)."""
         if two and self._two:
-            found = self._run(paths, True)
-            if len(found) == len(self._tolerances):
-                return found
+            observation = self._run(paths, True)
+            if len(observation.outputs) == len(self._tolerances):
+                return observation
             self._two = False
         return self._run(paths, False)
+
+    def _runs_on_two(self) -> bool:
+        try:
+            self._run(_BOTH, True)
+        except Exception:  # code that knows its batch
+            return False
+        return True
 
     def _sensitivity(self) -> list[float | None]:
         """Per output, what a last-digit change of the weights makes of it, as the tolerance: some nets are chaotic.
 
         None for an output that such a change turns over (detections, ranked by scores that tie), and for those of the
         same path, which are picked along with it: they prove nothing, as long as the other path (its losses) does.
+        The same for what layers read.
         """
-        evaluation = self._outputs(_EVALUATION)
-        before = [*evaluation, *self._outputs(_TRAINING)]
+        evaluation = self._observe(_EVALUATION)
+        training = self._observe(_TRAINING)
+        before = [*evaluation.outputs, *training.outputs]
         half = len(before) // 2
-        self._alike = len(before) == 2 * half and all(map(torch.equal, before[:half], before[half:]))
+        self._alike = len(before) == 2 * half and all(map(_equal, before[:half], before[half:]))
         precision = torch.finfo(before[0].dtype).eps if before else 1e-16
         touched = [t for t in self._tensors.values() if t.is_floating_point()]
         kept = [t.detach().clone() for t in touched]
         with torch.no_grad():
             for t in touched:
                 t.mul_(1 + 4 * precision)
-            after = self._outputs(_EVALUATION if self._alike else _BOTH)
+            after = self._observe(_EVALUATION if self._alike else _BOTH)
             for t, value in zip(touched, kept, strict=True):
                 t.copy_(value)
-        drifts = [_relative(a, b) for a, b in zip(before, after, strict=False)] * (2 if self._alike else 1)
         floor = _TIGHT if precision < 1e-10 else 1e-3
+        reads = {**evaluation.reads, **training.reads}
+        for (path, layer, number), one in reads.items():
+            other = after.reads.get((path and not self._alike, layer, number))
+            drift = float("inf") if other is None else _relative(one, other)
+            if 100 * drift <= _LOOSE:
+                self._read_tolerances[path, layer, number] = max(floor, 100 * drift)
+        drifts = [_relative(a, b) for a, b in zip(before, after.outputs, strict=False)] * (2 if self._alike else 1)
         bounds = [min(max(floor, 100 * drift), _LOOSE) for drift in drifts]
         steady = [100 * drift <= _LOOSE for drift in drifts]
-        trusted = _trusted(steady, len(evaluation))
+        trusted = _trusted(steady, len(evaluation.outputs))
         return [b if t or not any(trusted) else None for b, t in zip(bounds, trusted, strict=True)]
 
     @contextmanager
@@ -264,6 +304,27 @@ def _turns(graph: ChannelGraph) -> dict[str, int]:
         for place, name in enumerate(names):
             turn.setdefault(name, (place if len(names) > 1 else len(turn)) % 2)
     return turn
+
+
+def _input_axes(net: nn.Module, names: Mapping[int, str]) -> dict[str, tuple[Axis, int]]:
+    """Layer -> the axis of its weight that reads its input, and the dimension of the input that the axis reads."""
+    axes: dict[str, tuple[Axis, int]] = {}
+    for name, module in net.named_modules():
+        weight = getattr(module, "weight", None)
+        if not isinstance(module, READING) or id(weight) not in names:
+            continue
+        tensor = names[id(weight)]
+        if isinstance(module, nn.Linear):
+            axes[name] = (tensor, 1), -1
+        elif module.groups == 1:
+            axes[name] = (tensor, 0 if module.transposed else 1), 1
+        elif module.groups == module.in_channels == module.out_channels:
+            axes[name] = (tensor, 0), 1
+    return axes
+
+
+def _equal(one: Tensor, other: Tensor) -> bool:
+    return one.shape == other.shape and torch.equal(one, other)
 
 
 def _relative(one: Tensor, other: Tensor) -> float:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any, final
 
 import torch
@@ -20,6 +21,7 @@ from lightning_taylor.utilities.calls import ForwardCall, tensors_in
 __all__ = [
     "CallRecorder",
     "Listening",
+    "Recording",
 ]
 
 
@@ -37,6 +39,8 @@ class CallRecorder:
 
     def __init__(self, model: nn.Module) -> None:
         self.calls: list[ForwardCall] = []
+        self.differentiable: set[str] = set()
+        """Names of the modules that were given something which needs a gradient."""
         self._seen: set[Any] = set()
         self._depth = 0
         self._handles: list[RemovableHandle] = []
@@ -57,6 +61,7 @@ class CallRecorder:
     def clear(self) -> None:
         """Forget the calls so far."""
         self.calls.clear()
+        self.differentiable.clear()
         self._seen.clear()
 
     def close(self) -> None:
@@ -72,6 +77,8 @@ class CallRecorder:
         def enter(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             if _is_redirected(module):
                 return
+            if torch.is_grad_enabled() and any(t.requires_grad for t in tensors_in((args, kwargs))):
+                self.differentiable.add(name)
             if self._depth == 0:
                 self._record(ForwardCall(name, args, kwargs))
             self._depth += 1
@@ -108,6 +115,19 @@ def _is_redirected(module: nn.Module) -> bool:
     return forward is not None and getattr(forward, "__func__", None) is not type(module).forward
 
 
+@dataclass(frozen=True)
+class Recording:
+    """What was seen of a training batch.
+
+    Attributes:
+        calls: the outermost forward calls, in order.
+        differentiable: names of the modules that were given something which needs a gradient.
+    """
+
+    calls: list[ForwardCall]
+    differentiable: frozenset[str] = frozenset()
+
+
 @final
 class Listening:
     """The recorder of a model's calls, if there is one at the moment.
@@ -115,8 +135,8 @@ class Listening:
     Example:
         >>> listening, net = Listening(), nn.Linear(2, 1)
         >>> listening.begin(net)
-        >>> len(listening.end() or []), listening.end()
-        (0, None)
+        >>> listening.end(), listening.end()
+        (Recording(calls=[], differentiable=frozenset()), None)
     """
 
     def __init__(self) -> None:
@@ -132,11 +152,11 @@ class Listening:
         if self._recorder:
             self._recorder.clear()
 
-    def end(self) -> list[ForwardCall] | None:
-        """Take the recorder off, and give the calls since the last ``clear``; None if there was no recorder."""
+    def end(self) -> Recording | None:
+        """Take the recorder off, and return what it saw since the last ``clear``; None if there was no recorder."""
         if not self._recorder:
             return None
-        calls = list(self._recorder.calls)
+        recording = Recording(list(self._recorder.calls), frozenset(self._recorder.differentiable))
         self._recorder.close()
         self._recorder = None
-        return calls
+        return recording

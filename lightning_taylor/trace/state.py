@@ -34,6 +34,7 @@ class TraceState:
         statistics: where statistics over channels are written.
         examples: how many examples the forward pass gets; None leaves costs unrecorded.
         modules: qualified name -> module of the copy, whose attributes may count what a trace finds.
+        uncounted: names of the modules whose operations are not the network's.
     """
 
     def __init__(
@@ -43,6 +44,7 @@ class TraceState:
         statistics: NormStatistics,
         examples: int | None = None,
         modules: Mapping[str, nn.Module] | None = None,
+        uncounted: frozenset[str] = frozenset(),
     ) -> None:
         self.partition = partition
         self.module = ""
@@ -50,6 +52,7 @@ class TraceState:
         self.examples = examples
         self._names = names
         self._modules = modules or {}
+        self._uncounted = uncounted
         # Strong references on purpose: an id must not be given to another tensor during the trace, and weak ones
         # do not survive the round trip of a tensor's Python object through a composite operator.
         self._carried: dict[int, tuple[Tensor, Labels | None]] = {}
@@ -119,7 +122,7 @@ class TraceState:
 
     def record(self, call: Call, axes: Iterable[Axis], share: float = 1.0) -> None:
         """Write down an operation's cost, on the pass that counts it."""
-        if call.flops and self.examples:
+        if call.flops and self.examples and self.module not in self._uncounted:
             flops = round(call.flops * share) // self.examples
             self.partition.operations.append(Operation(self.module, call.name, flops, tuple(axes)))
 

@@ -1,0 +1,145 @@
+"""What belongs to the network: what is deployed or trained; and what mirrors it, as a momentum teacher does.
+
+Deployed is what ``forward`` runs; all that the step runs, where nobody calls the whole module. Trained is what an
+optimizer has and a gradient reached. What is neither is part of the loss: it runs in the trace, and carries no labels.
+A mirror is a submodule with the names and shapes of a trained one that is neither: it loses what the original loses.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor, nn
+
+from lightning_taylor.graph.channel_graph import ChannelGraph
+from lightning_taylor.graph.types import ChannelGroup, Role, Slice
+from lightning_taylor.modules.model_copy import named_tensors
+
+__all__ = ["Scope", "find_mirrors", "find_scope", "with_mirrors"]
+
+
+@dataclass(frozen=True)
+class Scope:
+    """Which tensors carry channels of the network.
+
+    Attributes:
+        outside: names of the tensors that are part of the loss.
+        mirrors: name of a tensor that copies another one -> the name of that one.
+        modules: qualified names of the modules whose work is not the network's: it is not counted.
+    """
+
+    outside: frozenset[str] = frozenset()
+    mirrors: Mapping[str, str] = frozenset()  # type: ignore[assignment]
+    modules: frozenset[str] = frozenset()
+
+    def names(self, names: Mapping[int, str]) -> dict[int, str]:
+        """Return the tensors that carry labels: id -> name."""
+        return {key: name for key, name in names.items() if name not in self.outside and name not in self.mirrors}
+
+
+def find_scope(
+    net: nn.Module, deployed: Iterable[str] | None, trained: Iterable[str] | None, mirrors: Mapping[str, str]
+) -> Scope:
+    """Tell the network from the loss.
+
+    Args:
+        net: the module.
+        deployed: names of the tensors that ``forward`` reads; None if nobody calls it.
+        trained: names of the parameters that learn; None if nobody knows.
+        mirrors: as ``find_mirrors`` gives them.
+    """
+    network = None if deployed is None or trained is None else {*deployed, *trained}
+    outside: set[str] = set()
+    modules: set[str] = set()
+    for name, module in net.named_modules():
+        prefix = f"{name}." if name else ""
+        parameters = {prefix + key for key, p in module.named_parameters(recurse=False) if p is not None}
+        tensors = parameters | {prefix + key for key, _ in module.named_buffers(recurse=False)}
+        if parameters and parameters <= mirrors.keys():
+            modules.add(name)
+        elif network is not None and parameters and not parameters & network:
+            outside |= tensors - mirrors.keys()
+            modules.add(name)
+    return Scope(frozenset(outside), dict(mirrors), frozenset(modules))
+
+
+def find_mirrors(net: nn.Module, deployed: Iterable[str] | None, trained: Iterable[str] | None) -> dict[str, str]:
+    """Find submodules that copy a trained one: the name of each of their tensors -> that of the original.
+
+    Args:
+        net: the module.
+        deployed: names of the tensors that ``forward`` reads; None if nobody calls it: then a copy has the values of
+            its original, too, as it has when training begins.
+        trained: names of the parameters that a gradient reached; None if nobody knows.
+
+    Example:
+        >>> import copy
+        >>> net = nn.ModuleDict({"student": nn.Linear(2, 3)})
+        >>> net["teacher"] = copy.deepcopy(net["student"])
+        >>> find_mirrors(net, None, ["student.weight", "student.bias"])
+        {'teacher.weight': 'student.weight', 'teacher.bias': 'student.bias'}
+    """
+    if trained is None and deployed is None:
+        return {}
+    used = {*(trained or ()), *(deployed or ())}
+    learning = set(used if trained is None else trained)
+    parts: dict[str, dict[str, Tensor]] = {}
+    for name, module in net.named_modules():
+        if name and next(module.parameters(), None) is not None:
+            parts[name] = dict(named_tensors(module))
+    mirrors: dict[str, str] = {}
+    for name, tensors in parts.items():
+        if any(f"{name}.{key}" in used or f"{name}.{key}" in mirrors for key in tensors):
+            continue
+        original = next(
+            (
+                other
+                for other, others in parts.items()
+                if any(f"{other}.{key}" in learning for key in others)
+                and _alike(tensors, others, by_value=deployed is None)
+                and type(net.get_submodule(other)) is type(net.get_submodule(name))
+            ),
+            None,
+        )
+        if original is not None:
+            mirrors.update({f"{name}.{key}": f"{original}.{key}" for key in tensors})
+    return mirrors
+
+
+def with_mirrors(graph: ChannelGraph, scope: Scope) -> ChannelGraph:
+    """Return the graph in which every mirror loses what its original loses, and nothing of the loss is counted."""
+    copies: dict[str, list[str]] = {}
+    for name, original in scope.mirrors.items():
+        copies.setdefault(original, []).append(name)
+    groups = {name: _with_copies(group, copies) for name, group in graph.groups.items()}
+    frozen = dict(graph.frozen)
+    for module in scope.modules:
+        mirrored = next((o for n, o in scope.mirrors.items() if n.rpartition(".")[0] == module), None)
+        weight = f"{module}.weight".lstrip(".")
+        if len(graph.shapes.get(weight, ())) < 2:
+            continue
+        if mirrored is not None:
+            frozen[module] = f"a copy of {mirrored.rpartition('.')[0]}, which it goes along with"
+        else:
+            frozen[module] = "part of the loss: forward does not run it, and it is not trained"
+    beside = {*scope.outside, *scope.mirrors}
+    unseen = tuple(name for name in graph.unseen if name not in scope.modules)
+    return replace(graph, groups=groups, frozen=frozen, parameters=graph.parameters - beside, unseen=unseen)
+
+
+def _with_copies(group: ChannelGroup, copies: Mapping[str, list[str]]) -> ChannelGroup:
+    slices = list(group.slices)
+    for s in group.slices:
+        role = Role.COPY if s in group.read else Role.PASS_THROUGH
+        slices.extend(Slice(name, s.dim, s.index, role) for name in copies.get(s.tensor, ()))
+    return ChannelGroup(group.name, tuple(slices)) if len(slices) > len(group.slices) else group
+
+
+def _alike(one: Mapping[str, Tensor], other: Mapping[str, Tensor], *, by_value: bool) -> bool:
+    if one.keys() != other.keys() or any(one[key] is other[key] for key in one):
+        return False
+    if any(one[key].shape != other[key].shape for key in one):
+        return False
+    return not by_value or all(torch.equal(one[key], other[key]) for key in one)
