@@ -198,9 +198,10 @@ def _deployed(net: nn.Module, program: Program, dtype: torch.dtype) -> set[str] 
             read.update(names[id(t)] for t in tensors_in((args, kwargs or {})) if id(t) in names)
             return func(*args, **(kwargs or {}))
 
-    with unchanged(net, False), quiet(dtype=dtype), _Reading():
-        for call in program.deployed:
-            net(*call.args, **call.kwargs)
+    for training in (False, True):
+        with unchanged(net, training), quiet(dtype=dtype), _Reading():
+            for call in program.deployed:
+                net(*call.args, **call.kwargs)
     return read
 
 

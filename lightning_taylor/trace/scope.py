@@ -35,8 +35,8 @@ class Scope:
     modules: frozenset[str] = frozenset()
 
     def names(self, names: Mapping[int, str]) -> dict[int, str]:
-        """Return the tensors that carry labels: id -> name."""
-        return {key: name for key, name in names.items() if name not in self.outside and name not in self.mirrors}
+        """Return the tensors that carry labels, id -> name; a mirror carries those of its original."""
+        return {key: self.mirrors.get(name, name) for key, name in names.items() if name not in self.outside}
 
 
 def find_scope(
@@ -72,7 +72,8 @@ def find_mirrors(net: nn.Module, deployed: Iterable[str] | None, trained: Iterab
         net: the module.
         deployed: names of the tensors that ``forward`` reads; None if nobody calls it: then a copy has the values of
             its original, too, as it has when training begins.
-        trained: names of the parameters that a gradient reached; None if nobody knows.
+        trained: names of the parameters that a gradient reached; None if nobody knows: then nothing is taken for a
+            copy, since parts of one shape are common.
 
     Example:
         >>> import copy
@@ -81,10 +82,10 @@ def find_mirrors(net: nn.Module, deployed: Iterable[str] | None, trained: Iterab
         >>> find_mirrors(net, None, ["student.weight", "student.bias"])
         {'teacher.weight': 'student.weight', 'teacher.bias': 'student.bias'}
     """
-    if trained is None and deployed is None:
+    if trained is None:
         return {}
-    used = {*(trained or ()), *(deployed or ())}
-    learning = set(used if trained is None else trained)
+    learning = set(trained)
+    used = learning | set(deployed or ())
     parts: dict[str, dict[str, Tensor]] = {}
     for name, module in net.named_modules():
         if name and next(module.parameters(), None) is not None:
