@@ -84,8 +84,14 @@ def test_scores_equal_those_of_the_uncompiled_run(how: str, criterion: Any, tmp_
     assert torch._dynamo.utils.counters["frames"]["total"] > 0
 
 
-@pytest.mark.parametrize("criterion", [Taylor(), TaylorBatch()])
-@pytest.mark.parametrize("name", ["stock", "own_three", "swin_v2"])
+@pytest.mark.parametrize(
+    ("name", "criterion"),
+    [
+        *((name, criterion) for name in ("stock", "own_three") for criterion in (Taylor(), TaylorBatch())),
+        ("swin_v2", Taylor()),
+        pytest.param("swin_v2", TaylorBatch(), marks=pytest.mark.slow),
+    ],
+)
 def test_coordinates_of_heads_are_scored_in_compiled_code(name: str, criterion: Any, tmp_path: Path) -> None:
     def module(backend: str = "") -> Boring:
         torch.manual_seed(0)
