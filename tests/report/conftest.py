@@ -8,6 +8,11 @@ from lightning_taylor.plan import CostModel, Event, Record, Target
 from lightning_taylor.report import PruningSummary
 
 
+@pytest.fixture(scope="module", autouse=True)
+def _no_pictures() -> None:
+    """Draw everything here."""
+
+
 @pytest.fixture
 def dense() -> ChannelGraph:
     """Two layers, the first with eight removable channels."""
