@@ -19,3 +19,24 @@ def _seeded_and_clean() -> Iterator[None]:
     assert torch.get_default_dtype() == torch.float32
     leaked = set(os.environ) - set(environment) - {"PYTEST_CURRENT_TEST"}
     assert not {name for name in leaked if not name.startswith(("TORCH", "KINETO", "TRITON", "KMP"))}, leaked
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _no_pictures() -> Iterator[None]:
+    """Leave the pictures out of each fit's report: to draw them takes longer than the fit itself.
+
+    They are tested in ``tests/report``, and elsewhere by who asks for ``pictures``.
+    """
+    from lightning_taylor.report import html  # only now: whoever hands out the tests need not import all of it
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(html, "figures", lambda summary: {})
+        yield
+
+
+@pytest.fixture
+def pictures(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Draw them after all."""
+    from lightning_taylor.report import figures, html
+
+    monkeypatch.setattr(html, "figures", figures.figures)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -16,8 +17,14 @@ from lightning_taylor import prune_channels, trace_channels
 X = torch.randn(2, 3, 12, 12)
 
 
+@cache
+def _graph(kind: type[nn.Module]) -> Any:
+    return trace_channels(kind(), X)
+
+
 def graph_of(net: nn.Module) -> Any:
-    return trace_channels(net, X)
+    """Give the graph of a network of the zoo, which is traced once: it does not depend on the weights."""
+    return _graph(type(net))
 
 
 def removing(remove: Any, **kwargs: Any) -> Callable[[Any], Any]:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import copy
 import pickle
 import warnings
+from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -31,14 +33,33 @@ def saving(folder: Path, **kwargs: Any) -> ModelCheckpoint:
     return ModelCheckpoint(**{"dirpath": folder, "monitor": "score", "mode": "max", **kwargs})
 
 
+Fits = Callable[[type[Net], str, bool], tuple[L.Trainer, Any, Path]]
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory: pytest.TempPathFactory) -> Fits:
+    """Give a fit that keeps its best epoch, its module, and a checkpoint of its end; each is made once."""
+
+    @cache
+    def fit(make: type[Net], only: str, rising: bool) -> tuple[L.Trainer, Any, Path]:
+        folder = tmp_path_factory.mktemp("saved")
+        torch.manual_seed(0)
+        module = make(rising=rising)
+        run = fitted(module, folder, saving(folder, **SAVES[only]))
+        run.save_checkpoint(folder / "end.ckpt")
+        return run, module, folder / "end.ckpt"
+
+    return fit
+
+
 @pytest.mark.parametrize("make", [Net, Late])
 @pytest.mark.parametrize("only", SAVES)
 @pytest.mark.parametrize("task", ["validate", "test", "predict"])
 def test_the_best_checkpoint_may_be_larger_than_the_model_in_memory(
-    task: str, only: str, make: type[Net], tmp_path: Path
+    task: str, only: str, make: type[Net], saved: Fits
 ) -> None:
-    module = make(rising=False)
-    run = fitted(module, tmp_path, saving(tmp_path, **SAVES[only]))
+    run, module, end = saved(make, only, False)
+    run.validate(module, loader(seed=1), ckpt_path=end)  # an earlier task may have made it large
     path = run.checkpoint_callback.best_model_path  # type: ignore[union-attr]
     assert weights_of(path)["net.0.weight"].shape[0] == 8 > module.net[0].out_channels  # type: ignore[operator]
     getattr(run, task)(module, loader(seed=1), ckpt_path="best")
@@ -49,12 +70,12 @@ def test_the_best_checkpoint_may_be_larger_than_the_model_in_memory(
 @pytest.mark.parametrize("only", SAVES)
 @pytest.mark.parametrize("task", ["validate", "test", "predict"])
 def test_the_best_checkpoint_may_be_smaller_than_the_model_in_memory(
-    task: str, only: str, make: type[Net], tmp_path: Path
+    task: str, only: str, make: type[Net], saved: Fits
 ) -> None:
-    run = fitted(make(), tmp_path, saving(tmp_path, **SAVES[only]))
+    run, _, end = saved(make, only, True)
     path = run.checkpoint_callback.best_model_path  # type: ignore[union-attr]
     assert weights_of(path)["net.0.weight"].shape[0] < 8
-    fresh = trainer([pruning(), saving(tmp_path)], default_root_dir=tmp_path, enable_checkpointing=True)
+    fresh = trainer([pruning(), saving(end.parent)], default_root_dir=end.parent, enable_checkpointing=True)
     for again in (run, fresh):
         module = make()
         where = "best" if again is run else path

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -14,6 +14,7 @@ pytest.importorskip("jsonargparse", reason="needs the extra cli")
 pytest.importorskip("sklearn", reason="needs the extra recipes")
 
 from lightning_taylor import cli
+from lightning_taylor.recipes.models import DigitsCNN
 
 Run = Callable[..., tuple[int, str, str]]
 FIT = (
@@ -37,6 +38,14 @@ def run(capsys: pytest.CaptureFixture[str]) -> Run:
         return code, captured.out, captured.err
 
     return lightning_taylor
+
+
+@pytest.fixture(scope="module")
+def narrow_digits() -> Iterator[None]:
+    """Make the digits' network a third as wide, for who trains it many times."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(DigitsCNN.__init__, "__defaults__", (1, 16))
+        yield
 
 
 @pytest.fixture(scope="session")

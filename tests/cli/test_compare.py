@@ -36,11 +36,14 @@ CONFIG: dict[str, Any] = {
 }
 FEW = ("--examples", 16, "--batch-size", 8, "--fraction", 0.01, "--resamples", 2, "--json")
 
-pytestmark = pytest.mark.filterwarnings("ignore::jsonargparse._deprecated.JsonargparseDeprecationWarning")
+pytestmark = [
+    pytest.mark.filterwarnings("ignore::jsonargparse._deprecated.JsonargparseDeprecationWarning"),
+    pytest.mark.usefixtures("narrow_digits"),
+]
 
 
 @pytest.fixture(scope="module")
-def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def trained(tmp_path_factory: pytest.TempPathFactory, narrow_digits: None) -> Path:
     """The checkpoint of a short fit."""
     folder = tmp_path_factory.mktemp("trained")
     L.seed_everything(0, verbose=False)

@@ -38,7 +38,10 @@ CONFIG: dict[str, Any] = {
 STEPS = 13  # of the configuration's one epoch
 OPTIONS = ("--curves", "--every", "2", "--target", "0.4", "--points", "3")
 
-pytestmark = pytest.mark.filterwarnings("ignore::jsonargparse._deprecated.JsonargparseDeprecationWarning")
+pytestmark = [
+    pytest.mark.filterwarnings("ignore::jsonargparse._deprecated.JsonargparseDeprecationWarning"),
+    pytest.mark.usefixtures("narrow_digits"),
+]
 
 
 class Inaccurate(ImageClassifier):
@@ -65,7 +68,7 @@ def _seeds_in_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture(scope="module")
-def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def trained(tmp_path_factory: pytest.TempPathFactory, narrow_digits: None) -> Path:
     """A folder with a checkpoint, its configuration, and a finished comparison with its JSON."""
     folder, here, environment = tmp_path_factory.mktemp("trained"), Path.cwd(), dict(os.environ)
     (folder / "config.yaml").write_text(yaml.safe_dump(CONFIG))

@@ -176,7 +176,7 @@ def test_a_checkpoint_that_does_not_say_what_forward_takes_is_asked_for_with_the
 
 @pytest.mark.parametrize("part", ["", "net"])
 def test_a_checkpoint_alone_says_with_what_its_network_was_called(run: Run, checkpoint: Path, part: str) -> None:
-    code, out, err = run("export", checkpoint, "--format=onnx", *(["--submodule", part] if part else []))
+    code, out, err = run("export", checkpoint, "--format=torch_export", *(["--submodule", part] if part else []))
     assert (code, err) == (0, "")
     assert "compared on random numbers of the shapes that the fit had" in out
     assert "inputs 1x1x8x8 (any batch size)" in out

@@ -9,11 +9,11 @@ from pathlib import Path
 import pytest
 import torch
 import torch.distributed as dist
+from fit.rank_launch import all_well, on_ranks
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scores.gates import assert_same, case, train_batch
 from torch import Tensor, nn
-from torch.multiprocessing.spawn import spawn
 from zoo import conv
 
 from lightning_taylor.criteria.base import Scorer
@@ -206,7 +206,7 @@ def _gather_on_a_rank(rank: int, folder: str) -> None:
 
 
 def test_ranks_keep_the_examples_of_all(tmp_path: Path) -> None:
-    spawn(_gather_on_a_rank, (str(tmp_path),), nprocs=2)
+    all_well(on_ranks(2, _gather_on_a_rank, str(tmp_path)))
     one, other = (torch.load(tmp_path / f"rank{rank}.pt") for rank in (0, 1))
     assert all(torch.equal(one["state"][key], value) for key, value in other["state"].items())
     torch.manual_seed(0)

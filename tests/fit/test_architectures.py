@@ -72,7 +72,7 @@ def faster_rcnn() -> nn.Module:
 
 NETS: dict[str, Callable[[], nn.Module]] = {
     "resnext": resnext,
-    "shufflenet": lambda: torchvision.models.shufflenet_v2_x0_5(num_classes=4),
+    "shufflenet": lambda: torchvision.models.ShuffleNetV2([2, 2, 2], [8, 16, 24, 32, 48], num_classes=4),
     "vit": vit,
     "swin": swin,
     "unet": UNet,

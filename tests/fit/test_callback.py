@@ -44,6 +44,7 @@ def fit(module: L.LightningModule, callback: TaylorPruning, tmp_path: Path, **kw
     return run
 
 
+@pytest.mark.usefixtures("pictures")
 @pytest.mark.parametrize("name", ["vgg", "residual", "concat", "inverted", "option_a", "bare", "decoder"])
 def test_an_ordinary_fit_lands_on_the_target(name: str, tmp_path: Path) -> None:
     torch.manual_seed(0)

@@ -144,14 +144,20 @@ def _own_handler() -> Iterator[None]:
     signal.signal(signal.SIGINT, before)
 
 
+@pytest.fixture(scope="module")
+def lines(tmp_path_factory: pytest.TempPathFactory) -> Counter[str]:
+    """Count the lines of each part of the package that a fit runs."""
+    counted: Counter[str] = Counter()
+    torch.manual_seed(0)  # how many they are depends on its scores
+    with counting_lines(counted):
+        fit(Boring(zoo.Residual()), pruning(criterion=TaylorBatch()), tmp_path_factory.mktemp("lines"))
+    return counted
+
+
 @pytest.mark.usefixtures("_own_handler")
 @pytest.mark.parametrize("part", PARTS)
-def test_ctrl_c_anywhere_leaves_the_network_whole(part: str, tmp_path: Path) -> None:
+def test_ctrl_c_anywhere_leaves_the_network_whole(part: str, lines: Counter[str], tmp_path: Path) -> None:
     """At four lines of each part of the package, spread over the fit."""
-    lines: Counter[str] = Counter()
-    torch.manual_seed(0)  # how many lines a fit runs depends on its scores
-    with counting_lines(lines):
-        fit(Boring(zoo.Residual()), pruning(criterion=TaylorBatch()), tmp_path)
     for quarter in range(4):
         torch.manual_seed(0)
         module, pruner = Boring(zoo.Residual()), pruning(criterion=TaylorBatch())

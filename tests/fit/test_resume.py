@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import cache
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -12,13 +15,24 @@ from fit.resuming import KINDS, KilledError, differences, kept, run
 CASES = [(kind, kill) for kind in KINDS for kill in (1, 3, 4, 6, 8) if (kind, kill) != ("swa", 8)]
 
 
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], dict[str, Any]]:
+    """Give what a whole fit of a kind ends with; each is made once."""
+
+    @cache
+    def ended(kind: str) -> dict[str, Any]:
+        folder = tmp_path_factory.mktemp("whole")
+        run(folder, kind)
+        return kept(folder)
+
+    return ended
+
+
 @pytest.mark.parametrize(("kind", "kill"), CASES)
-def test_resume_equals_uninterrupted(kind: str, kill: int, tmp_path: Path) -> None:
-    whole, parts = tmp_path / "whole", tmp_path / "parts"
-    whole.mkdir()
-    parts.mkdir()
-    run(whole, kind)
+def test_resume_equals_uninterrupted(
+    kind: str, kill: int, uninterrupted: Callable[[str], dict[str, Any]], tmp_path: Path
+) -> None:
     with pytest.raises(KilledError):
-        run(parts, kind, kill=kill)
-    run(parts, kind, resume=parts / "kill.ckpt")
-    assert differences(kept(whole), kept(parts)) == []
+        run(tmp_path, kind, kill=kill)
+    run(tmp_path, kind, resume=tmp_path / "kill.ckpt")
+    assert differences(uninterrupted(kind), kept(tmp_path)) == []

@@ -49,20 +49,28 @@ def _killed(rank: int, folder: Path, saver: str, how: str, step: int) -> str:
     return "ended"
 
 
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """What the fit ends with if nothing strikes it."""
+    folder = tmp_path_factory.mktemp("whole")
+    run(folder, "plain")
+    return kept(folder)
+
+
 @pytest.mark.filterwarnings("ignore:.*is set, but there is no last checkpoint", "ignore:.*was called without a model")
 @pytest.mark.parametrize("step", [EVENT, EVENT + 1])
 @pytest.mark.parametrize("how", ["exception", "SIGTERM"])
 @pytest.mark.parametrize("saver", ["OnExceptionCheckpoint", "ModelCheckpoint"])
-def test_a_fit_that_was_struck_after_a_step_resumes_bitwise(how: str, saver: str, step: int, tmp_path: Path) -> None:
-    whole, parts = tmp_path / "whole", tmp_path / "parts"
-    whole.mkdir()
-    run(whole, "plain")
+def test_a_fit_that_was_struck_after_a_step_resumes_bitwise(
+    how: str, saver: str, step: int, whole: dict[str, Any], tmp_path: Path
+) -> None:
+    parts = tmp_path / "parts"
     # In a child: a signal would end the tests with it.
     (ended,) = all_well(on_ranks(1, _killed, parts, saver, how, step))
     assert ended == {"exception": "KilledError", "SIGTERM": "SIGTERMException"}[how]
     (saved,) = parts.glob("*.ckpt")
     run(parts, "plain", resume=saved, extra=[saver_of(saver, parts)] if saver == "ModelCheckpoint" else [])
-    assert differences(kept(whole), kept(parts)) == []
+    assert differences(whole, kept(parts)) == []
 
 
 @pytest.mark.slow

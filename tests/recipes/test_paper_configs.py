@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +55,7 @@ def _undo_the_seed(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.Tem
 def settings() -> Callable[[str], dict[str, Any]]:
     """What a configuration says, after the defaults: trainer, pruning, schedule, model and data."""
 
+    @cache
     def read(name: str) -> dict[str, Any]:
         config = Built(["fit", "--config", str(cli.shipped_configs()[name])]).config["fit"]
         pruning = config["trainer"]["callbacks"][0]["init_args"]

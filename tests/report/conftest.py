@@ -11,6 +11,11 @@ from lightning_taylor.plan.target import Target
 from lightning_taylor.report.summary import PruningSummary
 
 
+@pytest.fixture(scope="module", autouse=True)
+def _no_pictures() -> None:
+    """Draw everything here."""
+
+
 @pytest.fixture
 def dense() -> ChannelGraph:
     """Two layers, the first with eight removable channels."""

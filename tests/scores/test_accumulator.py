@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 import torch
 import torch.distributed as dist
+from fit.rank_launch import all_well, on_ranks
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
-from torch.multiprocessing.spawn import spawn
 
 from lightning_taylor.graph.channel_graph import ChannelGraph
 from lightning_taylor.graph.types import ChannelGroup, Role, Slice
@@ -85,7 +85,7 @@ def _settle_on_a_rank(rank: int, folder: str) -> None:
 
 
 def test_ranks_share_their_sums_and_go_on_from_the_checkpoint_of_one(tmp_path: Path) -> None:
-    spawn(_settle_on_a_rank, (str(tmp_path),), nprocs=2)
+    all_well(on_ranks(2, _settle_on_a_rank, str(tmp_path)))
     one, other = (torch.load(tmp_path / f"mean{rank}.pt") for rank in (0, 1))
     everything = [*_batches(0, 3), *_batches(1, 4), *_batches(10, 2), *_batches(11, 2)]
     torch.testing.assert_close(one["mean"], _mean(everything), equal_nan=True)

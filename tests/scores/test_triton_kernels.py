@@ -26,7 +26,7 @@ WEIGHTS = [(64, 32, 3, 3), (300, 70, 1, 1), (5, 6, 7, 2), (40, 900), (6, 4, 3)]
 INTERPRETED = """
 from unittest import mock
 from scores.test_triton_kernels import *
-from lightning_taylor.scores import fused
+from lightning_taylor.scores import triton_kernels as fused
 
 for dtype in TYPES:
     for shape in ROWS:

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from functools import cache
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ from torch import nn
 from torchvision.ops import roi_align
 
 from lightning_taylor.errors import UnsupportedModelError
+from lightning_taylor.graph.channel_graph import ChannelGraph
 from lightning_taylor.graph.types import Role
 from lightning_taylor.trace.api import trace_channels
 
@@ -54,9 +56,15 @@ EXPECTED = {
 }
 
 
+@cache
+def graph_of(name: str) -> ChannelGraph:
+    """Trace a net of the zoo, once."""
+    return trace_channels(*zoo.build(name))
+
+
 @pytest.mark.parametrize("name", zoo.NETS)
 def test_finds_the_groups_that_the_structure_has(name: str) -> None:
-    graph = trace_channels(*zoo.build(name))
+    graph = graph_of(name)
     assert {group.name: group.size for group in graph.groups.values()} == EXPECTED[name]
 
 
@@ -64,7 +72,7 @@ def test_finds_the_groups_that_the_structure_has(name: str) -> None:
 @pytest.mark.parametrize("name", zoo.NETS)
 def test_sliced_equals_masked(name: str, fraction: float) -> None:
     model, x = zoo.build(name)
-    graph = trace_channels(model, x)
+    graph = graph_of(name)
     for seed in range(4):
         remove = graph.sample(fraction, torch.Generator().manual_seed(seed))
         expected = outputs(masked(model, graph, remove), x)
@@ -74,8 +82,7 @@ def test_sliced_equals_masked(name: str, fraction: float) -> None:
 
 @pytest.mark.parametrize("name", zoo.NETS)
 def test_every_layer_is_removable_or_has_a_reason(name: str) -> None:
-    model, x = zoo.build(name)
-    graph = trace_channels(model, x)
+    graph = graph_of(name)
     for layer, axis in graph.layers.items():
         carried = {int(i) for g in graph.groups.values() for s in g.slices if s.axis == axis for i in s.index.flatten()}
         assert carried == set(range(graph.width(axis))) or graph.frozen[layer]
@@ -102,7 +109,7 @@ def test_a_trace_leaves_nothing_behind(name: str) -> None:
 @pytest.mark.parametrize("name", zoo.NETS)
 def test_the_graph_of_a_shrunk_model_is_the_shrunk_graph(name: str) -> None:
     model, x = zoo.build(name)
-    graph = trace_channels(model, x)
+    graph = graph_of(name)
     remove = graph.sample(0.4, torch.Generator().manual_seed(1))
     shrunk, traced = graph.shrink(remove), trace_channels(sliced(model, graph, remove), x)
     assert shrunk.shapes == traced.shapes
@@ -114,7 +121,7 @@ def test_the_graph_of_a_shrunk_model_is_the_shrunk_graph(name: str) -> None:
 
 @pytest.mark.parametrize("name", zoo.NETS)
 def test_groups_shrink_one_after_the_other_as_all_at_once(name: str) -> None:
-    graph = one_by_one = trace_channels(*zoo.build(name))
+    graph = one_by_one = graph_of(name)
     remove = graph.sample(0.4, torch.Generator().manual_seed(2))
     for group, index in remove.items():
         one_by_one = one_by_one.shrink({group: index})

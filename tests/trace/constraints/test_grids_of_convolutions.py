@@ -85,7 +85,7 @@ def test_networks_as_torchvision_builds_them_are_exact_under_each_choice(name: s
         block = torchvision.models.resnet.Bottleneck
         model: nn.Module = torchvision.models.ResNet(block, [1, 1, 1, 1], num_classes=4, groups=8, width_per_group=4)
     else:
-        params = torchvision.models.regnet.BlockParams([16, 48], [8, 16], [8, 16], [2, 2], [1, 2])
+        params = torchvision.models.regnet.BlockParams([1, 2], [8, 16], [8, 16], [2, 2], [1, 2])
         params.se_ratio = 0.25 if name == "regnet_y" else None
         model = torchvision.models.RegNet(params, num_classes=4, stem_width=8)
     model = model.double().eval()
