@@ -13,7 +13,7 @@ from torch import nn
 from lightning_taylor.errors import NothingToPruneError, UnsupportedModelError
 from lightning_taylor.graph.channel_graph import ChannelGraph
 from lightning_taylor.modules.model_copy import private_copy, reveal, tensor_names
-from lightning_taylor.trace.constraints.norm_statistics import NormStatistics
+from lightning_taylor.trace.constraints import attach_constraints
 from lightning_taylor.trace.forward import in_mode, outputs_of, quiet, settle_precision
 from lightning_taylor.trace.groups import build_graph
 from lightning_taylor.trace.ops.recurrent import tie_recurrent
@@ -121,12 +121,12 @@ def trace_calls(
     tensors = {id(t): t for t in (*net.parameters(), *net.buffers())}
     shapes = {name: tuple(tensors[key].shape) for key, name in names.items()}
     partition = LabelPartition(shapes, frozenset(shapes) - parameters, options)
-    statistics = NormStatistics(partition)
+    constraints = attach_constraints(partition)
     returned: list[Any] = []
     for training in (False, True):
         examples = None if training else _batch_size(few)
         try:
-            state = TraceState(partition, names, statistics, examples, dict(net.named_modules()))
+            state = TraceState(partition, constraints, names, examples, dict(net.named_modules()))
             tracer = Tracer(state, RULES, fallback, SEVERAL)
             returned += _trace_path(net, few, tracer, training=training, dtype=dtype)
         except Exception as error:
@@ -147,12 +147,12 @@ def trace_calls(
     if verify:
         prove(
             net,
-            lambda: build_graph(partition, parameters, unseen),
+            lambda: build_graph(partition, constraints, parameters, unseen),
             partition,
-            statistics,
+            constraints.statistics,
             lambda paths, more: outputs_of(net, two if more else few, dtype, paths),
         )
-    return build_graph(partition, parameters, unseen)
+    return build_graph(partition, constraints, parameters, unseen)
 
 
 def require_groups(graph: ChannelGraph) -> ChannelGraph:
@@ -182,7 +182,7 @@ def _trace_path(
                 out = net.get_submodule(call.module)(*call.args, **call.kwargs)
             for tensor in tensors_in(out):
                 tracer.state.use(tensor)
-                tracer.state.statistics.leave(tensor)
+                tracer.state.statistics.at_output(tensor)
                 tracer.state.freeze(tracer.state.labels_of(tensor), "reaches the output")
             returned.append(out)
     return returned

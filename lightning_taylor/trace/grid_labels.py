@@ -35,9 +35,9 @@ def arranged(call: Call, before: Tensor, after: Tensor) -> list[Tensor]:
     if bool((grid_F == NEUTRAL).any()) or len(torch.unique(grid_F)) != grid_F.numel():
         return [after]
     state = call.state
-    nested = state.partition.grids.owning(int(grid_F.max())) is not None
+    nested = state.grids.owning(int(grid_F.max())) is not None
     kind = (state.kind, call.name, len(dims), nested)
-    grid = state.partition.grids.split(grid_F, call.where, kind, _order(call, grid_F))
+    grid = state.grids.split(grid_F, call.where, kind, _order(call, grid_F))
     _note_holders(call, grid)
     return [
         torch.from_numpy(axis).view([-1 if d - after.ndim == dim else 1 for d in range(after.ndim)]).expand(after.shape)
@@ -124,7 +124,7 @@ def _clash(slots: Sequence[Tensor]) -> tuple[int, int] | None:
 
 
 def _grid_of(call: Call, slot: Tensor) -> Grid | None:
-    return call.state.partition.grids.owning(int(slot.max()))
+    return call.state.grids.owning(int(slot.max()))
 
 
 def _slot_of(call: Call, grid: Grid, dim: int, slots: Sequence[Tensor]) -> Tensor | None:

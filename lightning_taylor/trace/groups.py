@@ -16,8 +16,8 @@ import torch
 
 from lightning_taylor.graph.channel_graph import ChannelGraph
 from lightning_taylor.graph.types import Axis, ChannelGroup, Follower, Role, Slice
-from lightning_taylor.modules.attention import SCALED_BY
-from lightning_taylor.trace.constraints.grids import MERGED
+from lightning_taylor.trace.constraints import Constraints
+from lightning_taylor.trace.constraints.query_key import QueryKeyPairs
 from lightning_taylor.trace.partition import VIRTUAL, LabelPartition
 
 __all__ = [
@@ -27,26 +27,28 @@ __all__ = [
 _SIDES = (Role.QUERY, Role.KEY)
 
 
-def build_graph(partition: LabelPartition, parameters: frozenset[str], unseen: tuple[str, ...]) -> ChannelGraph:
-    """The channel graph of everything that is tied, not frozen, produced and consumed."""
+def build_graph(
+    partition: LabelPartition, constraints: Constraints, parameters: frozenset[str], unseen: tuple[str, ...]
+) -> ChannelGraph:
+    """Build the channel graph of everything that is tied, not frozen, produced and consumed."""
     component = partition.components()
     frozen_by = partition.frozen_components(component)
-    member_of_group, groups = _groups(partition, component, frozen_by)
+    member_of_group, groups = _groups(partition, constraints.pairs, component, frozen_by)
     return ChannelGraph(
         groups=groups,
-        frozen=_frozen_layers(partition, component, frozen_by, member_of_group),
+        frozen=_frozen_layers(partition, component, frozen_by, member_of_group, constraints.grids.held(component)),
         layers=dict(partition.layers),
         shapes=dict(partition.shapes),
         dense=dict(partition.shapes),
         parameters=parameters,
         operations=tuple(partition.operations),
         unseen=unseen,
-        followers=tuple(_followers(partition)),
+        followers=tuple(_linked(partition)),
     )
 
 
 def _groups(
-    partition: LabelPartition, component: np.ndarray, frozen_by: np.ndarray
+    partition: LabelPartition, pairs: QueryKeyPairs, component: np.ndarray, frozen_by: np.ndarray
 ) -> tuple[np.ndarray, dict[str, ChannelGroup]]:
     labels = np.flatnonzero(frozen_by[component] < 0)
     number, index = partition.decode(labels)
@@ -55,8 +57,8 @@ def _groups(
     kinds = _kinds(partition, component[labels], number)
     grouped = np.zeros(partition.total, dtype=bool)
     found: list[tuple[int, ChannelGroup, np.ndarray]] = []
-    contracted = partition.contracted.components(component)
-    silenced = {role: partition.contracted.silenced(role) for role in _SIDES if len(contracted)}
+    contracted = pairs.components(component)
+    silenced = {role: pairs.silenced(role) for role in _SIDES if len(contracted)}
     for members in kinds:
         mine = component[labels[members]]
         sides = silenced if mine[0] in contracted else {}
@@ -140,26 +142,17 @@ def _channel_order(
     return rank
 
 
-def _followers(partition: LabelPartition) -> Iterator[Follower]:
-    """The attributes that count the units of a grid, or all of its entries, or a part that code takes."""
-    seen = set(partition.followers)
-    for (module, attribute), (axis, value) in partition.followers.items():
-        yield Follower(module, attribute, axis, value, partition.shapes[axis[0]][axis[1]])
-    for grid in partition.grids:
-        axes = partition.real_axes(torch.from_numpy(grid.labels)) if grid.unit is not None else []
-        if len(axes) != 1:
-            continue
-        tensor, dim = axes[0]
-        for (module, attribute, dims), value in grid.holders.items():
-            if grid.counted(dims, partition.is_frozen) in (grid.unit, MERGED) and (module, attribute) not in seen:
-                seen.add((module, attribute))
-                yield Follower(
-                    module, attribute, axes[0], value, 0 if attribute == SCALED_BY else partition.shapes[tensor][dim]
-                )
-    for follower in partition.places.followers():
-        if (follower.module, follower.attribute) not in seen:
-            seen.add((follower.module, follower.attribute))
-            yield follower
+def _linked(partition: LabelPartition) -> Iterator[Follower]:
+    """Yield the attributes that follow widths, each once: what a rule linked, then what constraints decided."""
+    every = [
+        *(Follower(*key, axis, value, partition.shapes[axis[0]][axis[1]])
+          for key, (axis, value) in partition.followers.items()),
+        *(linked for constraint in partition.constraints for linked in constraint.linked_attributes()),
+    ]  # fmt: skip
+    first: dict[tuple[str, str], Follower] = {}
+    for linked in every:
+        first.setdefault((linked.module, linked.attribute), linked)
+    yield from first.values()
 
 
 def _layer_of(partition: LabelPartition, axis: Axis) -> str:
@@ -167,11 +160,15 @@ def _layer_of(partition: LabelPartition, axis: Axis) -> str:
 
 
 def _frozen_layers(
-    partition: LabelPartition, component: np.ndarray, frozen_by: np.ndarray, grouped: np.ndarray
+    partition: LabelPartition,
+    component: np.ndarray,
+    frozen_by: np.ndarray,
+    grouped: np.ndarray,
+    held: Mapping[int, str],
 ) -> dict[str, str]:
-    """Layer -> why some or all of its output channels must stay."""
+    """Map each layer to why some or all of its output channels must stay; ``held`` as ``Grids.held`` gives it."""
     frozen = {}
-    read, held = _read(partition, component), _held(partition, component)
+    read = _read(partition, component)
     for layer, axis in partition.layers.items():
         entries = partition.entries(axis)
         stay = entries[~grouped[entries]]
@@ -196,16 +193,6 @@ def _read(partition: LabelPartition, component: np.ndarray) -> np.ndarray:
         if roles.keys() & {Role.CONSUMER, *_SIDES}:
             read[component[partition.entries(axis)]] = True
     return read
-
-
-def _held(partition: LabelPartition, component: np.ndarray) -> dict[int, str]:
-    """Component -> why a grid that it is tied to has no unit: that of the values whose heads the queries share."""
-    held: dict[int, str] = {}
-    for grid in partition.grids:
-        reason = partition.reason_of(grid.labels.ravel()) if grid.unit is None else None
-        for axis in grid.axes if reason else ():
-            held.update(dict.fromkeys(component[axis].tolist() if axis is not None else (), reason or ""))
-    return held
 
 
 def _why_ungrouped(tied: int, read: bool) -> str:

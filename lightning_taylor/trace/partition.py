@@ -12,18 +12,19 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from lightning_taylor.graph.types import Axis, ChannelGroup, Operation, Role
+from lightning_taylor.graph.types import Axis, ChannelGroup, Follower, Operation, Role
 from lightning_taylor.trace.options import TraceOptions
 
 __all__ = [
     "NEUTRAL",
     "VIRTUAL",
+    "Constraint",
     "LabelPartition",
 ]
 
@@ -33,8 +34,46 @@ VIRTUAL = "<grid>"
 """In place of a tensor's name: an axis that only a trace knows."""
 
 
+class Constraint(Protocol):
+    """A decision about labels that takes more than ties, and waits until all of those are known.
+
+    A partition asks its constraints and knows none of them by name. Each method does nothing unless it is overridden.
+    """
+
+    def settle(self) -> None:
+        """Decide, and tie or freeze labels accordingly."""
+
+    def ties(self) -> Iterable[np.ndarray]:
+        """Return pairs of labels, shape ``(2, n)`` each, that are tied by what was decided so far."""
+        return ()
+
+    def try_next(self, labels: np.ndarray, reason: str) -> bool:
+        """Decide otherwise for channels that the proof by trial refused.
+
+        Args:
+            labels: one label of each channel at least.
+            reason: why they were refused.
+
+        Returns:
+            Whether the constraint has taken care of these channels; if not, the next one is asked.
+        """
+        return False
+
+    def affects(self, labels: np.ndarray) -> bool:
+        """Return whether these channels depend on a decision that can still change."""
+        return False
+
+    def linked_attributes(self) -> Iterable[Follower]:
+        """Return the attributes of modules that must follow widths by what was decided."""
+        return ()
+
+
 class LabelPartition:
-    """Collects ties, freezes and roles during a trace; union-find is left to the end, when all are known."""
+    """Collects ties, freezes and roles during a trace; union-find is left to the end, when all are known.
+
+    Attributes:
+        constraints: what else decides about labels, in the order in which they settle; whoever starts a trace sets it.
+    """
 
     def __init__(
         self,
@@ -44,6 +83,7 @@ class LabelPartition:
     ) -> None:
         self.options = options or TraceOptions()
         self._buffers = buffers
+        self.constraints: tuple[Constraint, ...] = ()
         self.seen: set[str] = set()
         self.followers: dict[tuple[str, str], tuple[Axis, int]] = {}
         self.axes: list[Axis] = []
@@ -67,16 +107,10 @@ class LabelPartition:
         self._reason_index: dict[str, int] = {}
         self._frozen_by = np.full(total, -1, dtype=np.int64)
         self._ties: list[np.ndarray] = []
-        self._cuts: list[tuple[np.ndarray, np.ndarray, str, Any | None]] = []
-        self._components: tuple[Any, np.ndarray] = None, np.zeros(0, dtype=np.int64)
+        self._arranged: dict[Axis, np.ndarray] = {}
+        self._joined_at: tuple[int, int] | None = None
+        self._joined = np.zeros(0, dtype=np.int64)
         self.order: dict[Axis, int] = {}
-        from lightning_taylor.trace.constraints.attribute_sizes import SplitSites
-        from lightning_taylor.trace.constraints.grids import Grids
-        from lightning_taylor.trace.constraints.query_key import QueryKeyPairs
-
-        self.grids = Grids(self)
-        self.contracted = QueryKeyPairs(self)
-        self.places = SplitSites(self)
 
     def labels(self, tensor: str) -> tuple[Tensor, ...]:
         """One label tensor per dimension of a parameter, each of the parameter's shape, without its memory."""
@@ -90,9 +124,18 @@ class LabelPartition:
                 slots.append(torch.arange(base, base + size).view(view).expand(shape))
         return tuple(slots)
 
-    def virtual_axis(self, size: int) -> Tensor:
-        """Labels of a new axis that no tensor has, shape ``(size,)``."""
+    def virtual_axis(self, size: int, arranged: np.ndarray) -> Tensor:
+        """Make a new axis that no tensor has.
+
+        Args:
+            size: how many entries it has.
+            arranged: the labels that it is one dimension of an arrangement of.
+
+        Returns:
+            Its labels, shape ``(size,)``.
+        """
         base = self.total
+        self._arranged[VIRTUAL, len(self.axes)] = arranged
         self.axes.append((VIRTUAL, len(self.axes)))
         self.bases.append(base)
         self.total += size
@@ -110,15 +153,12 @@ class LabelPartition:
         return self.bases[bisect_right(self.bases, label) - 1]
 
     def real_axes(self, labels: Tensor) -> list[Axis]:
-        """The axes that labels belong to, with those behind a grid's in place of the grid's own."""
-        found: dict[Axis, None] = {}
+        """Return the axes that labels belong to, with those of the arranged labels in place of a virtual one."""
+        axes: dict[Axis, None] = {}
         for axis in self.axes_of(labels):
-            if axis[0] == VIRTUAL:
-                grid = self.grids.owning(self.bases[axis[1]])
-                found.update(dict.fromkeys(self.real_axes(torch.from_numpy(grid.labels)) if grid else ()))
-            else:
-                found[axis] = None
-        return list(found)
+            real = self.real_axes(torch.from_numpy(self._arranged[axis])) if axis[0] == VIRTUAL else [axis]
+            axes.update(dict.fromkeys(real))
+        return list(axes)
 
     def tie(self, one: Tensor, other: Tensor) -> None:
         """Labels that go together, pair by pair; both of the same shape, without ``NEUTRAL``."""
@@ -137,42 +177,22 @@ class LabelPartition:
         one, other = np.concatenate([np.zeros((2, 0), dtype=np.int64), *self._ties], axis=1)
         return np.unique(np.concatenate([other[np.isin(one, labels)], one[np.isin(other, labels)]]))
 
-    def cut(self, part: Tensor, whole: Tensor, reason: str, place: Any | None = None) -> None:
-        """Note a part that is taken out of a tensor at positions that the model's code counts; see ``settle_cuts``.
-
-        Args:
-            part: labels of any shape.
-            whole: those of the tensor.
-            reason: why what is cut unevenly has to stay.
-            place: says which attributes may follow instead.
-        """
-        inside, outside = _squeezed(part).numpy().ravel(), _squeezed(whole).numpy().ravel()
-        if len(inside) != len(outside):
-            self._cuts.append((inside, outside, reason, place))
-
     def settle(self) -> None:
-        """Choose the units of the grids, then freeze what is cut unevenly; call it when all ties are known."""
-        self.contracted.settle()
-        self.grids.settle()
-        self.settle_cuts()
+        """Let every constraint decide; call it when all ties are known."""
+        for constraint in self.constraints:
+            constraint.settle()
 
-    def settle_cuts(self) -> None:
-        """Freeze what is cut unevenly by numbers that follow nothing.
+    def try_next(self, labels: np.ndarray, reason: str) -> bool:
+        """Let the constraints decide otherwise about refused channels, the one that settled last first.
 
-        Code that takes the first half of the channels takes the first half of what is left, too. That is the same
-        half only if whatever goes takes as large a share of the part as of the whole.
+        Returns:
+            Whether one of them has done so; see ``Constraint.try_next``.
         """
-        component = self.components()
-        for part, whole, reason, place in self._cuts:
-            if place is not None and self.places.follows(place):
-                continue
-            there = whole[whole >= 0]
-            names, at, in_whole = np.unique(component[there], return_inverse=True, return_counts=True)
-            mine = component[part[part >= 0]]
-            in_part = np.bincount(np.searchsorted(names, mine), minlength=len(names))
-            uneven = in_part * len(whole) != in_whole * len(part)
-            if bool(uneven.any()) and not (place is not None and self.places.follow_instead(place)):
-                self.freeze(torch.from_numpy(there[uneven[at]]), reason)
+        return any(constraint.try_next(labels, reason) for constraint in reversed(self.constraints))
+
+    def is_open(self, labels: np.ndarray) -> bool:
+        """Return whether these channels depend on a constraint's decision that can still change."""
+        return any(constraint.affects(labels) for constraint in self.constraints)
 
     def assign(self, labels: Tensor, role: Role) -> None:
         """Note what the axes that these labels belong to do with their channels."""
@@ -222,15 +242,19 @@ class LabelPartition:
         return np.arange(base, base + self.shapes[tensor][dim])
 
     def components(self) -> np.ndarray:
-        """Label -> the smallest label it is tied to, by hooking and pointer jumping over all ties at once."""
-        state = (self.total, len(self._ties), tuple(grid.unit for grid in self.grids))
-        if self._components[0] != state:
-            self._components = state, self._joined()
-        return self._components[1]
+        """Map each label to the smallest label it is tied to, by hooking and pointer jumping over all ties at once."""
+        size = self.total, len(self._ties)
+        if self._joined_at != size:
+            self._joined_at, self._joined = size, self._join()
+        return self._joined
 
-    def _joined(self) -> np.ndarray:
+    def forget_components(self) -> None:
+        """Join labels anew when they are next asked for: the ties of a constraint have changed."""
+        self._joined_at = None
+
+    def _join(self) -> np.ndarray:
         parent = np.arange(self.total)
-        ties = [*self._ties, *self.grids.ties()]
+        ties = [*self._ties, *(pairs for constraint in self.constraints for pairs in constraint.ties())]
         if not ties:
             return parent
         one, other = np.concatenate(ties, axis=1)

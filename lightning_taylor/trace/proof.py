@@ -60,10 +60,7 @@ def prove(
         if not failed:
             return
         for name, reason in failed.items():
-            labels = partition.labels_of(graph.groups[name])
-            if partition.places.retreat(labels):
-                partition.settle_cuts()
-            elif not partition.grids.retreat(labels, reason):
+            if not partition.try_next(partition.labels_of(graph.groups[name]), reason):
                 partition.freeze_labels_of(graph.groups[name], reason)
 
 
@@ -107,8 +104,7 @@ class _Trial:
         return found or dict.fromkeys(names[half:], reason)
 
     def _open(self, graph: ChannelGraph, name: str) -> bool:
-        labels = self._partition.labels_of(graph.groups[name])
-        return self._partition.grids.touched_by(labels) or self._partition.places.touched_by(labels)
+        return self._partition.is_open(self._partition.labels_of(graph.groups[name]))
 
     def _fails(self, graph: ChannelGraph, names: Sequence[str]) -> str | None:
         for draw in range(_DRAWS):

@@ -10,18 +10,16 @@ from torch import Tensor, nn
 
 from lightning_taylor.graph.types import Axis, Operation
 from lightning_taylor.modules.attributes import rule_of
+from lightning_taylor.trace.constraints import Constraints
 from lightning_taylor.trace.constraints.attribute_sizes import may_count
-from lightning_taylor.trace.constraints.norm_statistics import NormStatistics
 from lightning_taylor.trace.labels import Labels
+from lightning_taylor.trace.operator_call import OperatorCall
 from lightning_taylor.trace.partition import LabelPartition
-from lightning_taylor.trace.source_line import running_line
-from lightning_taylor.utilities.calls import tensors_in
 
 __all__ = [
     "Call",
     "Rule",
     "TraceState",
-    "operator_name",
 ]
 
 
@@ -30,8 +28,8 @@ class TraceState:
 
     Args:
         partition: where ties, freezes, roles and costs are written.
+        constraints: where what ties cannot say is written.
         names: id of each parameter and buffer -> its first qualified name.
-        statistics: where statistics over channels are written.
         examples: how many examples the forward pass gets; None leaves costs unrecorded.
         modules: qualified name -> module of the copy, whose attributes may count what a trace finds.
     """
@@ -39,14 +37,14 @@ class TraceState:
     def __init__(
         self,
         partition: LabelPartition,
+        constraints: Constraints,
         names: dict[int, str],
-        statistics: NormStatistics,
         examples: int | None = None,
         modules: Mapping[str, nn.Module] | None = None,
     ) -> None:
         self.partition = partition
         self.module = ""
-        self.statistics = statistics
+        self.pairs, self.grids, self.splits, self.statistics = constraints
         self.examples = examples
         self._names = names
         self._modules = modules or {}
@@ -125,52 +123,21 @@ class TraceState:
 
 
 @dataclass(frozen=True, eq=False)
-class Call:
-    """One operator call: its arguments by name, what it returned, and where it happened."""
+class Call(OperatorCall):
+    """One operator call as its rule sees it: with what its tensors carry.
+
+    Attributes:
+        state: what the trace knows.
+        flops: what the call costs, if this pass counts it.
+    """
 
     state: TraceState
-    func: Any
-    args: tuple[Any, ...]
-    kwargs: dict[str, Any]
-    out: Any
     flops: int = 0
 
-    @property
-    def name(self) -> str:
-        """The operator without namespace, overload and in-place underscore: ``relu`` for ``aten::relu_``."""
-        return operator_name(self.func)
-
-    @property
-    def where(self) -> str:
-        """The operator, the module that ran it and the line of the model's code, for reasons in words."""
-        return f"{self.name} in {self.state.module or 'the model itself'}{running_line()}"
-
-    @property
-    def place(self) -> tuple[str, str]:
-        """The operator and the module, whichever line it is: what stands for all its calls."""
-        return self.name, self.state.module
-
-    def get(self, name: str) -> Any:
-        """An argument by its schema name, with the schema's default."""
-        if name in self.kwargs:
-            return self.kwargs[name]
-        for value, argument in zip(self.args, self.func._schema.arguments, strict=False):
-            if argument.name == name:
-                return value
-        for argument in self.func._schema.arguments:
-            if argument.name == name and argument.has_default_value():
-                return argument.default_value
-        return None
-
     def labels(self, name: str) -> Labels | None:
-        """What an argument carries, or None."""
+        """Return what an argument carries, or None."""
         value = self.get(name)
         return self.state.labels_of(value) if isinstance(value, Tensor) else None
-
-    @property
-    def operands(self) -> list[Tensor]:
-        """Every tensor argument, in order."""
-        return list(tensors_in((self.args, self.kwargs)))
 
     def cost(self, axes: Sequence[Axis], share: float = 1.0) -> None:
         """Record a share of the operation's FLOPs as proportional to the widths of these axes."""
@@ -178,9 +145,3 @@ class Call:
 
 
 Rule = Callable[[Call], "Labels | Sequence[Labels | None] | None"]
-
-
-def operator_name(func: Any) -> str:
-    """``relu`` for ``aten::relu_``, ``roi_align`` for ``torchvision::roi_align``."""
-    name = func._schema.name.split("::")[-1]
-    return name[:-1] if name.endswith("_") and not name.endswith("__") else name

@@ -16,8 +16,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from lightning_taylor.trace.labels import Labels, tells_all
+from lightning_taylor.trace.operator_call import operator_name
 from lightning_taylor.trace.partition import NEUTRAL
-from lightning_taylor.trace.state import Call, Rule, TraceState, operator_name
+from lightning_taylor.trace.state import Call, Rule, TraceState
 from lightning_taylor.utilities.calls import tensors_in
 
 __all__ = [
@@ -55,7 +56,7 @@ class Tracer(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Run the operator, then follow it with labels."""
         kwargs = kwargs or {}
-        self.state.statistics.count(operator_name(func))
+        self.state.statistics.next_call(operator_name(func))
         for tensor in tensors_in((args, kwargs)):
             self.state.use(tensor)
         carries = any(self.state.labels_of(t) is not None for t in tensors_in((args, kwargs)))
@@ -63,14 +64,14 @@ class Tracer(TorchDispatchMode):
         if not carries or operator_name(func) in _FACTORIES:
             out, flops = self._run(func, args, kwargs)
             self._remember_factory(func, out)
-            call = Call(self.state, func, args, kwargs, out, flops)
+            call = Call(func, args, kwargs, out, self.state.module, self.state, flops)
             self.state.record(call, ())
-            self.state.statistics.follow(call)
+            self.state.statistics.propagate(call, self.state.labels_of)
             return out
         out, flops = self._run(func, args, kwargs)
-        call = Call(self.state, func, args, kwargs, out, flops)
+        call = Call(func, args, kwargs, out, self.state.module, self.state, flops)
         self._follow(call)
-        self.state.statistics.follow(call)
+        self.state.statistics.propagate(call, self.state.labels_of)
         return out
 
     def _run(self, func: Any, args: Any, kwargs: Any) -> tuple[Any, int]:

@@ -16,14 +16,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-if TYPE_CHECKING:
-    from lightning_taylor.trace.partition import LabelPartition
+from lightning_taylor.graph.types import Follower
+from lightning_taylor.modules.attention import SCALED_BY
+from lightning_taylor.trace.constraints.query_key import QueryKeyPairs
+from lightning_taylor.trace.partition import Constraint, LabelPartition
 
 __all__ = [
     "MERGED",
@@ -77,11 +79,17 @@ class Grid:
         return np.stack([self.labels.ravel(), np.broadcast_to(own.reshape(shape), self.labels.shape).ravel()])
 
 
-class Grids:
-    """All grids of a trace."""
+class Grids(Constraint):
+    """All grids of a trace.
 
-    def __init__(self, partition: LabelPartition) -> None:
+    Args:
+        partition: where what has no unit is frozen.
+        pairs: which labels are contracted, so that they can only go as the width of heads.
+    """
+
+    def __init__(self, partition: LabelPartition, pairs: QueryKeyPairs) -> None:
         self._partition = partition
+        self._pairs = pairs
         self._all: dict[Any, Grid] = {}
         self._of_axis: dict[int, Grid] = {}
         self._refused: dict[Any, dict[int, str]] = {}
@@ -105,11 +113,12 @@ class Grids:
         key = (labels.numpy().tobytes(), shape)
         if key not in self._all:
             allowed = tuple(range(len(shape))) if order is None else tuple(order)
+            arranged = labels.numpy().copy()
             axes = tuple(
-                self._partition.virtual_axis(n).numpy() if d in allowed or order is None else None
+                self._partition.virtual_axis(n, arranged).numpy() if d in allowed or order is None else None
                 for d, n in enumerate(shape)
             )
-            grid = Grid(labels.numpy().copy(), axes, where, kind, allowed, spare=spare)
+            grid = Grid(arranged, axes, where, kind, allowed, spare=spare)
             self._all[key] = grid
             self._of_axis.update({int(axis[0]): grid for axis in axes if axis is not None})
         elif order is not None and (both := self._all[key]).order:
@@ -148,7 +157,7 @@ class Grids:
                 if grid.counted(dims, self._partition.is_frozen) == grid.unit:
                     yield np.stack([first.setdefault((module, attribute), axis), axis])
 
-    def retreat(self, labels: np.ndarray, reason: str) -> bool:
+    def try_next(self, labels: np.ndarray, reason: str) -> bool:
         """Give up the unit of a grid that these channels belong to, for the next possible one or for none.
 
         All grids of the same kind change with it: what the same code refuses once, it refuses every time.
@@ -156,11 +165,11 @@ class Grids:
         Returns:
             Whether these channels belong to a grid.
         """
-        mine = self._around(labels)
-        if not mine:
+        around = self._around(labels)
+        if not around:
             return False
         # One that has another choice goes first; a choice that was innocent is lost with it.
-        grid = next((g for g in mine if len(self._choices(g)) > 1), mine[-1])
+        grid = next((g for g in around if len(self._choices(g)) > 1), around[-1])
         assert grid.unit is not None
         self._refused.setdefault(grid.kind, {})[grid.unit] = reason
         for other in reversed(list(self)):
@@ -168,9 +177,30 @@ class Grids:
                 self._choose(other)
         return True
 
-    def touched_by(self, labels: np.ndarray) -> bool:
-        """Whether these channels belong to a grid that has units."""
+    def affects(self, labels: np.ndarray) -> bool:
+        """Return whether these channels belong to a grid that has units."""
         return bool(self._around(labels))
+
+    def linked_attributes(self) -> Iterator[Follower]:
+        """Yield the attributes that count the units of a grid, or all of its entries."""
+        for grid in self:
+            axes = self._partition.real_axes(torch.from_numpy(grid.labels)) if grid.unit is not None else []
+            if len(axes) != 1:
+                continue
+            tensor, dim = axes[0]
+            for (module, attribute, dims), value in grid.holders.items():
+                if grid.counted(dims, self._partition.is_frozen) in (grid.unit, MERGED):
+                    width = 0 if attribute == SCALED_BY else self._partition.shapes[tensor][dim]
+                    yield Follower(module, attribute, axes[0], value, width)
+
+    def held(self, component: np.ndarray) -> dict[int, str]:
+        """Map a component to why a grid that it is tied to has no unit: that of values whose heads queries share."""
+        held: dict[int, str] = {}
+        for grid in self:
+            reason = self._partition.reason_of(grid.labels.ravel()) if grid.unit is None else None
+            for axis in grid.axes if reason else ():
+                held.update(dict.fromkeys(component[axis].tolist() if axis is not None else (), reason or ""))
+        return held
 
     def _around(self, labels: np.ndarray) -> list[Grid]:
         component = self._partition.components()
@@ -184,8 +214,11 @@ class Grids:
         common = [d for d in choices if all(d in possible for possible in others)]
         # QueryKeyPairs ones can go only where the user wants the width of heads, not heads.
         width = [d for d in common if any(self._contracted(g, d) for g in peers)]
-        grid.unit = next(iter(width or common or choices), None)
-        if grid.unit is None:
+        unit = next(iter(width or common or choices), None)
+        if unit != grid.unit:
+            grid.unit = unit
+            self._partition.forget_components()
+        if unit is None:
             frozen = [self._partition.reason_of(axis) for axis in grid.axes if axis is not None]
             reasons = [*self._refused.get(grid.kind, {}).values(), *filter(None, frozen)]
             self._partition.freeze(
@@ -201,7 +234,7 @@ class Grids:
     def _contracted(self, grid: Grid, dim: int) -> bool:
         """Whether the entries of one of its dimensions are multiplied with other ones and summed over."""
         axis = grid.axes[dim]
-        return axis is not None and bool(self._partition.contracted.are(axis).any())
+        return axis is not None and bool(self._pairs.are(axis).any())
 
     def _alike(self, grid: Grid) -> bool:
         """Whether what is tied anyway takes as many entries of every row."""

@@ -13,9 +13,9 @@ Shape legend: C = channels.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -23,10 +23,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from lightning_taylor.graph.types import Axis
 from lightning_taylor.trace.labels import Labels, collapse, united, varying
-
-if TYPE_CHECKING:
-    from lightning_taylor.trace.partition import LabelPartition
-    from lightning_taylor.trace.state import Call
+from lightning_taylor.trace.operator_call import OperatorCall
+from lightning_taylor.trace.partition import Constraint, LabelPartition
 
 __all__ = [
     "AVERAGES",
@@ -48,7 +46,7 @@ class _Mark:
     where: str
 
 
-class NormStatistics:
+class NormStatistics(Constraint):
     """The statistics over channels of one trace, by the order in which they are taken."""
 
     def __init__(self, partition: LabelPartition) -> None:
@@ -58,11 +56,11 @@ class NormStatistics:
         # The tensors themselves, so that no id is given twice; see ``Tracer``.
         self._marks: dict[int, tuple[Tensor, _Mark]] = {}
 
-    def count(self, name: str) -> None:
-        """One more operator ran."""
+    def next_call(self, name: str) -> None:
+        """Count one more operator that ran."""
         self._count += name in AVERAGES
 
-    def take(self, call: Call, x: Labels, slot: Tensor, dims: tuple[int, ...]) -> bool:
+    def mark(self, call: OperatorCall, x: Labels, slot: Tensor, dims: tuple[int, ...]) -> bool:
         """Mark the outcome of a reduction over the channels of a slot; False if it is no average of channels alone."""
         over = {d % slot.ndim - slot.ndim for d in dims} & varying(slot)
         if call.name not in AVERAGES or x.weight or len(x.slots) > 1 or len(over) > 1:
@@ -76,12 +74,17 @@ class NormStatistics:
             self._marks[id(tensor)] = tensor, _Mark(labels_C, call.where)
         return True
 
-    def follow(self, call: Call) -> None:
-        """What an operator makes of marked tensors."""
-        marks = [found[1] for t in call.operands if (found := self._marks.get(id(t))) is not None]
+    def propagate(self, call: OperatorCall, labels_of: Callable[[Tensor], Labels | None]) -> None:
+        """Mark what an operator makes of marked tensors, or freeze what they are statistics of.
+
+        Args:
+            call: the operator that ran.
+            labels_of: tensor -> what it carries.
+        """
+        marks = [self._marks[id(t)][1] for t in call.operands if id(t) in self._marks]
         if not marks:
             return
-        met = [x for t in call.operands if (x := call.state.labels_of(t)) is not None and not x.weight]
+        met = [x for t in call.operands if (x := labels_of(t)) is not None and not x.weight]
         alike = all(torch.equal(mark.labels, marks[0].labels) for mark in marks)
         if not alike or not _is_elementwise(call) or self._writes_elsewhere(call):
             self._refuse(marks)
@@ -93,8 +96,8 @@ class NormStatistics:
             reason = f"its statistics run over the channels ({marks[0].where}), so removing one changes the others"
             self._partition.freeze(marks[0].labels, reason)
 
-    def leave(self, tensor: Tensor) -> None:
-        """A tensor leaves the network."""
+    def at_output(self, tensor: Tensor) -> None:
+        """Freeze what an output of the network is a statistic of."""
         if id(tensor) in self._marks:
             self._refuse([self._marks[id(tensor)][1]])
 
@@ -115,12 +118,12 @@ class NormStatistics:
         for mark in marks:
             self._partition.freeze(mark.labels, f"reduced over the channels by {mark.where}")
 
-    def _writes_elsewhere(self, call: Call) -> bool:
+    def _writes_elsewhere(self, call: OperatorCall) -> bool:
         """Whether a statistic is written into something else, such as a buffer, which outlives the pass."""
         return any(call.out is t and id(t) not in self._marks for t in call.operands)
 
 
-def _is_elementwise(call: Call) -> bool:
+def _is_elementwise(call: OperatorCall) -> bool:
     """Whether the one outcome has every element of the statistic at its place, or is a view of it."""
     func: Any = call.func
     tagged = torch.Tag.pointwise in func.tags or func.is_view or call.name in _COPIES

@@ -7,10 +7,10 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from lightning_taylor.trace.constraints.query_key import contracted, keeps_scale
 from lightning_taylor.trace.labels import Labels, collapse, varying
 from lightning_taylor.trace.ops.layer import axes_of, vector_of
 from lightning_taylor.trace.ops.matmul import fixed, meet, same_batch
+from lightning_taylor.trace.ops.query_key import contracted, keeps_scale
 from lightning_taylor.trace.state import Call
 
 __all__ = [

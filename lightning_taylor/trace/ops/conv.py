@@ -65,8 +65,8 @@ def _grouped(call: Call, x: Labels | None, weight: Labels) -> Labels | None:
     wanted = partition.options.conv_groups
     whole = wanted == "whole" or (wanted == "auto" and groups >= inputs_GI.shape[1])
     units = [0] if whole or 1 in (inputs_GI.shape[1], outputs_GO.shape[1]) else [1]
-    read = partition.grids.split(inputs_GI, call.where, call.place, units)
-    made = partition.grids.split(outputs_GO, call.where, call.place, units)
+    read = call.state.grids.split(inputs_GI, call.where, call.place, units)
+    made = call.state.grids.split(outputs_GO, call.where, call.place, units)
     for dim, entries in ((0, made.axes[0]), (1, reads_I.numpy())):
         if (own := read.axes[dim]) is not None and entries is not None:
             partition.tie(torch.from_numpy(own), torch.from_numpy(entries))

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from lightning_taylor.graph.types import Role
-from lightning_taylor.trace.constraints.query_key import contracted
 from lightning_taylor.trace.labels import Labels, collapse, compressed, pairs, united, varying
 from lightning_taylor.trace.ops.layer import along_dim, axes_of, produce
+from lightning_taylor.trace.ops.query_key import contracted
 from lightning_taylor.trace.partition import NEUTRAL
 from lightning_taylor.trace.state import Call
 

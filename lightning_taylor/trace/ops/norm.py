@@ -46,7 +46,7 @@ def group_norm(call: Call) -> list[Labels | None]:
     if x_C is None or groups == 1 or bool((x_C == NEUTRAL).any()):
         return normalized_over(call)
     units = [0, 1] if call.state.partition.options.allow_inexact_norms else [0]
-    grid = call.state.partition.grids.split(x_C.view(groups, -1), call.where, call.place, units)
+    grid = call.state.grids.split(x_C.view(groups, -1), call.where, call.place, units)
     if call.state.holds("num_groups", groups):
         grid.holders[call.state.module, "num_groups", (0,)] = groups
     for vector_C in vectors:

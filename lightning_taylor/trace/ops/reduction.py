@@ -38,10 +38,10 @@ def reduce(call: Call) -> Labels | Sequence[Labels | None] | None:
         if is_constant(slot, dims):
             kept.append(collapse(slot, dims, keepdim=out.ndim == ndim))
         elif call.name in _OF_SQUARES and not labels.weight and partition.options.attention_heads == "spread":
-            partition.contracted.freeze_unless(slot, f"reduced over the channels by {call.where}")
+            call.state.pairs.freeze_unless(slot, f"reduced over the channels by {call.where}")
         elif len(labels.slots) > 1 and not labels.weight:
             call.state.mixed(out, slot, f"reduced over the channels by {call.where}")
-        elif not call.state.statistics.take(call, labels, slot, dims):
+        elif not call.state.statistics.mark(call, labels, slot, dims):
             partition.freeze(slot, f"reduced over the channels by {call.where}")
     result = Labels(tuple(kept), labels.weight) if kept else None
     return [result] * len(list(outputs_of(call)))

@@ -93,7 +93,7 @@ def _moved(call: Call, slots: Sequence[Tensor | None]) -> list[Tensor]:
         if place is None or not place.sure:
             _note_equal_parts(call, first, results)
         for part in results:
-            partition.cut(part, first, f"taken apart at fixed positions by {call.where}", place)
+            call.state.splits.cut(part, first, f"taken apart at fixed positions by {call.where}", place)
     if first is not None and any(varies(first, d) for d in _reordered(call)):
         partition.freeze(first, f"picked or reordered at fixed positions by {call.where}")
     return results
@@ -121,7 +121,7 @@ def _noted(call: Call, whole_C: Tensor, parts_P: Sequence[Tensor]) -> SplitSite 
     state = call.state
     kind = (state.kind, call.name, running_place())
     found = place_of(state.module, kind, whole_C, parts_P, state.held())
-    return state.partition.places.note(found) if found else None
+    return state.splits.note(found) if found else None
 
 
 def _note_equal_parts(call: Call, whole: Tensor, parts: Sequence[Tensor]) -> None:
@@ -133,7 +133,7 @@ def _note_equal_parts(call: Call, whole: Tensor, parts: Sequence[Tensor]) -> Non
     if any(varies(part, dim) for part in parts) and parts[0].shape[dim] * len(parts) == whole.shape[dim]:
         rows = torch.stack([squeezed(part, [dim]) for part in parts])
         if not bool((rows == NEUTRAL).any()):
-            call.state.partition.grids.split(rows, call.where, (call.state.kind, "chunk"), [1], spare=True)
+            call.state.grids.split(rows, call.where, (call.state.kind, "chunk"), [1], spare=True)
 
 
 def _reordered(call: Call) -> list[int]:
