@@ -17,7 +17,7 @@ from lightning_taylor.trace.constraints import attach_constraints
 from lightning_taylor.trace.forward import in_mode, outputs_of, quiet, settle_precision
 from lightning_taylor.trace.groups import build_graph
 from lightning_taylor.trace.ops.recurrent import tie_recurrent
-from lightning_taylor.trace.ops.table import RULES, SEVERAL, fallback
+from lightning_taylor.trace.ops.table import find_rule
 from lightning_taylor.trace.options import AttentionHeads, ConvGroups, TraceOptions
 from lightning_taylor.trace.partition import LabelPartition
 from lightning_taylor.trace.proof import prove
@@ -127,7 +127,7 @@ def trace_calls(
         examples = None if training else _batch_size(few)
         try:
             state = TraceState(partition, constraints, names, examples, dict(net.named_modules()))
-            tracer = Tracer(state, RULES, fallback, SEVERAL)
+            tracer = Tracer(state, find_rule)
             returned += _trace_path(net, few, tracer, training=training, dtype=dtype)
         except Exception as error:
             raise UnsupportedModelError(

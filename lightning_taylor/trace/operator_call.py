@@ -13,6 +13,7 @@ from lightning_taylor.utilities.calls import tensors_in
 __all__ = [
     "OperatorCall",
     "operator_name",
+    "qualified_name",
 ]
 
 
@@ -69,5 +70,9 @@ class OperatorCall:
 
 def operator_name(func: Any) -> str:
     """Return ``relu`` for ``aten::relu_``, ``roi_align`` for ``torchvision::roi_align``."""
-    name = func._schema.name.split("::")[-1]
+    return qualified_name(func._schema.name).split("::")[-1]
+
+
+def qualified_name(name: str) -> str:
+    """Return the name of an operator that a schema gives, without in-place underscore: ``aten::relu``."""
     return name[:-1] if name.endswith("_") and not name.endswith("__") else name

@@ -7,7 +7,7 @@ tied that should be. Then the removal of one channel either raises or changes th
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -35,23 +35,18 @@ class Tracer(TorchDispatchMode):
 
     Args:
         state: what the rules read and write.
-        rules: operator name -> rule; a pointwise operator needs none.
-        fallback: rule for pointwise operators and views, found by torch's own tags.
-        several: the rules that can deal with channels along several dimensions of an activation.
+        find_rule: operator -> its rule, and whether that can deal with channels along several dimensions of an
+            activation; None for an operator that nothing is known of.
     """
 
     def __init__(
         self,
         state: TraceState,
-        rules: Mapping[str, Rule],
-        fallback: Callable[[Any], Rule | None],
-        several: frozenset[Rule] = frozenset(),
+        find_rule: Callable[[Any], tuple[Rule, bool] | None],
     ) -> None:
         super().__init__()
         self.state = state
-        self._rules = rules
-        self._fallback = fallback
-        self._several = several
+        self._find_rule = find_rule
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Run the operator, then follow it with labels."""
@@ -82,8 +77,8 @@ class Tracer(TorchDispatchMode):
         return out, counter.get_total_flops()
 
     def _follow(self, call: Call) -> None:
-        rule = self._rules.get(call.name) or self._fallback(call.func) or _unknown
-        if rule not in self._several and any(_arranged(self.state.labels_of(t)) for t in call.operands):
+        rule, several_axes = self._find_rule(call.func) or (_unknown, False)
+        if not several_axes and any(_arranged(self.state.labels_of(t)) for t in call.operands):
             rule = _unknown
         result = rule(call)
         # One label for several outputs is that of the first.
