@@ -21,6 +21,7 @@ from lightning_taylor.trace.ops.table import find_rule
 from lightning_taylor.trace.options import AttentionHeads, ConvGroups, TraceOptions
 from lightning_taylor.trace.partition import LabelPartition
 from lightning_taylor.trace.proof import prove
+from lightning_taylor.trace.reasons import Why
 from lightning_taylor.trace.state import TraceState
 from lightning_taylor.trace.tracer import Tracer
 from lightning_taylor.utilities.calls import ForwardCall, batch_size, cast_call, few_of, tensors_in
@@ -183,7 +184,7 @@ def _trace_path(
             for tensor in tensors_in(out):
                 tracer.state.use(tensor)
                 tracer.state.statistics.at_output(tensor)
-                tracer.state.freeze(tracer.state.labels_of(tensor), "reaches the output")
+                tracer.state.freeze(tracer.state.labels_of(tensor), Why.OUTPUT())
             returned.append(out)
     return returned
 
@@ -221,7 +222,7 @@ def _ignore(partition: LabelPartition, patterns: Sequence[str], net: nn.Module) 
                 f"ignore pattern {pattern!r} matches no layer; the layers are {', '.join(partition.layers) or 'none'}"
             )
         for layer in hit:
-            partition.freeze_axes([partition.layers[layer]], f"ignored by the pattern {pattern!r}")
+            partition.freeze_axes([partition.layers[layer]], Why.IGNORED(pattern=pattern))
 
 
 def _check_patterns(patterns: Any) -> None:

@@ -15,6 +15,7 @@ from lightning_taylor.trace.constraints.attribute_sizes import names_width
 from lightning_taylor.trace.constraints.grids import MERGED, Grid
 from lightning_taylor.trace.labels import compressed, varying
 from lightning_taylor.trace.partition import NEUTRAL
+from lightning_taylor.trace.reasons import Why
 from lightning_taylor.trace.state import Call
 
 __all__ = [
@@ -54,7 +55,7 @@ def joined(call: Call, slots: Sequence[Tensor]) -> list[Tensor]:
         mine = [_slot_of(call, grid, dim, left) for dim in range(grid.labels.ndim)] if grid else [None]
         if grid is None or any(slot is None for slot in mine):
             for i in reversed(clash):
-                call.state.partition.freeze(left.pop(i), f"mixed with other channels by {call.where}")
+                call.state.partition.freeze(left.pop(i), Why.MIXED(call.where))
             continue
         found = [slot for slot in mine if slot is not None]
         left = [slot for slot in left if all(slot is not other for other in found)]
@@ -88,7 +89,7 @@ def slot_along(call: Call, slots: Sequence[Tensor], dim: int, ndim: int, passing
         if found is None and (dim % ndim) - ndim in runs:
             found = slot
         elif not runs or not runs <= passing:
-            call.state.partition.freeze(slot, f"mixed with other channels by {call.where}")
+            call.state.partition.freeze(slot, Why.MIXED(call.where))
     return found
 
 

@@ -19,6 +19,7 @@ from lightning_taylor.graph.types import Axis, ChannelGroup, Follower, Role, Sli
 from lightning_taylor.trace.constraints import Constraints
 from lightning_taylor.trace.constraints.query_key import QueryKeyPairs
 from lightning_taylor.trace.partition import VIRTUAL, LabelPartition
+from lightning_taylor.trace.reasons import Why
 
 __all__ = [
     "build_graph",
@@ -173,7 +174,7 @@ def _frozen_layers(
         entries = partition.entries(axis)
         stay = entries[~grouped[entries]]
         if not len(entries):
-            frozen[layer] = "has a single channel"
+            frozen[layer] = Why.SINGLE_CHANNEL()
         elif len(stay):
             counts: dict[str, int] = defaultdict(int)
             tied = len(np.unique(component[entries]))
@@ -197,5 +198,5 @@ def _read(partition: LabelPartition, component: np.ndarray) -> np.ndarray:
 
 def _why_ungrouped(tied: int, read: bool) -> str:
     if not read:
-        return "nothing that was run reads it"
-    return f"all its channels are tied into {'one' if tied == 1 else f'{tied}, of which none is tied as another is'}"
+        return Why.UNREAD()
+    return Why.ONE_UNIT() if tied == 1 else Why.NO_TWO_ALIKE(tied=tied)

@@ -22,6 +22,7 @@ from lightning_taylor.modules.resize import hold, resized
 from lightning_taylor.trace.constraints.norm_statistics import MaskedNormMode, NormStatistics
 from lightning_taylor.trace.forward import Paths
 from lightning_taylor.trace.partition import LabelPartition
+from lightning_taylor.trace.reasons import Why
 from lightning_taylor.trace.source_line import raising_line
 
 __all__ = [
@@ -118,7 +119,7 @@ class _Trial:
                 with self._sliced(graph, remove):
                     found = self._outputs(paths, two=draw == 0)
             except Exception as error:
-                return f"the model's code assumes its width ({_first_line(error)})"
+                return Why.ASSUMES_WIDTH(error=_first_line(error))
             reason = self._differ(expected, found)
             if reason is not None:
                 return reason
@@ -129,10 +130,10 @@ class _Trial:
             if tolerance is None:
                 continue
             if one.shape != other.shape:
-                return "removing its channels changes the shape of the output"
+                return Why.CHANGES_SHAPE()
             difference = _relative(one, other)
             if not difference <= tolerance:
-                return f"removing its channels changes the output by {difference:.1e} (relative)"
+                return Why.CHANGES_OUTPUT(difference=difference)
         return None
 
     def _outputs(self, paths: Paths, *, two: bool = False) -> list[Tensor]:

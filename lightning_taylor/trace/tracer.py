@@ -18,6 +18,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from lightning_taylor.trace.labels import Labels, tells_all
 from lightning_taylor.trace.operator_call import operator_name
 from lightning_taylor.trace.partition import NEUTRAL
+from lightning_taylor.trace.reasons import Why
 from lightning_taylor.trace.state import Call, Rule, TraceState
 from lightning_taylor.utilities.calls import tensors_in
 
@@ -109,8 +110,8 @@ class Tracer(TorchDispatchMode):
                 return
         if tensor._is_view():
             # The base cannot be told, its labels are not materialised; what is frozen need not be followed.
-            self.state.freeze(labels, f"written into a part of another tensor ({call.where})")
-            self.state.freeze(old, f"part of it is overwritten ({call.where})")
+            self.state.freeze(labels, Why.WRITTEN_PART(call.where))
+            self.state.freeze(old, Why.OVERWRITTEN(call.where))
             return
         self.state.carry(tensor, labels)
 
@@ -128,4 +129,4 @@ def _arranged(labels: Labels | None) -> bool:
 
 def _unknown(call: Call) -> None:
     for tensor in call.operands:
-        call.state.freeze(call.state.labels_of(tensor), f"no rule for {call.where}")
+        call.state.freeze(call.state.labels_of(tensor), Why.NO_RULE(call.where))

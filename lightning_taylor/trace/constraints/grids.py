@@ -26,6 +26,7 @@ from lightning_taylor.graph.types import Follower
 from lightning_taylor.modules.attention import SCALED_BY
 from lightning_taylor.trace.constraints.query_key import QueryKeyPairs
 from lightning_taylor.trace.partition import Constraint, LabelPartition
+from lightning_taylor.trace.reasons import Why
 
 __all__ = [
     "MERGED",
@@ -221,9 +222,7 @@ class Grids(Constraint):
         if unit is None:
             frozen = [self._partition.reason_of(axis) for axis in grid.axes if axis is not None]
             reasons = [*self._refused.get(grid.kind, {}).values(), *filter(None, frozen)]
-            self._partition.freeze(
-                torch.from_numpy(grid.labels), (reasons or [f"arranged as a grid by {grid.where}"])[0]
-            )
+            self._partition.freeze(torch.from_numpy(grid.labels), (reasons or [Why.GRID(grid.where)])[0])
 
     def _choices(self, grid: Grid) -> list[int]:
         """The dimensions that can be its units, the preferred first."""

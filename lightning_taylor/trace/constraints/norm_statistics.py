@@ -25,6 +25,7 @@ from lightning_taylor.graph.types import Axis
 from lightning_taylor.trace.labels import Labels, collapse, united, varying
 from lightning_taylor.trace.operator_call import OperatorCall
 from lightning_taylor.trace.partition import Constraint, LabelPartition
+from lightning_taylor.trace.reasons import Why
 
 __all__ = [
     "AVERAGES",
@@ -93,7 +94,7 @@ class NormStatistics(Constraint):
         elif not all(any(_run_along(slot, marks[0].labels) for slot in x.slots) for x in met):
             self._refuse(marks)
         elif not self._partition.options.allow_inexact_norms:
-            reason = f"its statistics run over the channels ({marks[0].where}), so removing one changes the others"
+            reason = Why.STATISTICS(marks[0].where)
             self._partition.freeze(marks[0].labels, reason)
 
     def at_output(self, tensor: Tensor) -> None:
@@ -116,7 +117,7 @@ class NormStatistics(Constraint):
 
     def _refuse(self, marks: list[_Mark]) -> None:
         for mark in marks:
-            self._partition.freeze(mark.labels, f"reduced over the channels by {mark.where}")
+            self._partition.freeze(mark.labels, Why.REDUCED(mark.where))
 
     def _writes_elsewhere(self, call: OperatorCall) -> bool:
         """Whether a statistic is written into something else, such as a buffer, which outlives the pass."""

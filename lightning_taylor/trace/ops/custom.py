@@ -11,6 +11,7 @@ from lightning_taylor.graph.types import Role
 from lightning_taylor.trace.labels import Labels
 from lightning_taylor.trace.ops.layer import along_dim, axes_of, produce, tie_along
 from lightning_taylor.trace.ops.pointwise import freeze_all
+from lightning_taylor.trace.reasons import Why
 from lightning_taylor.trace.state import Call
 
 __all__ = [
@@ -33,9 +34,9 @@ def tie_vector(call: Call, x: Labels | None, name: str, *, dim: int) -> None:
     if vector is None or not _is_usable(call, x, vector):
         return
     if len(vector.slots) != 1:
-        freeze_all(call, f"no rule for {call.where}")
+        freeze_all(call, Why.NO_RULE(call.where))
     elif x is None:
-        call.state.freeze(vector, f"beside a tensor without channels ({call.where})")
+        call.state.freeze(vector, Why.BESIDE_NO_CHANNELS(call.where))
     else:
         vector_C = vector.slots[0].flatten()
         tie_along(call, x.slots[0], vector_C, dim)
@@ -57,11 +58,11 @@ def consume_channels(call: Call, x: Labels | None, name: str, *, dim: int, weigh
         return
     reads_I = _along(call, weight, name, weight_dim)
     if reads_I is None:
-        call.state.freeze(x, f"the only input channel of {call.where}")
+        call.state.freeze(x, Why.ONLY_INPUT(call.where))
         return
     call.state.partition.assign(reads_I, Role.CONSUMER)
     if x is None:
-        call.state.partition.freeze(reads_I, f"reads the network's input ({call.where})")
+        call.state.partition.freeze(reads_I, Why.READS_INPUT(call.where))
     else:
         tie_along(call, x.slots[0], reads_I, dim)
 
@@ -95,6 +96,6 @@ def _is_usable(call: Call, x: Labels | None, weight: Labels | None) -> bool:
     """Freeze everything unless the weight is one, and the activation is none and has channels along one dimension."""
     mistaken = weight is not None and not weight.weight
     if mistaken or (x is not None and (x.weight or len(x.slots) > 1)):
-        freeze_all(call, f"no rule for {call.where}")
+        freeze_all(call, Why.NO_RULE(call.where))
         return False
     return True

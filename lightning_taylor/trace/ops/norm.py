@@ -13,6 +13,7 @@ from lightning_taylor.graph.types import Role
 from lightning_taylor.trace.labels import Labels, compressed, is_constant, varying
 from lightning_taylor.trace.ops.layer import read_channels, tie_along, vector_of
 from lightning_taylor.trace.partition import NEUTRAL
+from lightning_taylor.trace.reasons import Why
 from lightning_taylor.trace.state import Call
 
 __all__ = [
@@ -30,7 +31,7 @@ def batch_norm(call: Call) -> list[Labels | None]:
     vectors = [v.slots[0] for name in names if (v := call.labels(name)) is not None]
     for vector_C in vectors:
         if x is None:
-            call.state.partition.freeze(vector_C, f"normalises a tensor without channels ({call.where})")
+            call.state.partition.freeze(vector_C, Why.NORM_WITHOUT_CHANNELS(call.where))
         else:
             tie_along(call, x.slots[0], vector_C, dim=1)
             call.state.partition.assign(vector_C, Role.PASS_THROUGH)
@@ -64,10 +65,10 @@ def normalized_over(call: Call) -> list[Labels | None]:
     if call.state.partition.options.allow_inexact_norms and _goes_along(call, slots, 1 if over == ndim - 1 > 1 else -1):
         return [x]
     for slot in slots:
-        reason = f"its statistics run over the channels ({call.where}), so removing one changes the others"
+        reason = Why.STATISTICS(call.where)
         call.state.partition.freeze(slot, reason)
     for name in ("weight", "bias"):
-        call.state.freeze(call.labels(name), f"scales a normalisation over the channels ({call.where})")
+        call.state.freeze(call.labels(name), Why.SCALES_NORM(call.where))
     return [x]
 
 
