@@ -60,7 +60,7 @@ def trace_channels(
             inside, ``"*.conv1"`` every ``conv1``.
         verify: prove each family (two more forward passes); without it, a model that assumes a width in its code
             may be cut wrongly.
-        allow_inexact_norms: let channels go that a LayerNorm, GroupNorm or RMSNorm statistics over, or a norm that the
+        allow_inexact_norms: let channels go that a LayerNorm, GroupNorm or RMSNorm averages over, or a norm that the
             model writes out (an average over channels, by which they are then scaled or shifted). Its statistics
             then run over the channels that are left, which changes what it makes of them: the smaller network is
             proven against one whose normalisations leave the removed channels out, not against the masked one.
@@ -182,7 +182,7 @@ def _trace_path(
             with tracer:
                 out = net.get_submodule(call.module)(*call.args, **call.kwargs)
             for tensor in tensors_in(out):
-                tracer.state.use(tensor)
+                tracer.state.mark_used(tensor)
                 tracer.state.statistics.at_output(tensor)
                 tracer.state.freeze(tracer.state.labels_of(tensor), Why.OUTPUT())
             returned.append(out)

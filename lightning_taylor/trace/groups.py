@@ -57,23 +57,23 @@ def _groups(
     labels, number, index = labels[real], number[real], index[real]
     kinds = _kinds(partition, component[labels], number)
     grouped = np.zeros(partition.total, dtype=bool)
-    found: list[tuple[int, ChannelGroup, np.ndarray]] = []
+    ordered: list[tuple[int, ChannelGroup, np.ndarray]] = []
     contracted = pairs.components(component)
     silenced = {role: pairs.silenced(role) for role in _SIDES if len(contracted)}
     for members in kinds:
-        mine = component[labels[members]]
-        sides = silenced if mine[0] in contracted else {}
-        slices = _slices(partition, mine, number[members], index[members], sides)
+        components = component[labels[members]]
+        sides = silenced if components[0] in contracted else {}
+        slices = _slices(partition, components, number[members], index[members], sides)
         if slices and slices[0].index.shape[0] > 1:
             first, axis = min((partition.order[s.axis], s.axis) for s in slices if s.role is Role.PRODUCER)
-            found.append((first, ChannelGroup(_layer_of(partition, axis), tuple(slices)), labels[members]))
+            ordered.append((first, ChannelGroup(_layer_of(partition, axis), tuple(slices)), labels[members]))
     groups: dict[str, ChannelGroup] = {}
-    for _, group, own in sorted(found, key=lambda entry: entry[0]):
+    for _, group, members in sorted(ordered, key=lambda entry: entry[0]):
         name, copies = group.name, 2
         while name in groups:
             name, copies = f"{group.name}/{copies}", copies + 1
         groups[name] = ChannelGroup(name, group.slices)
-        grouped[own] = True
+        grouped[members] = True
     return grouped, groups
 
 
@@ -102,7 +102,7 @@ def _slices(
     index: np.ndarray,
     silenced: Mapping[Role, np.ndarray],
 ) -> list[Slice]:
-    """One slice per axis and role; empty if nothing produces or nothing consumes these channels.
+    """Return one slice per axis and role; empty if nothing produces or nothing consumes these channels.
 
     ``silenced``: of channels that are contracted, what has to be zero for either side to be zero.
     """
@@ -137,9 +137,9 @@ def _channel_order(
     first = next(i for i, axis in axes.items() if Role.PRODUCER in partition.roles.get(axis, {}))
     here = np.flatnonzero(number == first)
     order = here[np.argsort(index[here], kind="stable")]
-    members, place = np.unique(component[order], return_index=True)
+    members, position = np.unique(component[order], return_index=True)
     rank = np.zeros(partition.total, dtype=np.int64)
-    rank[members] = np.argsort(np.argsort(place))
+    rank[members] = np.argsort(np.argsort(position))
     return rank
 
 
@@ -157,7 +157,7 @@ def _linked(partition: LabelPartition) -> Iterator[Follower]:
 
 
 def _layer_of(partition: LabelPartition, axis: Axis) -> str:
-    return next((layer for layer, own in partition.layers.items() if own == axis), axis[0])
+    return next((layer for layer, made in partition.layers.items() if made == axis), axis[0])
 
 
 def _frozen_layers(

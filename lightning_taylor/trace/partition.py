@@ -5,7 +5,7 @@ consecutive, so a label is ``base of the axis + index``. Dimensions of size one 
 can never be removed. ``NEUTRAL`` marks what carries no channel.
 
 Some axes are *virtual*: where code arranges channels as a grid (heads by head width, groups of a convolution), each
-dimension of the grid gets labels of its own; see ``graph.grids``.
+dimension of the grid gets labels of its own; see ``constraints.grids``.
 """
 
 from __future__ import annotations
@@ -113,7 +113,7 @@ class LabelPartition:
         self.order: dict[Axis, int] = {}
 
     def labels(self, tensor: str) -> tuple[Tensor, ...]:
-        """One label tensor per dimension of a parameter, each of the parameter's shape, without its memory."""
+        """Return one label tensor per dimension of a parameter, each of the parameter's shape, without its memory."""
         shape = self.shapes[tensor]
         slots = []
         for dim, size in enumerate(shape):
@@ -149,7 +149,7 @@ class LabelPartition:
         return self._bases_array
 
     def base_of(self, label: int) -> int:
-        """The first label of the axis that a label belongs to."""
+        """Return the first label of the axis that a label belongs to."""
         return self.bases[bisect_right(self.bases, label) - 1]
 
     def real_axes(self, labels: Tensor) -> list[Axis]:
@@ -173,7 +173,7 @@ class LabelPartition:
         self._frozen_by[at] = self._reason(reason)
 
     def tied_with(self, labels: np.ndarray) -> np.ndarray:
-        """What was tied to one of these labels directly."""
+        """Return what was tied to one of these labels directly."""
         one, other = np.concatenate([np.zeros((2, 0), dtype=np.int64), *self._ties], axis=1)
         return np.unique(np.concatenate([other[np.isin(one, labels)], one[np.isin(other, labels)]]))
 
@@ -203,11 +203,11 @@ class LabelPartition:
             self.order.setdefault(axis, len(self.order))
 
     def is_buffer(self, labels: Tensor) -> bool:
-        """Whether all these labels are a buffer's."""
+        """Return whether all these labels are a buffer's."""
         return all(tensor in self._buffers for tensor, _ in self.axes_of(labels))
 
     def axes_of(self, labels: Tensor) -> list[Axis]:
-        """The axes that labels belong to, without repetition."""
+        """Return the axes that labels belong to, without repetition."""
         numbers = np.unique(np.searchsorted(self._starts(), _distinct(labels), side="right") - 1)
         return [self.axes[i] for i in numbers]
 
@@ -217,11 +217,11 @@ class LabelPartition:
         return number, labels - np.asarray(self.bases)[number]
 
     def are_real(self, labels: Tensor) -> bool:
-        """Whether each of these labels is an entry of a tensor, not of a grid, and none is ``NEUTRAL``."""
+        """Return whether each of these labels is an entry of a tensor, not of a grid, and none is ``NEUTRAL``."""
         return bool((labels != NEUTRAL).all()) and all(axis[0] != VIRTUAL for axis in self.axes_of(labels))
 
     def staying(self, labels: Tensor, keep: Mapping[Axis, Tensor]) -> Tensor:
-        """Which of these labels stay: booleans of their shape; ``keep`` as ``ChannelGraph.keep`` gives it."""
+        """Return which of these labels stay: booleans of their shape; ``keep`` as ``ChannelGraph.keep`` gives it."""
         stay = np.ones(self.total, dtype=bool)
         for axis, kept in keep.items():
             entries = self.entries(axis)
@@ -230,11 +230,11 @@ class LabelPartition:
         return torch.from_numpy(stay)[labels]
 
     def axes_of_size(self, size: int) -> list[Axis]:
-        """The dimensions of tensors that have so many entries."""
+        """Return the dimensions of tensors that have so many entries."""
         return [(tensor, dim) for tensor, dim in self._base_of if self.shapes[tensor][dim] == size]
 
     def entries(self, axis: Axis) -> np.ndarray:
-        """All labels of an axis; empty for an axis of size one."""
+        """Return all labels of an axis; empty for an axis of size one."""
         if axis not in self._base_of:
             return np.empty(0, dtype=np.int64)
         base = self._base_of[axis]
@@ -276,13 +276,13 @@ class LabelPartition:
         return number
 
     def reason_of(self, labels: np.ndarray) -> str | None:
-        """Why the first frozen one of these labels is frozen; None if none is."""
+        """Return why the first frozen one of these labels is frozen; None if none is."""
         frozen = self._frozen_by[labels]
         frozen = frozen[frozen >= 0]
         return self.reasons[frozen[0]] if len(frozen) else None
 
     def is_frozen(self, labels: np.ndarray) -> bool:
-        """Whether one of these labels was frozen itself; of what it is tied to, see ``frozen_components``."""
+        """Return whether one of these labels was frozen itself; of what it is tied to, see ``frozen_components``."""
         return bool((self._frozen_by[labels] >= 0).any())
 
     def freeze_axes(self, axes: Iterable[Axis], reason: str) -> None:
@@ -295,7 +295,7 @@ class LabelPartition:
         self.freeze(torch.from_numpy(self.labels_of(group)), reason)
 
     def labels_of(self, group: ChannelGroup) -> np.ndarray:
-        """One label of each of the group's channels at least."""
+        """Return one label of each of the group's channels at least."""
         first = group.slices[0]
         return self.entries(first.axis)[first.index.flatten().numpy()]
 
@@ -307,13 +307,13 @@ class LabelPartition:
 
 
 def _distinct(labels: Tensor) -> np.ndarray:
-    """The labels in a tensor, each once, neutral left out, without walking its expanded dimensions."""
-    found = np.unique(_squeezed(labels).numpy())
-    return found[found >= 0]
+    """Return the labels in a tensor, each once, neutral left out, without walking its expanded dimensions."""
+    distinct = np.unique(_squeezed(labels).numpy())
+    return distinct[distinct >= 0]
 
 
 def _squeezed(labels: Tensor) -> Tensor:
-    """The labels with one entry along each expanded dimension."""
+    """Return the labels with one entry along each expanded dimension."""
     for d in range(labels.ndim):
         if labels.shape[d] > 1 and labels.stride(d) == 0:
             labels = labels.narrow(d, 0, 1)

@@ -51,7 +51,7 @@ def prove(
         net: a private copy; left as it was.
         build: makes the graph from the partition as it stands.
         partition: gets the failures as reasons.
-        statistics: says what stays of what a normalisation statistics over.
+        statistics: says what stays of what a normalisation averages over.
         outputs: runs the net, each path of those that it is given; on one example, or on two.
     """
     trial = _Trial(net, outputs, partition, statistics)

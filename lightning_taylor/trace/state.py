@@ -51,10 +51,10 @@ class TraceState:
         # Strong references on purpose: an id must not be given to another tensor during the trace, and weak ones
         # do not survive the round trip of a tensor's Python object through a composite operator.
         self._carried: dict[int, tuple[Tensor, Labels | None]] = {}
-        self._mixed: dict[int, tuple[Tensor, Tensor, str]] = {}
+        self._frozen_if_used: dict[int, tuple[Tensor, Tensor, str]] = {}
 
     def labels_of(self, tensor: Tensor) -> Labels | None:
-        """What a tensor carries, or None."""
+        """Return what a tensor carries, or None."""
         known = self._carried.get(id(tensor))
         if known is not None:
             return known[1]
@@ -71,14 +71,15 @@ class TraceState:
         """Note what a tensor carries from here on."""
         self._carried[id(tensor)] = (tensor, labels)
 
-    def mixed(self, tensor: Tensor, labels: Tensor, reason: str) -> None:
+    def freeze_if_used(self, tensor: Tensor, labels: Tensor, reason: str) -> None:
         """Freeze these labels if anything is made of the tensor: attention weights are averaged, and often dropped."""
-        self._mixed[id(tensor)] = (tensor, labels, reason)
+        self._frozen_if_used[id(tensor)] = (tensor, labels, reason)
 
-    def use(self, tensor: Tensor) -> None:
-        """Something is made of a tensor."""
-        if (found := self._mixed.pop(id(tensor), None)) is not None:
-            self.partition.freeze(found[1], found[2])
+    def mark_used(self, tensor: Tensor) -> None:
+        """Note that something is made of a tensor; see ``freeze_if_used``."""
+        _, labels, reason = self._frozen_if_used.pop(id(tensor), (tensor, None, ""))
+        if labels is not None:
+            self.partition.freeze(labels, reason)
 
     def freeze(self, labels: Labels | None, reason: str) -> None:
         """Freeze everything that a tensor carries."""
@@ -103,17 +104,17 @@ class TraceState:
         return self._modules.get(self.module)
 
     def holds(self, attribute: str, value: int) -> bool:
-        """Whether the running module keeps this number under this name."""
+        """Return whether the running module keeps this number under this name."""
         return vars(self._modules.get(self.module, nn.Module())).get(attribute) == value
 
     def counting(self, number: int) -> list[tuple[str, str]]:
-        """The running module and those of its attributes that are this whole number."""
+        """Return the running module and those of its attributes that are this whole number."""
         return [(self.module, name) for name, value in self.held().items() if type(value) is int and value == number]
 
     def held(self) -> Mapping[str, Any]:
-        """What the running module may count channels by; nothing if the rule of its class says what follows."""
-        own = {} if self.running is None or rule_of(self.running) is not None else vars(self.running)
-        return {name: value for name, value in own.items() if may_count(name)}
+        """Return what the running module may count channels by; nothing if the rule of its class says what follows."""
+        attributes = {} if self.running is None or rule_of(self.running) is not None else vars(self.running)
+        return {name: value for name, value in attributes.items() if may_count(name)}
 
     def record(self, call: Call, axes: Iterable[Axis], share: float = 1.0) -> None:
         """Write down an operation's cost, on the pass that counts it."""

@@ -54,7 +54,7 @@ class Tracer(TorchDispatchMode):
         kwargs = kwargs or {}
         self.state.statistics.next_call(operator_name(func))
         for tensor in tensors_in((args, kwargs)):
-            self.state.use(tensor)
+            self.state.mark_used(tensor)
         carries = any(self.state.labels_of(t) is not None for t in tensors_in((args, kwargs)))
         # What `x.new_zeros` makes has nothing of x.
         if not carries or operator_name(func) in _FACTORIES:
@@ -123,7 +123,7 @@ class Tracer(TorchDispatchMode):
 
 
 def _arranged(labels: Labels | None) -> bool:
-    """Whether an activation carries channels along several of its dimensions."""
+    """Return whether an activation carries channels along several of its dimensions."""
     return labels is not None and not labels.weight and len(labels.slots) > 1
 
 

@@ -35,7 +35,7 @@ __all__ = [
     "choices",
     "may_count",
     "names_width",
-    "place_of",
+    "site_of",
 ]
 
 WHOLE = -1
@@ -57,19 +57,19 @@ def may_count(attribute: str) -> bool:
 
 
 def names_width(attribute: str) -> bool:
-    """Whether an attribute is called after a width, and not after a number of heads or groups."""
+    """Return whether an attribute is called after a width, and not after a number of heads or groups."""
     return any(word in attribute.lower() for word in _WIDTHS)
 
 
 @dataclass(eq=False)
 class SplitSite:
-    """One place where code takes channels apart.
+    """A place where code takes channels apart.
 
     Attributes:
         module: the one that was running.
         whole: shape (C,), the labels of all channels.
         parts: shape (P,) each, those of every part.
-        kind: places of one kind are run by the same line of code and go by one choice.
+        kind: sites of one kind are run by the same line of code and go by one choice.
         choices: what may follow, the likeliest first.
         sure: whether the first choice is no guess.
     """
@@ -83,7 +83,7 @@ class SplitSite:
 
 
 def choices(sizes: Sequence[int], whole: int, held: Mapping[str, Any]) -> tuple[tuple[Choice, ...], bool]:
-    """What of a module's attributes may follow, and whether the first is sure.
+    """Return what of a module's attributes may follow, and whether the first is sure.
 
     Args:
         sizes: how many channels are in each part.
@@ -98,8 +98,8 @@ def choices(sizes: Sequence[int], whole: int, held: Mapping[str, Any]) -> tuple[
     named: list[list[tuple[str, int]]] = []
     for part, size in enumerate(sizes):
         alike = dict.fromkeys((part, len(sizes) - 1 - list(reversed(sizes)).index(size)))
-        if size not in sizes[:part] and (found := [(n, p) for n in likely if numbers[n] == size for p in alike]):
-            named.append(found)
+        if size not in sizes[:part] and (pairs := [(n, p) for n in likely if numbers[n] == size for p in alike]):
+            named.append(pairs)
     if not named:
         named = [[(name, WHOLE) for name in likely if numbers[name] == whole]]
     return tuple(dict(choice) for choice in islice(product(*named), _MOST) if choice), False
@@ -207,7 +207,7 @@ class SplitSites(Constraint):
         yield from linked
 
     def _stay(self, component: np.ndarray, labels: np.ndarray) -> bool:
-        """Whether none of these channels can be removed anyway."""
+        """Return whether none of these channels can be removed anyway."""
         return bool((self._partition.frozen_components(component)[component[labels]] >= 0).all())
 
     def _rest(self, site: SplitSite, component: np.ndarray, part: int) -> list[Axis]:
@@ -226,10 +226,10 @@ class SplitSites(Constraint):
         return min(fitting, key=lambda axis: not axis[0].startswith(f"{module}."), default=None)
 
 
-def place_of(
+def site_of(
     module: str, kind: Any, whole: Tensor, parts: Sequence[Tensor], held: Mapping[str, Any]
 ) -> SplitSite | None:
-    """The place where labels (C,) are taken apart into (P,) each, if an attribute may count them."""
+    """Make the site where labels (C,) are taken apart into (P,) each; None if no attribute may count them."""
     if bool((whole < 0).any()) or any(len(part) < 2 for part in parts):
         return None
     possible, sure = choices([len(part) for part in parts], len(whole), held)

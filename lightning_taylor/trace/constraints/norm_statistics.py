@@ -1,11 +1,11 @@
-"""NormStatistics over the channels: part of a normalisation if they come back to the channels they were taken of.
+"""Statistics over the channels: part of a normalisation if they come back to the channels they were taken of.
 
 ``x * rsqrt(mean(x ** 2))`` is what an RMSNorm runs, and a LayerNorm that somebody wrote out looks much alike. No
 operator says so: an average over channels is marked, the mark goes along with whatever is made of it element by
 element, and where it meets the channels again it has normalised them. One that goes anywhere else freezes them.
 
 How it could fail, and where that is caught: the proof by trial knows a call by its number along the forward pass. If
-a pass of the proof takes another course than the trace, the numbers mean other calls; the twin then statistics over the
+a pass of the proof takes another course than the trace, the numbers mean other calls; the twin then averages over the
 wrong entries, differs from the smaller network, and the channels are frozen.
 
 Shape legend: C = channels.
@@ -53,7 +53,7 @@ class NormStatistics(Constraint):
     def __init__(self, partition: LabelPartition) -> None:
         self._partition = partition
         self._count = 0
-        self._taken: dict[int, tuple[int, Tensor]] = {}
+        self._marked_calls: dict[int, tuple[int, Tensor]] = {}
         # The tensors themselves, so that no id is given twice; see ``Tracer``.
         self._marks: dict[int, tuple[Tensor, _Mark]] = {}
 
@@ -70,7 +70,7 @@ class NormStatistics(Constraint):
         labels_C = united(self._partition, slot, dim)
         if labels_C is None or not self._partition.are_real(labels_C):
             return False
-        self._taken[self._count - 1] = dim, labels_C
+        self._marked_calls[self._count - 1] = dim, labels_C
         for tensor in (call.out,) if isinstance(call.out, Tensor) else call.out:
             self._marks[id(tensor)] = tensor, _Mark(labels_C, call.where)
         return True
@@ -108,33 +108,33 @@ class NormStatistics(Constraint):
         Args:
             keep: as ``ChannelGraph.keep`` gives it.
         """
-        found = {}
-        for number, (dim, labels_C) in self._taken.items():
+        kept = {}
+        for number, (dim, labels_C) in self._marked_calls.items():
             stays_C = self._partition.staying(labels_C, keep)
             if not bool(stays_C.all()):
-                found[number] = dim, stays_C
-        return found
+                kept[number] = dim, stays_C
+        return kept
 
     def _refuse(self, marks: list[_Mark]) -> None:
         for mark in marks:
             self._partition.freeze(mark.labels, Why.REDUCED(mark.where))
 
     def _writes_elsewhere(self, call: OperatorCall) -> bool:
-        """Whether a statistic is written into something else, such as a buffer, which outlives the pass."""
+        """Return whether a statistic is written into something else, such as a buffer, which outlives the pass."""
         return any(call.out is t and id(t) not in self._marks for t in call.operands)
 
 
 def _is_elementwise(call: OperatorCall) -> bool:
-    """Whether the one outcome has every element of the statistic at its place, or is a view of it."""
+    """Return whether the one outcome has every element of the statistic at its place, or is a view of it."""
     func: Any = call.func
     tagged = torch.Tag.pointwise in func.tags or func.is_view or call.name in _COPIES
     return tagged and isinstance(call.out, Tensor)
 
 
 def _run_along(slot: Tensor, labels_C: Tensor) -> bool:
-    """Whether a slot has these labels along one of its dimensions, at the first place of the others."""
+    """Return whether a slot has these labels along one of its dimensions, at the first place of the others."""
     along = [collapse(slot, tuple(d for d in range(slot.ndim) if d - slot.ndim != dim), False) for dim in varying(slot)]
-    return any(torch.equal(found, labels_C) for found in along)
+    return any(torch.equal(vector, labels_C) for vector in along)
 
 
 _WEIGHT_AT = {"native_layer_norm": 2, "native_group_norm": 1, "_fused_rms_norm": 2}  # among the arguments

@@ -39,15 +39,15 @@ class QueryKeyPairs(Constraint):
             self._partition.freeze(torch.from_numpy(labels[~self.are(labels)]), reason)
 
     def are(self, labels: np.ndarray) -> np.ndarray:
-        """Which of these labels are coordinates that are contracted."""
+        """Return which of these labels are coordinates that are contracted."""
         return np.isin(labels, _joined(self._coordinates))
 
     def components(self, component: np.ndarray) -> np.ndarray:
-        """The components of those."""
+        """Return the components of those."""
         return np.unique(component[_joined(self._coordinates)])
 
     def silenced(self, role: Role) -> np.ndarray:
-        """The entries that have to be zero for one side to be zero: of kernels, and of what is added to it."""
+        """Return the entries that have to be zero for one side to be zero: of kernels, and of what is added to it."""
         made = np.unique(_joined(self._made[role]))
         beside = self._partition.tied_with(made)
         number, _ = self._partition.decode(beside)

@@ -72,7 +72,7 @@ def _grouped(call: Call, x: Labels | None, weight: Labels) -> Labels | None:
         if (own := read.axes[dim]) is not None and entries is not None:
             partition.tie(torch.from_numpy(own), torch.from_numpy(entries))
     if call.state.holds("groups", groups):
-        made.holders[call.state.module, "groups", (0,)] = groups
+        made.size_attributes[call.state.module, "groups", (0,)] = groups
     partition.assign(reads_I, Role.CONSUMER)
     call.cost([*axes_of(call, own_O), *axes_of(call, reads_I)])
     return produce(call, own_O, call.labels("bias"), dim=1)

@@ -1,6 +1,6 @@
 """Rules for normalisations: exact where statistics are a channel's own, or a group's that goes whole.
 
-Where they run over the channels, those can go only if the user allows it: see ``graph.statistics``.
+Where they run over the channels, those can go only if the user allows it: see ``constraints.norm_statistics``.
 
 Shape legend: O = output channels, I = input channels, C = channels, G = groups of channels.
 """
@@ -49,7 +49,7 @@ def group_norm(call: Call) -> list[Labels | None]:
     units = [0, 1] if call.state.partition.options.allow_inexact_norms else [0]
     grid = call.state.grids.split(x_C.view(groups, -1), call.where, call.place, units)
     if call.state.holds("num_groups", groups):
-        grid.holders[call.state.module, "num_groups", (0,)] = groups
+        grid.size_attributes[call.state.module, "num_groups", (0,)] = groups
     for vector_C in vectors:
         tie_along(call, x_C, vector_C, dim=0)
         call.state.partition.assign(vector_C, Role.PASS_THROUGH)
@@ -73,7 +73,7 @@ def normalized_over(call: Call) -> list[Labels | None]:
 
 
 def _goes_along(call: Call, slots: list[Tensor], dim: int) -> bool:
-    """Tie a normalisation's weight to the channels that it statistics over; without a weight nobody could tell them."""
+    """Tie a normalisation's weight to the channels that it averages over; without a weight nobody could tell them."""
     vectors = [v.slots[0] for name in ("weight", "bias") if (v := call.labels(name)) is not None]
     ndim = call.get("input").ndim
     if len(slots) != 1 or not vectors or any(v.ndim != 1 for v in vectors):

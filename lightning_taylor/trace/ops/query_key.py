@@ -58,5 +58,5 @@ def _note_width(call: Call, inner: Tensor) -> None:
         return
     dim = next(d for d, axis in enumerate(grid.axes) if axis is not None and axis[0] <= first <= axis[-1])
     width = grid.labels.shape[dim]
-    grid.holders[call.state.module, HEAD_WIDTH, (dim,)] = width
-    grid.holders[call.state.module, SCALED_BY, (dim,)] = vars(running).get(SCALED_BY) or width
+    grid.size_attributes[call.state.module, HEAD_WIDTH, (dim,)] = width
+    grid.size_attributes[call.state.module, SCALED_BY, (dim,)] = vars(running).get(SCALED_BY) or width

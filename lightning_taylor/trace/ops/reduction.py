@@ -41,7 +41,7 @@ def reduce(call: Call) -> Labels | Sequence[Labels | None] | None:
         elif call.name in _OF_SQUARES and not labels.weight and partition.options.attention_heads == "spread":
             call.state.pairs.freeze_unless(slot, Why.REDUCED(call.where))
         elif len(labels.slots) > 1 and not labels.weight:
-            call.state.mixed(out, slot, Why.REDUCED(call.where))
+            call.state.freeze_if_used(out, slot, Why.REDUCED(call.where))
         elif not call.state.statistics.mark(call, labels, slot, dims):
             partition.freeze(slot, Why.REDUCED(call.where))
     result = Labels(tuple(kept), labels.weight) if kept else None

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_map
 
 from lightning_taylor.graph.types import Role
-from lightning_taylor.trace.constraints.attribute_sizes import SplitSite, place_of
+from lightning_taylor.trace.constraints.attribute_sizes import SplitSite, site_of
 from lightning_taylor.trace.grid_labels import arranged, joined, squeezed
 from lightning_taylor.trace.labels import Labels, collapse, is_constant, varies, varying
 from lightning_taylor.trace.ops.layer import vector_of
@@ -121,7 +121,7 @@ def _place(call: Call, whole: Tensor, parts: Sequence[Tensor]) -> SplitSite | No
 def _noted(call: Call, whole_C: Tensor, parts_P: Sequence[Tensor]) -> SplitSite | None:
     state = call.state
     kind = (state.kind, call.name, running_place())
-    found = place_of(state.module, kind, whole_C, parts_P, state.held())
+    found = site_of(state.module, kind, whole_C, parts_P, state.held())
     return state.splits.note(found) if found else None
 
 
@@ -134,7 +134,7 @@ def _note_equal_parts(call: Call, whole: Tensor, parts: Sequence[Tensor]) -> Non
     if any(varies(part, dim) for part in parts) and parts[0].shape[dim] * len(parts) == whole.shape[dim]:
         rows = torch.stack([squeezed(part, [dim]) for part in parts])
         if not bool((rows == NEUTRAL).any()):
-            call.state.grids.split(rows, call.where, (call.state.kind, "chunk"), [1], spare=True)
+            call.state.grids.split(rows, call.where, (call.state.kind, "chunk"), [1], only_if_uneven=True)
 
 
 def _reordered(call: Call) -> list[int]:
