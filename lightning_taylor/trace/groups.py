@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from lightning_taylor.graph.channel_graph import ChannelGraph
-from lightning_taylor.graph.types import Axis, ChannelGroup, Follower, Role, Slice
+from lightning_taylor.graph.types import Axis, ChannelGroup, LinkedAttribute, Role, Slice
 from lightning_taylor.trace.constraints import Constraints
 from lightning_taylor.trace.constraints.query_key import QueryKeyPairs
 from lightning_taylor.trace.partition import VIRTUAL, LabelPartition
@@ -143,14 +143,14 @@ def _channel_order(
     return rank
 
 
-def _linked(partition: LabelPartition) -> Iterator[Follower]:
+def _linked(partition: LabelPartition) -> Iterator[LinkedAttribute]:
     """Yield the attributes that follow widths, each once: what a rule linked, then what constraints decided."""
     every = [
-        *(Follower(*key, axis, value, partition.shapes[axis[0]][axis[1]])
+        *(LinkedAttribute(*key, axis, value, partition.shapes[axis[0]][axis[1]])
           for key, (axis, value) in partition.followers.items()),
         *(linked for constraint in partition.constraints for linked in constraint.linked_attributes()),
     ]  # fmt: skip
-    first: dict[tuple[str, str], Follower] = {}
+    first: dict[tuple[str, str], LinkedAttribute] = {}
     for linked in every:
         first.setdefault((linked.module, linked.attribute), linked)
     yield from first.values()

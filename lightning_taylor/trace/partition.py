@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lightning_taylor.graph.types import Axis, ChannelGroup, Follower, Operation, Role
+from lightning_taylor.graph.types import Axis, ChannelGroup, LinkedAttribute, Operation, Role
 from lightning_taylor.trace.options import TraceOptions
 
 __all__ = [
@@ -63,7 +63,7 @@ class Constraint(Protocol):
         """Return whether these channels depend on a decision that can still change."""
         return False
 
-    def linked_attributes(self) -> Iterable[Follower]:
+    def linked_attributes(self) -> Iterable[LinkedAttribute]:
         """Return the attributes of modules that must follow widths by what was decided."""
         return ()
 

@@ -23,7 +23,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lightning_taylor.graph.types import Axis, Follower
+from lightning_taylor.graph.types import Axis, LinkedAttribute
 from lightning_taylor.trace.labels import compressed
 from lightning_taylor.trace.partition import Constraint, LabelPartition
 
@@ -169,7 +169,7 @@ class SplitSites(Constraint):
         """Return whether another choice may help these channels."""
         return any(self._turn[site.kind] < len(site.choices) for site in self._around(labels))
 
-    def linked_attributes(self) -> Iterator[Follower]:
+    def linked_attributes(self) -> Iterator[LinkedAttribute]:
         """Yield the attributes that follow, by the choices that were made."""
         for site in self._all.values():
             if 0 <= self._turn[site.kind] < len(site.choices):
@@ -189,9 +189,9 @@ class SplitSites(Constraint):
         members = component[labels]
         return [site for site in self._all.values() if bool(np.isin(component[site.whole], members).any())]
 
-    def _linked_at(self, site: SplitSite) -> Iterator[Follower]:
+    def _linked_at(self, site: SplitSite) -> Iterator[LinkedAttribute]:
         """Yield each attribute with the axis that is as wide as its part; none if one that can shrink has no such."""
-        linked: list[Follower] = []
+        linked: list[LinkedAttribute] = []
         component = self._partition.components()
         for attribute, part in site.choices[self._turn[site.kind]].items():
             labels = site.whole if part == WHOLE else site.parts[part]
@@ -203,7 +203,7 @@ class SplitSites(Constraint):
                 continue
             if axis is None:
                 return
-            linked.append(Follower(site.module, attribute, axis, len(labels), len(labels), minus))
+            linked.append(LinkedAttribute(site.module, attribute, axis, len(labels), len(labels), minus))
         yield from linked
 
     def _stay(self, component: np.ndarray, labels: np.ndarray) -> bool:

@@ -22,7 +22,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lightning_taylor.graph.types import Follower
+from lightning_taylor.graph.types import LinkedAttribute
 from lightning_taylor.modules.attention import SCALED_BY
 from lightning_taylor.trace.constraints.query_key import QueryKeyPairs
 from lightning_taylor.trace.partition import Constraint, LabelPartition
@@ -183,7 +183,7 @@ class Grids(Constraint):
         """Return whether these channels belong to a grid that has units."""
         return bool(self._around(labels))
 
-    def linked_attributes(self) -> Iterator[Follower]:
+    def linked_attributes(self) -> Iterator[LinkedAttribute]:
         """Yield the attributes that count the units of a grid, or all of its entries."""
         for grid in self:
             axes = self._partition.real_axes(torch.from_numpy(grid.labels)) if grid.unit is not None else []
@@ -193,7 +193,7 @@ class Grids(Constraint):
             for (module, attribute, dims), value in grid.size_attributes.items():
                 if grid.shrinking_dim(dims, self._partition.is_frozen) in (grid.unit, MERGED):
                     width = 0 if attribute == SCALED_BY else self._partition.shapes[tensor][dim]
-                    yield Follower(module, attribute, axes[0], value, width)
+                    yield LinkedAttribute(module, attribute, axes[0], value, width)
 
     def held(self, component: np.ndarray) -> dict[int, str]:
         """Map a component to why a grid that it is tied to has no unit: that of values whose heads queries share."""
