@@ -91,7 +91,10 @@ class Why(Enum):
     TABLE = ("a table that {where} reads",)
     TABLE_ROWS = ("rows of a table ({where})",)
     TABLE_OF_INDICES = ("a table of indices ({where})",)
-    REGIONS = ("coordinates of regions ({where})",)
+    COORDINATES = ("coordinates of {what} ({where})",)
+    RANK = ("the rank of a product of parameters ({where})",)
+    ADDED_TO_PRODUCT = ("added to a product of parameters ({where})",)
+    WEIGHT_LENGTH = ("the length of a weight is taken over it ({where})",)
 
     # What the proof by trial says.
     CHANGES_SHAPE = ("removing its channels changes the shape of the output",)

@@ -13,7 +13,15 @@ from lightning_taylor.report.remedies import remedy_for
 from lightning_taylor.trace import reasons
 from lightning_taylor.trace.reasons import Why
 
-FIELDS = {"pattern": "stem.*", "error": "E: (8)", "name": "query", "groups": 4, "difference": 0.25, "tied": 3}
+FIELDS = {
+    "pattern": "stem.*",
+    "error": "E: (8)",
+    "name": "query",
+    "groups": 4,
+    "what": "regions",
+    "difference": 0.25,
+    "tied": 3,
+}
 FREEZES = {"freeze", "freeze_all", "freeze_layer", "freeze_axes", "freeze_unless", "freeze_labels_of", "cut"}
 
 

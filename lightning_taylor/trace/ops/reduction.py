@@ -111,7 +111,7 @@ def pad(call: Call) -> Labels | Sequence[Labels | None] | None:
 def pool(call: Call) -> Labels | None:
     """Region pooling: ``(N, C, H, W)`` and regions to ``(K, C, h, w)``."""
     maps, regions = (call.state.labels_of(tensor) for tensor in call.operands[:2])
-    call.state.freeze(regions, Why.REGIONS(call.where))
+    call.state.freeze(regions, Why.COORDINATES(call.where, what="regions"))
     if maps is None:
         return None
     if maps.weight or not is_constant(maps.slots[0], (0, 2, 3)):
