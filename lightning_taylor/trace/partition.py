@@ -124,18 +124,19 @@ class LabelPartition:
                 slots.append(torch.arange(base, base + size).view(view).expand(shape))
         return tuple(slots)
 
-    def virtual_axis(self, size: int, arranged: np.ndarray) -> Tensor:
+    def virtual_axis(self, size: int, arranged: np.ndarray | None = None) -> Tensor:
         """Make a new axis that no tensor has.
 
         Args:
             size: how many entries it has.
-            arranged: the labels that it is one dimension of an arrangement of.
+            arranged: the labels that it is one dimension of an arrangement of; None for an axis of no arrangement.
 
         Returns:
             Its labels, shape ``(size,)``.
         """
         base = self.total
-        self._arranged[VIRTUAL, len(self.axes)] = arranged
+        if arranged is not None:
+            self._arranged[VIRTUAL, len(self.axes)] = arranged
         self.axes.append((VIRTUAL, len(self.axes)))
         self.bases.append(base)
         self.total += size
@@ -156,8 +157,10 @@ class LabelPartition:
         """Return the axes that labels belong to, with those of the arranged labels in place of a virtual one."""
         axes: dict[Axis, None] = {}
         for axis in self.axes_of(labels):
-            real = self.real_axes(torch.from_numpy(self._arranged[axis])) if axis[0] == VIRTUAL else [axis]
-            axes.update(dict.fromkeys(real))
+            if axis[0] != VIRTUAL:
+                axes[axis] = None
+            elif axis in self._arranged:
+                axes.update(dict.fromkeys(self.real_axes(torch.from_numpy(self._arranged[axis]))))
         return list(axes)
 
     def tie(self, one: Tensor, other: Tensor) -> None:
