@@ -23,7 +23,7 @@ from lightning_taylor.cli.messages import nearest
 from lightning_taylor.errors import PruningError
 from lightning_taylor.export.verified_write import evaluating
 from lightning_taylor.graph.serialize import call_from_plain, follower_from_plain
-from lightning_taylor.graph.types import Follower
+from lightning_taylor.graph.types import LinkedAttribute
 from lightning_taylor.utilities.calls import Inputs
 
 __all__ = [
@@ -59,7 +59,7 @@ class Trained:
     module: nn.Module
     part: str
     dense: dict[str, tuple[int, ...]]
-    followers: tuple[Follower, ...]
+    followers: tuple[LinkedAttribute, ...]
     class_path: str
     settings: dict[str, Any]
     inputs: Inputs
@@ -106,7 +106,7 @@ def _called_with(checkpoint: Mapping[str, Any]) -> list[dict[str, Any]]:
     return list((state.get("report") or {}).get("called_with", ()))
 
 
-def _inside(part: str, followers: Iterable[Follower]) -> Iterator[Follower]:
+def _inside(part: str, followers: Iterable[LinkedAttribute]) -> Iterator[LinkedAttribute]:
     """The followers in a part of the module, by their names there."""
     for f in followers:
         if f"{f.module}.".startswith(f"{part}.") and all(tensor.startswith(f"{part}.") for tensor, _ in f.axes):

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lightning_taylor.graph.types import Axis, ChannelGroup, Follower, Operation, Remove, Slice
+from lightning_taylor.graph.types import Axis, ChannelGroup, LinkedAttribute, Operation, Remove, Slice
 
 __all__ = [
     "ChannelGraph",
@@ -48,7 +48,7 @@ class ChannelGraph:
     operations: tuple[Operation, ...] = ()
     unseen: tuple[str, ...] = ()
     dense_sizes: Mapping[str, int] = field(default_factory=dict)
-    followers: tuple[Follower, ...] = ()
+    followers: tuple[LinkedAttribute, ...] = ()
 
     def __post_init__(self) -> None:
         if not self.dense_sizes:

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from lightning_taylor.graph.channel_graph import ChannelGraph
-from lightning_taylor.graph.types import Axis, ChannelGroup, Follower, Operation, Role, Slice
+from lightning_taylor.graph.types import Axis, ChannelGroup, LinkedAttribute, Operation, Role, Slice
 from lightning_taylor.utilities.calls import ForwardCall
 
 __all__ = [
@@ -71,16 +71,18 @@ def graph_from_plain(plain: Mapping[str, Any]) -> ChannelGraph:
     )
 
 
-def follower_to_plain(follower: Follower) -> list[Any]:
+def follower_to_plain(follower: LinkedAttribute) -> list[Any]:
     """A follower as a list."""
     minus = [list(axis) for axis in follower.minus]
     return [follower.module, follower.attribute, list(follower.axis), follower.dense, follower.width, minus]
 
 
-def follower_from_plain(plain: list[Any]) -> Follower:
+def follower_from_plain(plain: list[Any]) -> LinkedAttribute:
     """The follower that ``follower_to_plain`` was called on."""
     module, attribute, axis, dense, width, *more = plain  # older checkpoints have no more
-    return Follower(module, attribute, _axis(axis), dense, width, tuple(_axis(minus) for minus in (more or [[]])[0]))
+    return LinkedAttribute(
+        module, attribute, _axis(axis), dense, width, tuple(_axis(minus) for minus in (more or [[]])[0])
+    )
 
 
 def call_to_plain(call: ForwardCall) -> dict[str, Any] | None:

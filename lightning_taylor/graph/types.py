@@ -17,7 +17,7 @@ from torch import Tensor
 __all__ = [
     "Axis",
     "ChannelGroup",
-    "Follower",
+    "LinkedAttribute",
     "Operation",
     "Remove",
     "Role",
@@ -116,7 +116,7 @@ class Operation:
 
 
 @dataclass(frozen=True)
-class Follower:
+class LinkedAttribute:
     """A whole number that a module keeps about its width (``num_heads``), and that follows a tensor's.
 
     Attributes:

@@ -15,7 +15,7 @@ from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 from torch.nn.utils.parametrize import is_parametrized
 
 from lightning_taylor.errors import UncoupledChannelsError
-from lightning_taylor.graph.types import Axis, Follower
+from lightning_taylor.graph.types import Axis, LinkedAttribute
 from lightning_taylor.modules.attention import HEAD_WIDTH
 from lightning_taylor.modules.attention_registry import heads_left
 
@@ -41,7 +41,7 @@ Known = Mapping[str, Mapping[str, int]]
 """Module name -> attribute -> its value: what a trace has found to follow the widths."""
 
 
-def known(followers: Iterable[Follower], widths: Mapping[str, tuple[int, ...]]) -> Known:
+def known(followers: Iterable[LinkedAttribute], widths: Mapping[str, tuple[int, ...]]) -> Known:
     """What the followers are at some widths.
 
     Args:
@@ -59,7 +59,7 @@ def known(followers: Iterable[Follower], widths: Mapping[str, tuple[int, ...]]) 
     return values
 
 
-def concerned(followers: Iterable[Follower], tensors: Container[str]) -> list[Follower]:
+def concerned(followers: Iterable[LinkedAttribute], tensors: Container[str]) -> list[LinkedAttribute]:
     """The followers that depend on one of these tensors."""
     return [f for f in followers if any(tensor in tensors for tensor, _ in f.axes)]
 

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_taylor.errors import UncoupledChannelsError
-from lightning_taylor.graph.types import Axis, Follower
+from lightning_taylor.graph.types import Axis, LinkedAttribute
 from lightning_taylor.modules.attributes import Known, concerned, follow_shapes, known, rule_of
 from lightning_taylor.modules.model_copy import named_tensors
 
@@ -116,7 +116,7 @@ def hold(tensor: Tensor, new: Tensor) -> Tensor:
     return tensor.set_(new)  # pyright: ignore[reportArgumentType]  (the stub knows storages only)
 
 
-def shrink_modules(model: nn.Module, keep: Mapping[Axis, Tensor], followers: Iterable[Follower] = ()) -> None:
+def shrink_modules(model: nn.Module, keep: Mapping[Axis, Tensor], followers: Iterable[LinkedAttribute] = ()) -> None:
     """Cut a model that no optimizer holds, in place; its parameters and buffers stay the same objects.
 
     Gradients of the tensors that were cut are dropped. Not a transaction: an error leaves the model half cut.
@@ -222,7 +222,9 @@ def _dense_strides(shape: torch.Size, order: tuple[int, ...]) -> tuple[int, ...]
     return tuple(strides)
 
 
-def with_shapes(net: nn.Module, shapes: Mapping[str, tuple[int, ...]], followers: Iterable[Follower] = ()) -> nn.Module:
+def with_shapes(
+    net: nn.Module, shapes: Mapping[str, tuple[int, ...]], followers: Iterable[LinkedAttribute] = ()
+) -> nn.Module:
     """A deep copy whose parameters and buffers have these shapes; what it computes is meaningless.
 
     Args:

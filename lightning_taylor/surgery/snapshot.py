@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from lightning_taylor.graph.types import Follower
+from lightning_taylor.graph.types import LinkedAttribute
 from lightning_taylor.modules.attributes import Known, known
 from lightning_taylor.surgery.mirrors import Copy
 from lightning_taylor.surgery.optimizer_state import unwrapped
@@ -66,7 +66,7 @@ class Snapshot:
         model: nn.Module,
         optimizers: Iterable[Optimizer] = (),
         copies: Iterable[Copy] = (),
-        followers: Iterable[Follower] = (),
+        followers: Iterable[LinkedAttribute] = (),
     ) -> None:
         """Give everything its old value and shape back, all or nothing; the tensors stay the same objects.
 

@@ -14,16 +14,17 @@ from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_mod
 from lightning_taylor.errors import NothingToPruneError, UnsupportedModelError
 from lightning_taylor.graph.channel_graph import ChannelGraph
 from lightning_taylor.modules.model_copy import private_copy, reveal, tensor_names
-from lightning_taylor.trace.constraints.norm_statistics import NormStatistics
+from lightning_taylor.trace.constraints import attach_constraints
 from lightning_taylor.trace.forward import quiet, unchanged
 from lightning_taylor.trace.groups import build_graph
 from lightning_taylor.trace.observe import observe, settle_precision
 from lightning_taylor.trace.ops.recurrent import tie_recurrent
-from lightning_taylor.trace.ops.table import RULES, SEVERAL, fallback
+from lightning_taylor.trace.ops.table import find_rule
 from lightning_taylor.trace.options import AttentionHeads, ConvGroups, TraceOptions
 from lightning_taylor.trace.partition import LabelPartition
 from lightning_taylor.trace.program import Program, Step
 from lightning_taylor.trace.proof import prove
+from lightning_taylor.trace.reasons import Why
 from lightning_taylor.trace.scope import find_mirrors, find_scope, with_mirrors
 from lightning_taylor.trace.state import TraceState
 from lightning_taylor.trace.tracer import Tracer
@@ -63,7 +64,7 @@ def trace_channels(
             inside, ``"*.conv1"`` every ``conv1``.
         verify: prove each family (two more forward passes); without it, a model that assumes a width in its code
             may be cut wrongly.
-        allow_inexact_norms: let channels go that a LayerNorm, GroupNorm or RMSNorm statistics over, or a norm that the
+        allow_inexact_norms: let channels go that a LayerNorm, GroupNorm or RMSNorm averages over, or a norm that the
             model writes out (an average over channels, by which they are then scaled or shifted). Its statistics
             then run over the channels that are left, which changes what it makes of them: the smaller network is
             proven against one whose normalisations leave the removed channels out, not against the masked one.
@@ -142,14 +143,14 @@ def trace_calls(
     tensors = {id(t): t for t in (*net.parameters(), *net.buffers())}
     shapes = {name: tuple(tensors[key].shape) for key, name in names.items()}
     partition = LabelPartition(shapes, frozenset(shapes) - parameters, options)
-    statistics = NormStatistics(partition)
+    constraints = attach_constraints(partition)
     returned: list[Any] = []
     for training in (False, True):
         examples = None if training else few.examples
         try:
             modules = dict(net.named_modules())
-            state = TraceState(partition, scope.names(names), statistics, examples, modules, scope.modules)
-            tracer = Tracer(state, RULES, fallback, SEVERAL)
+            state = TraceState(partition, constraints, scope.names(names), examples, modules, scope.modules)
+            tracer = Tracer(state, find_rule)
             returned += _trace_path(net, few, tracer, training=training, dtype=dtype)
         except Exception as error:
             raise UnsupportedModelError(
@@ -168,10 +169,16 @@ def trace_calls(
     unseen = _unseen(partition, net)
 
     def build() -> ChannelGraph:
-        return with_mirrors(build_graph(partition, parameters, unseen), scope)
+        return with_mirrors(build_graph(partition, constraints, parameters, unseen), scope)
 
     if verify:
-        prove(net, build, partition, statistics, lambda paths, more: observe(net, two if more else few, dtype, paths))
+        prove(
+            net,
+            build,
+            partition,
+            constraints.statistics,
+            lambda paths, more: observe(net, two if more else few, dtype, paths),
+        )
     return build()
 
 
@@ -211,8 +218,8 @@ def _trace_path(net: nn.Module, program: Program, tracer: Tracer, *, training: b
 
     def leave(out: Any, reason: str) -> None:
         for tensor in tensors_in(out):
-            state.use(tensor)
-            state.statistics.leave(tensor)
+            state.mark_used(tensor)
+            state.statistics.at_output(tensor)
             state.freeze(state.labels_of(tensor), reason)
 
     with unchanged(net, training, step=step), quiet(dtype=dtype), _watched(net, state, leave):
@@ -222,7 +229,7 @@ def _trace_path(net: nn.Module, program: Program, tracer: Tracer, *, training: b
                 out = next(run, _END)
             if out is _END:
                 return returned
-            leave(out, "reaches the loss" if step else "reaches the output")
+            leave(out, Why.LOSS() if step else Why.OUTPUT())
             returned.append(out)
 
 
@@ -245,7 +252,7 @@ def _watched(net: nn.Module, state: TraceState, leave_network: Callable[[Any, st
             state.module = stack[-1] if stack else ""
             if name == "" and out is not None:
                 with _disable_current_modes():
-                    leave_network(out, "reaches the output")
+                    leave_network(out, Why.OUTPUT())
 
         handles.append(module.register_forward_pre_hook(enter))
         handles.append(module.register_forward_hook(leave, always_call=True))
@@ -265,7 +272,7 @@ def _ignore(partition: LabelPartition, patterns: Sequence[str], net: nn.Module) 
                 f"ignore pattern {pattern!r} matches no layer; the layers are {', '.join(partition.layers) or 'none'}"
             )
         for layer in hit:
-            partition.freeze_axes([partition.layers[layer]], f"ignored by the pattern {pattern!r}")
+            partition.freeze_axes([partition.layers[layer]], Why.IGNORED(pattern=pattern))
 
 
 def _check_patterns(patterns: Any) -> None:

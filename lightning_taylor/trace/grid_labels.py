@@ -15,6 +15,7 @@ from lightning_taylor.trace.constraints.attribute_sizes import names_width
 from lightning_taylor.trace.constraints.grids import MERGED, Grid
 from lightning_taylor.trace.labels import compressed, varying
 from lightning_taylor.trace.partition import NEUTRAL
+from lightning_taylor.trace.reasons import Why
 from lightning_taylor.trace.state import Call
 
 __all__ = [
@@ -27,7 +28,7 @@ __all__ = [
 
 
 def arranged(call: Call, before: Tensor, after: Tensor) -> list[Tensor]:
-    """The slots of a tensor whose channels a view has split into several dimensions; one if it has not."""
+    """Return the slots of a tensor whose channels a view has split into several dimensions; one if it has not."""
     dims = sorted(varying(after))
     if len(varying(before)) != 1 or len(dims) < 2:
         return [after]
@@ -35,10 +36,10 @@ def arranged(call: Call, before: Tensor, after: Tensor) -> list[Tensor]:
     if bool((grid_F == NEUTRAL).any()) or len(torch.unique(grid_F)) != grid_F.numel():
         return [after]
     state = call.state
-    nested = state.partition.grids.owning(int(grid_F.max())) is not None
+    nested = state.grids.owning(int(grid_F.max())) is not None
     kind = (state.kind, call.name, len(dims), nested)
-    grid = state.partition.grids.split(grid_F, call.where, kind, _order(call, grid_F))
-    _note_holders(call, grid)
+    grid = state.grids.split(grid_F, call.where, kind, _order(call, grid_F))
+    _note_size_attributes(call, grid)
     return [
         torch.from_numpy(axis).view([-1 if d - after.ndim == dim else 1 for d in range(after.ndim)]).expand(after.shape)
         for dim, axis in zip(dims, grid.axes, strict=True)
@@ -51,17 +52,17 @@ def joined(call: Call, slots: Sequence[Tensor]) -> list[Tensor]:
     left = list(slots)
     while (clash := _clash(left)) is not None:
         grid = _grid_of(call, left[clash[0]])
-        mine = [_slot_of(call, grid, dim, left) for dim in range(grid.labels.ndim)] if grid else [None]
-        if grid is None or any(slot is None for slot in mine):
+        each = [_slot_of(call, grid, dim, left) for dim in range(grid.labels.ndim)] if grid else [None]
+        if grid is None or any(slot is None for slot in each):
             for i in reversed(clash):
-                call.state.partition.freeze(left.pop(i), f"mixed with other channels by {call.where}")
+                call.state.partition.freeze(left.pop(i), Why.MIXED(call.where))
             continue
-        found = [slot for slot in mine if slot is not None]
-        left = [slot for slot in left if all(slot is not other for other in found)]
-        left.append(_entries(grid, found))
-        merged = math.prod(len(torch.unique(slot)) for slot in found)
-        for holder in call.state.counting(merged):
-            grid.holders[*holder, (MERGED,)] = merged
+        of_grid = [slot for slot in each if slot is not None]
+        left = [slot for slot in left if all(slot is not other for other in of_grid)]
+        left.append(_entries(grid, of_grid))
+        merged = math.prod(len(torch.unique(slot)) for slot in of_grid)
+        for attribute in call.state.counting(merged):
+            grid.size_attributes[*attribute, (MERGED,)] = merged
     return left
 
 
@@ -70,26 +71,26 @@ def entries_of(call: Call, slots: Sequence[Tensor]) -> Tensor | None:
     left = [slot for slot in slots if bool((slot != NEUTRAL).any())]
     while len(left) > 1:
         for grid in filter(None, (_grid_of(call, slot) for slot in left)):  # of grids of grids, the inner one is whole
-            found = [_slot_of(call, grid, dim, left) for dim in range(grid.labels.ndim)]
-            if all(slot is not None for slot in found):
+            each = [_slot_of(call, grid, dim, left) for dim in range(grid.labels.ndim)]
+            if all(slot is not None for slot in each):
                 break
         else:
             return None
-        mine = [slot for slot in found if slot is not None]
-        left = [*(slot for slot in left if all(slot is not other for other in mine)), _entries(grid, mine)]
+        of_grid = [slot for slot in each if slot is not None]
+        left = [*(slot for slot in left if all(slot is not other for other in of_grid)), _entries(grid, of_grid)]
     return compressed(left[0]) if left else None
 
 
 def slot_along(call: Call, slots: Sequence[Tensor], dim: int, ndim: int, passing: frozenset[int]) -> Tensor | None:
     """The slot that runs along a dimension; the others are frozen unless they run along ``passing`` ones only."""
-    found = None
+    chosen = None
     for slot in slots:
         runs = varying(slot)
-        if found is None and (dim % ndim) - ndim in runs:
-            found = slot
+        if chosen is None and (dim % ndim) - ndim in runs:
+            chosen = slot
         elif not runs or not runs <= passing:
-            call.state.partition.freeze(slot, f"mixed with other channels by {call.where}")
-    return found
+            call.state.partition.freeze(slot, Why.MIXED(call.where))
+    return chosen
 
 
 def _order(call: Call, grid_F: Tensor) -> list[int]:
@@ -98,16 +99,16 @@ def _order(call: Call, grid_F: Tensor) -> list[int]:
     return [*counted, *(d for d in reversed(range(grid_F.ndim)) if d not in counted)]
 
 
-def _note_holders(call: Call, grid: Grid) -> None:
+def _note_size_attributes(call: Call, grid: Grid) -> None:
     shape = grid.labels.shape
     for n in dict.fromkeys(shape):
         alike = [d for d, m in enumerate(shape) if m == n]
         for module, attribute in call.state.counting(n):
-            grid.holders[module, attribute, tuple(reversed(alike) if names_width(attribute) else alike)] = n
+            grid.size_attributes[module, attribute, tuple(reversed(alike) if names_width(attribute) else alike)] = n
 
 
 def squeezed(labels: Tensor, dims: Sequence[int]) -> Tensor:
-    """The labels along these dimensions (counted from the end) alone."""
+    """Return the labels along these dimensions (counted from the end) alone."""
     for d in range(labels.ndim):
         if d - labels.ndim not in dims:
             labels = labels.narrow(d, 0, 1)
@@ -124,11 +125,11 @@ def _clash(slots: Sequence[Tensor]) -> tuple[int, int] | None:
 
 
 def _grid_of(call: Call, slot: Tensor) -> Grid | None:
-    return call.state.partition.grids.owning(int(slot.max()))
+    return call.state.grids.owning(int(slot.max()))
 
 
 def _slot_of(call: Call, grid: Grid, dim: int, slots: Sequence[Tensor]) -> Tensor | None:
-    """The slot whose labels are all of this dimension of the grid."""
+    """Return the slot whose labels are all of this dimension of the grid."""
     axis = grid.axes[dim]
     if axis is None:
         return None
@@ -139,7 +140,7 @@ def _slot_of(call: Call, grid: Grid, dim: int, slots: Sequence[Tensor]) -> Tenso
 
 
 def _entries(grid: Grid, slots: Sequence[Tensor]) -> Tensor:
-    """The grid's labels at the indices that the slots of its dimensions spell."""
+    """Return the grid's labels at the indices that the slots of its dimensions spell."""
     shape = slots[0].shape
     small = [compressed(slot, *slots) for slot in slots]
     index = tuple(s - int(axis[0]) for s, axis in zip(small, grid.axes, strict=True) if axis is not None)

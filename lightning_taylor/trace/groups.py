@@ -15,10 +15,11 @@ import numpy as np
 import torch
 
 from lightning_taylor.graph.channel_graph import ChannelGraph
-from lightning_taylor.graph.types import Axis, ChannelGroup, Follower, Role, Slice
-from lightning_taylor.modules.attention import SCALED_BY
-from lightning_taylor.trace.constraints.grids import MERGED
+from lightning_taylor.graph.types import Axis, ChannelGroup, LinkedAttribute, Role, Slice
+from lightning_taylor.trace.constraints import Constraints
+from lightning_taylor.trace.constraints.query_key import QueryKeyPairs
 from lightning_taylor.trace.partition import VIRTUAL, LabelPartition
+from lightning_taylor.trace.reasons import Why
 
 __all__ = [
     "build_graph",
@@ -27,26 +28,28 @@ __all__ = [
 _SIDES = (Role.QUERY, Role.KEY)
 
 
-def build_graph(partition: LabelPartition, parameters: frozenset[str], unseen: tuple[str, ...]) -> ChannelGraph:
-    """The channel graph of everything that is tied, not frozen, produced and consumed."""
+def build_graph(
+    partition: LabelPartition, constraints: Constraints, parameters: frozenset[str], unseen: tuple[str, ...]
+) -> ChannelGraph:
+    """Build the channel graph of everything that is tied, not frozen, produced and consumed."""
     component = partition.components()
     frozen_by = partition.frozen_components(component)
-    member_of_group, groups = _groups(partition, component, frozen_by)
+    member_of_group, groups = _groups(partition, constraints.pairs, component, frozen_by)
     return ChannelGraph(
         groups=groups,
-        frozen=_frozen_layers(partition, component, frozen_by, member_of_group),
+        frozen=_frozen_layers(partition, component, frozen_by, member_of_group, constraints.grids.held(component)),
         layers=dict(partition.layers),
         shapes=dict(partition.shapes),
         dense=dict(partition.shapes),
         parameters=parameters,
         operations=tuple(partition.operations),
         unseen=unseen,
-        followers=tuple(_followers(partition)),
+        followers=tuple(_linked(partition)),
     )
 
 
 def _groups(
-    partition: LabelPartition, component: np.ndarray, frozen_by: np.ndarray
+    partition: LabelPartition, pairs: QueryKeyPairs, component: np.ndarray, frozen_by: np.ndarray
 ) -> tuple[np.ndarray, dict[str, ChannelGroup]]:
     labels = np.flatnonzero(frozen_by[component] < 0)
     number, index = partition.decode(labels)
@@ -54,23 +57,23 @@ def _groups(
     labels, number, index = labels[real], number[real], index[real]
     kinds = _kinds(partition, component[labels], number)
     grouped = np.zeros(partition.total, dtype=bool)
-    found: list[tuple[int, ChannelGroup, np.ndarray]] = []
-    contracted = partition.contracted.components(component)
-    silenced = {role: partition.contracted.silenced(role) for role in _SIDES if len(contracted)}
+    ordered: list[tuple[int, ChannelGroup, np.ndarray]] = []
+    contracted = pairs.components(component)
+    silenced = {role: pairs.silenced(role) for role in _SIDES if len(contracted)}
     for members in kinds:
-        mine = component[labels[members]]
-        sides = silenced if mine[0] in contracted else {}
-        slices = _slices(partition, mine, number[members], index[members], sides)
+        components = component[labels[members]]
+        sides = silenced if components[0] in contracted else {}
+        slices = _slices(partition, components, number[members], index[members], sides)
         if slices and slices[0].index.shape[0] > 1:
             first, axis = min((partition.order[s.axis], s.axis) for s in slices if s.role is Role.PRODUCER)
-            found.append((first, ChannelGroup(_layer_of(partition, axis), tuple(slices)), labels[members]))
+            ordered.append((first, ChannelGroup(_layer_of(partition, axis), tuple(slices)), labels[members]))
     groups: dict[str, ChannelGroup] = {}
-    for _, group, own in sorted(found, key=lambda entry: entry[0]):
+    for _, group, members in sorted(ordered, key=lambda entry: entry[0]):
         name, copies = group.name, 2
         while name in groups:
             name, copies = f"{group.name}/{copies}", copies + 1
         groups[name] = ChannelGroup(name, group.slices)
-        grouped[own] = True
+        grouped[members] = True
     return grouped, groups
 
 
@@ -99,7 +102,7 @@ def _slices(
     index: np.ndarray,
     silenced: Mapping[Role, np.ndarray],
 ) -> list[Slice]:
-    """One slice per axis and role; empty if nothing produces or nothing consumes these channels.
+    """Return one slice per axis and role; empty if nothing produces or nothing consumes these channels.
 
     ``silenced``: of channels that are contracted, what has to be zero for either side to be zero.
     """
@@ -134,49 +137,44 @@ def _channel_order(
     first = next(i for i, axis in axes.items() if Role.PRODUCER in partition.roles.get(axis, {}))
     here = np.flatnonzero(number == first)
     order = here[np.argsort(index[here], kind="stable")]
-    members, place = np.unique(component[order], return_index=True)
+    members, position = np.unique(component[order], return_index=True)
     rank = np.zeros(partition.total, dtype=np.int64)
-    rank[members] = np.argsort(np.argsort(place))
+    rank[members] = np.argsort(np.argsort(position))
     return rank
 
 
-def _followers(partition: LabelPartition) -> Iterator[Follower]:
-    """The attributes that count the units of a grid, or all of its entries, or a part that code takes."""
-    seen = set(partition.followers)
-    for (module, attribute), (axis, value) in partition.followers.items():
-        yield Follower(module, attribute, axis, value, partition.shapes[axis[0]][axis[1]])
-    for grid in partition.grids:
-        axes = partition.real_axes(torch.from_numpy(grid.labels)) if grid.unit is not None else []
-        if len(axes) != 1:
-            continue
-        tensor, dim = axes[0]
-        for (module, attribute, dims), value in grid.holders.items():
-            if grid.counted(dims, partition.is_frozen) in (grid.unit, MERGED) and (module, attribute) not in seen:
-                seen.add((module, attribute))
-                yield Follower(
-                    module, attribute, axes[0], value, 0 if attribute == SCALED_BY else partition.shapes[tensor][dim]
-                )
-    for follower in partition.places.followers():
-        if (follower.module, follower.attribute) not in seen:
-            seen.add((follower.module, follower.attribute))
-            yield follower
+def _linked(partition: LabelPartition) -> Iterator[LinkedAttribute]:
+    """Yield the attributes that follow widths, each once: what a rule linked, then what constraints decided."""
+    every = [
+        *(LinkedAttribute(*key, axis, value, partition.shapes[axis[0]][axis[1]])
+          for key, (axis, value) in partition.followers.items()),
+        *(linked for constraint in partition.constraints for linked in constraint.linked_attributes()),
+    ]  # fmt: skip
+    first: dict[tuple[str, str], LinkedAttribute] = {}
+    for linked in every:
+        first.setdefault((linked.module, linked.attribute), linked)
+    yield from first.values()
 
 
 def _layer_of(partition: LabelPartition, axis: Axis) -> str:
-    return next((layer for layer, own in partition.layers.items() if own == axis), axis[0])
+    return next((layer for layer, made in partition.layers.items() if made == axis), axis[0])
 
 
 def _frozen_layers(
-    partition: LabelPartition, component: np.ndarray, frozen_by: np.ndarray, grouped: np.ndarray
+    partition: LabelPartition,
+    component: np.ndarray,
+    frozen_by: np.ndarray,
+    grouped: np.ndarray,
+    held: Mapping[int, str],
 ) -> dict[str, str]:
-    """Layer -> why some or all of its output channels must stay."""
+    """Map each layer to why some or all of its output channels must stay; ``held`` as ``Grids.held`` gives it."""
     frozen = {}
-    read, held = _read(partition, component), _held(partition, component)
+    read = _read(partition, component)
     for layer, axis in partition.layers.items():
         entries = partition.entries(axis)
         stay = entries[~grouped[entries]]
         if not len(entries):
-            frozen[layer] = "has a single channel"
+            frozen[layer] = Why.SINGLE_CHANNEL()
         elif len(stay):
             counts: dict[str, int] = defaultdict(int)
             tied = len(np.unique(component[entries]))
@@ -198,17 +196,7 @@ def _read(partition: LabelPartition, component: np.ndarray) -> np.ndarray:
     return read
 
 
-def _held(partition: LabelPartition, component: np.ndarray) -> dict[int, str]:
-    """Component -> why a grid that it is tied to has no unit: that of the values whose heads the queries share."""
-    held: dict[int, str] = {}
-    for grid in partition.grids:
-        reason = partition.reason_of(grid.labels.ravel()) if grid.unit is None else None
-        for axis in grid.axes if reason else ():
-            held.update(dict.fromkeys(component[axis].tolist() if axis is not None else (), reason or ""))
-    return held
-
-
 def _why_ungrouped(tied: int, read: bool) -> str:
     if not read:
-        return "nothing that was run reads it"
-    return f"all its channels are tied into {'one' if tied == 1 else f'{tied}, of which none is tied as another is'}"
+        return Why.UNREAD()
+    return Why.ONE_UNIT() if tied == 1 else Why.NO_TWO_ALIKE(tied=tied)

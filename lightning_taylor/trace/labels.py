@@ -43,7 +43,7 @@ class Labels:
 
 
 def varies(labels: Tensor, dim: int) -> bool:
-    """Whether labels differ along a dimension."""
+    """Return whether labels differ along a dimension."""
     if labels.shape[dim] <= 1 or labels.stride(dim) == 0:
         return False
     labels = compressed(labels)
@@ -56,7 +56,7 @@ def varying(labels: Tensor) -> frozenset[int]:
 
 
 def is_constant(labels: Tensor, dims: tuple[int, ...]) -> bool:
-    """Whether labels are the same all along the given dimensions."""
+    """Return whether labels are the same all along the given dimensions."""
     return not any(varies(labels, d) for d in dims)
 
 
@@ -92,7 +92,7 @@ def pairs(one: Tensor, other: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def united(partition: LabelPartition, labels: Tensor, dim: int) -> Tensor | None:
-    """The labels along one dimension, shape ``(C,)``, with what lies there at other positions tied to them.
+    """Return the labels along one dimension, shape ``(C,)``, with what lies there at other positions tied to them.
 
     Tokens that were put beside each other (one that is learnt, those of an image) have channels of several layers.
     None, and nothing is tied, if some entry has no label.
@@ -105,6 +105,6 @@ def united(partition: LabelPartition, labels: Tensor, dim: int) -> Tensor | None
 
 
 def tells_all(old: Labels, new: Labels) -> bool:
-    """Whether what was written runs along dimensions along which the tensor has labels: those are tied to it."""
+    """Return whether what was written runs along dimensions along which the tensor has labels: those are tied to it."""
     along = {varying(slot) for slot in old.slots if not bool((compressed(slot) == NEUTRAL).any())}
     return len(old.slots) > 1 and {varying(slot) for slot in new.slots} <= along

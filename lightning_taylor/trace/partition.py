@@ -5,25 +5,26 @@ consecutive, so a label is ``base of the axis + index``. Dimensions of size one 
 can never be removed. ``NEUTRAL`` marks what carries no channel.
 
 Some axes are *virtual*: where code arranges channels as a grid (heads by head width, groups of a convolution), each
-dimension of the grid gets labels of its own; see ``graph.grids``.
+dimension of the grid gets labels of its own; see ``constraints.grids``.
 """
 
 from __future__ import annotations
 
 from bisect import bisect_right
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from lightning_taylor.graph.types import Axis, ChannelGroup, Operation, Role
+from lightning_taylor.graph.types import Axis, ChannelGroup, LinkedAttribute, Operation, Role
 from lightning_taylor.trace.options import TraceOptions
 
 __all__ = [
     "NEUTRAL",
     "VIRTUAL",
+    "Constraint",
     "LabelPartition",
 ]
 
@@ -33,8 +34,46 @@ VIRTUAL = "<grid>"
 """In place of a tensor's name: an axis that only a trace knows."""
 
 
+class Constraint(Protocol):
+    """A decision about labels that takes more than ties, and waits until all of those are known.
+
+    A partition asks its constraints and knows none of them by name. Each method does nothing unless it is overridden.
+    """
+
+    def settle(self) -> None:
+        """Decide, and tie or freeze labels accordingly."""
+
+    def ties(self) -> Iterable[np.ndarray]:
+        """Return pairs of labels, shape ``(2, n)`` each, that are tied by what was decided so far."""
+        return ()
+
+    def try_next(self, labels: np.ndarray, reason: str) -> bool:
+        """Decide otherwise for channels that the proof by trial refused.
+
+        Args:
+            labels: one label of each channel at least.
+            reason: why they were refused.
+
+        Returns:
+            Whether the constraint has taken care of these channels; if not, the next one is asked.
+        """
+        return False
+
+    def affects(self, labels: np.ndarray) -> bool:
+        """Return whether these channels depend on a decision that can still change."""
+        return False
+
+    def linked_attributes(self) -> Iterable[LinkedAttribute]:
+        """Return the attributes of modules that must follow widths by what was decided."""
+        return ()
+
+
 class LabelPartition:
-    """Collects ties, freezes and roles during a trace; union-find is left to the end, when all are known."""
+    """Collects ties, freezes and roles during a trace; union-find is left to the end, when all are known.
+
+    Attributes:
+        constraints: what else decides about labels, in the order in which they settle; whoever starts a trace sets it.
+    """
 
     def __init__(
         self,
@@ -44,6 +83,7 @@ class LabelPartition:
     ) -> None:
         self.options = options or TraceOptions()
         self._buffers = buffers
+        self.constraints: tuple[Constraint, ...] = ()
         self.seen: set[str] = set()
         self.followers: dict[tuple[str, str], tuple[Axis, int]] = {}
         self.axes: list[Axis] = []
@@ -67,19 +107,13 @@ class LabelPartition:
         self._reason_index: dict[str, int] = {}
         self._frozen_by = np.full(total, -1, dtype=np.int64)
         self._ties: list[np.ndarray] = []
-        self._cuts: list[tuple[np.ndarray, np.ndarray, str, Any | None]] = []
-        self._components: tuple[Any, np.ndarray] = None, np.zeros(0, dtype=np.int64)
+        self._arranged: dict[Axis, np.ndarray] = {}
+        self._joined_at: tuple[int, int] | None = None
+        self._joined = np.zeros(0, dtype=np.int64)
         self.order: dict[Axis, int] = {}
-        from lightning_taylor.trace.constraints.attribute_sizes import SplitSites
-        from lightning_taylor.trace.constraints.grids import Grids
-        from lightning_taylor.trace.constraints.query_key import QueryKeyPairs
-
-        self.grids = Grids(self)
-        self.contracted = QueryKeyPairs(self)
-        self.places = SplitSites(self)
 
     def labels(self, tensor: str) -> tuple[Tensor, ...]:
-        """One label tensor per dimension of a parameter, each of the parameter's shape, without its memory."""
+        """Return one label tensor per dimension of a parameter, each of the parameter's shape, without its memory."""
         shape = self.shapes[tensor]
         slots = []
         for dim, size in enumerate(shape):
@@ -90,9 +124,19 @@ class LabelPartition:
                 slots.append(torch.arange(base, base + size).view(view).expand(shape))
         return tuple(slots)
 
-    def virtual_axis(self, size: int) -> Tensor:
-        """Labels of a new axis that no tensor has, shape ``(size,)``."""
+    def virtual_axis(self, size: int, arranged: np.ndarray | None = None) -> Tensor:
+        """Make a new axis that no tensor has.
+
+        Args:
+            size: how many entries it has.
+            arranged: the labels that it is one dimension of an arrangement of; None for an axis of no arrangement.
+
+        Returns:
+            Its labels, shape ``(size,)``.
+        """
         base = self.total
+        if arranged is not None:
+            self._arranged[VIRTUAL, len(self.axes)] = arranged
         self.axes.append((VIRTUAL, len(self.axes)))
         self.bases.append(base)
         self.total += size
@@ -106,19 +150,18 @@ class LabelPartition:
         return self._bases_array
 
     def base_of(self, label: int) -> int:
-        """The first label of the axis that a label belongs to."""
+        """Return the first label of the axis that a label belongs to."""
         return self.bases[bisect_right(self.bases, label) - 1]
 
     def real_axes(self, labels: Tensor) -> list[Axis]:
-        """The axes that labels belong to, with those behind a grid's in place of the grid's own."""
-        found: dict[Axis, None] = {}
+        """Return the axes that labels belong to, with those of the arranged labels in place of a virtual one."""
+        axes: dict[Axis, None] = {}
         for axis in self.axes_of(labels):
-            if axis[0] == VIRTUAL:
-                grid = self.grids.owning(self.bases[axis[1]])
-                found.update(dict.fromkeys(self.real_axes(torch.from_numpy(grid.labels)) if grid else ()))
-            else:
-                found[axis] = None
-        return list(found)
+            if axis[0] != VIRTUAL:
+                axes[axis] = None
+            elif axis in self._arranged:
+                axes.update(dict.fromkeys(self.real_axes(torch.from_numpy(self._arranged[axis]))))
+        return list(axes)
 
     def tie(self, one: Tensor, other: Tensor) -> None:
         """Labels that go together, pair by pair; both of the same shape, without ``NEUTRAL``."""
@@ -133,46 +176,26 @@ class LabelPartition:
         self._frozen_by[at] = self._reason(reason)
 
     def tied_with(self, labels: np.ndarray) -> np.ndarray:
-        """What was tied to one of these labels directly."""
+        """Return what was tied to one of these labels directly."""
         one, other = np.concatenate([np.zeros((2, 0), dtype=np.int64), *self._ties], axis=1)
         return np.unique(np.concatenate([other[np.isin(one, labels)], one[np.isin(other, labels)]]))
 
-    def cut(self, part: Tensor, whole: Tensor, reason: str, place: Any | None = None) -> None:
-        """Note a part that is taken out of a tensor at positions that the model's code counts; see ``settle_cuts``.
-
-        Args:
-            part: labels of any shape.
-            whole: those of the tensor.
-            reason: why what is cut unevenly has to stay.
-            place: says which attributes may follow instead.
-        """
-        inside, outside = _squeezed(part).numpy().ravel(), _squeezed(whole).numpy().ravel()
-        if len(inside) != len(outside):
-            self._cuts.append((inside, outside, reason, place))
-
     def settle(self) -> None:
-        """Choose the units of the grids, then freeze what is cut unevenly; call it when all ties are known."""
-        self.contracted.settle()
-        self.grids.settle()
-        self.settle_cuts()
+        """Let every constraint decide; call it when all ties are known."""
+        for constraint in self.constraints:
+            constraint.settle()
 
-    def settle_cuts(self) -> None:
-        """Freeze what is cut unevenly by numbers that follow nothing.
+    def try_next(self, labels: np.ndarray, reason: str) -> bool:
+        """Let the constraints decide otherwise about refused channels, the one that settled last first.
 
-        Code that takes the first half of the channels takes the first half of what is left, too. That is the same
-        half only if whatever goes takes as large a share of the part as of the whole.
+        Returns:
+            Whether one of them has done so; see ``Constraint.try_next``.
         """
-        component = self.components()
-        for part, whole, reason, place in self._cuts:
-            if place is not None and self.places.follows(place):
-                continue
-            there = whole[whole >= 0]
-            names, at, in_whole = np.unique(component[there], return_inverse=True, return_counts=True)
-            mine = component[part[part >= 0]]
-            in_part = np.bincount(np.searchsorted(names, mine), minlength=len(names))
-            uneven = in_part * len(whole) != in_whole * len(part)
-            if bool(uneven.any()) and not (place is not None and self.places.follow_instead(place)):
-                self.freeze(torch.from_numpy(there[uneven[at]]), reason)
+        return any(constraint.try_next(labels, reason) for constraint in reversed(self.constraints))
+
+    def is_open(self, labels: np.ndarray) -> bool:
+        """Return whether these channels depend on a constraint's decision that can still change."""
+        return any(constraint.affects(labels) for constraint in self.constraints)
 
     def assign(self, labels: Tensor, role: Role) -> None:
         """Note what the axes that these labels belong to do with their channels."""
@@ -183,11 +206,11 @@ class LabelPartition:
             self.order.setdefault(axis, len(self.order))
 
     def is_buffer(self, labels: Tensor) -> bool:
-        """Whether all these labels are a buffer's."""
+        """Return whether all these labels are a buffer's."""
         return all(tensor in self._buffers for tensor, _ in self.axes_of(labels))
 
     def axes_of(self, labels: Tensor) -> list[Axis]:
-        """The axes that labels belong to, without repetition."""
+        """Return the axes that labels belong to, without repetition."""
         numbers = np.unique(np.searchsorted(self._starts(), _distinct(labels), side="right") - 1)
         return [self.axes[i] for i in numbers]
 
@@ -197,11 +220,11 @@ class LabelPartition:
         return number, labels - np.asarray(self.bases)[number]
 
     def are_real(self, labels: Tensor) -> bool:
-        """Whether each of these labels is an entry of a tensor, not of a grid, and none is ``NEUTRAL``."""
+        """Return whether each of these labels is an entry of a tensor, not of a grid, and none is ``NEUTRAL``."""
         return bool((labels != NEUTRAL).all()) and all(axis[0] != VIRTUAL for axis in self.axes_of(labels))
 
     def staying(self, labels: Tensor, keep: Mapping[Axis, Tensor]) -> Tensor:
-        """Which of these labels stay: booleans of their shape; ``keep`` as ``ChannelGraph.keep`` gives it."""
+        """Return which of these labels stay: booleans of their shape; ``keep`` as ``ChannelGraph.keep`` gives it."""
         stay = np.ones(self.total, dtype=bool)
         for axis, kept in keep.items():
             entries = self.entries(axis)
@@ -210,11 +233,11 @@ class LabelPartition:
         return torch.from_numpy(stay)[labels]
 
     def axes_of_size(self, size: int) -> list[Axis]:
-        """The dimensions of tensors that have so many entries."""
+        """Return the dimensions of tensors that have so many entries."""
         return [(tensor, dim) for tensor, dim in self._base_of if self.shapes[tensor][dim] == size]
 
     def entries(self, axis: Axis) -> np.ndarray:
-        """All labels of an axis; empty for an axis of size one."""
+        """Return all labels of an axis; empty for an axis of size one."""
         if axis not in self._base_of:
             return np.empty(0, dtype=np.int64)
         base = self._base_of[axis]
@@ -222,15 +245,19 @@ class LabelPartition:
         return np.arange(base, base + self.shapes[tensor][dim])
 
     def components(self) -> np.ndarray:
-        """Label -> the smallest label it is tied to, by hooking and pointer jumping over all ties at once."""
-        state = (self.total, len(self._ties), tuple(grid.unit for grid in self.grids))
-        if self._components[0] != state:
-            self._components = state, self._joined()
-        return self._components[1]
+        """Map each label to the smallest label it is tied to, by hooking and pointer jumping over all ties at once."""
+        size = self.total, len(self._ties)
+        if self._joined_at != size:
+            self._joined_at, self._joined = size, self._join()
+        return self._joined
 
-    def _joined(self) -> np.ndarray:
+    def forget_components(self) -> None:
+        """Join labels anew when they are next asked for: the ties of a constraint have changed."""
+        self._joined_at = None
+
+    def _join(self) -> np.ndarray:
         parent = np.arange(self.total)
-        ties = [*self._ties, *self.grids.ties()]
+        ties = [*self._ties, *(pairs for constraint in self.constraints for pairs in constraint.ties())]
         if not ties:
             return parent
         one, other = np.concatenate(ties, axis=1)
@@ -252,13 +279,13 @@ class LabelPartition:
         return number
 
     def reason_of(self, labels: np.ndarray) -> str | None:
-        """Why the first frozen one of these labels is frozen; None if none is."""
+        """Return why the first frozen one of these labels is frozen; None if none is."""
         frozen = self._frozen_by[labels]
         frozen = frozen[frozen >= 0]
         return self.reasons[frozen[0]] if len(frozen) else None
 
     def is_frozen(self, labels: np.ndarray) -> bool:
-        """Whether one of these labels was frozen itself; of what it is tied to, see ``frozen_components``."""
+        """Return whether one of these labels was frozen itself; of what it is tied to, see ``frozen_components``."""
         return bool((self._frozen_by[labels] >= 0).any())
 
     def freeze_axes(self, axes: Iterable[Axis], reason: str) -> None:
@@ -271,7 +298,7 @@ class LabelPartition:
         self.freeze(torch.from_numpy(self.labels_of(group)), reason)
 
     def labels_of(self, group: ChannelGroup) -> np.ndarray:
-        """One label of each of the group's channels at least."""
+        """Return one label of each of the group's channels at least."""
         first = group.slices[0]
         return self.entries(first.axis)[first.index.flatten().numpy()]
 
@@ -283,13 +310,13 @@ class LabelPartition:
 
 
 def _distinct(labels: Tensor) -> np.ndarray:
-    """The labels in a tensor, each once, neutral left out, without walking its expanded dimensions."""
-    found = np.unique(_squeezed(labels).numpy())
-    return found[found >= 0]
+    """Return the labels in a tensor, each once, neutral left out, without walking its expanded dimensions."""
+    distinct = np.unique(_squeezed(labels).numpy())
+    return distinct[distinct >= 0]
 
 
 def _squeezed(labels: Tensor) -> Tensor:
-    """The labels with one entry along each expanded dimension."""
+    """Return the labels with one entry along each expanded dimension."""
     for d in range(labels.ndim):
         if labels.shape[d] > 1 and labels.stride(d) == 0:
             labels = labels.narrow(d, 0, 1)

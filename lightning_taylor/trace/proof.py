@@ -24,6 +24,7 @@ from lightning_taylor.modules.resize import hold, resized
 from lightning_taylor.trace.constraints.norm_statistics import MaskedNormMode, NormStatistics
 from lightning_taylor.trace.observe import READING, Observation, Paths
 from lightning_taylor.trace.partition import LabelPartition
+from lightning_taylor.trace.reasons import Why
 from lightning_taylor.trace.source_line import raising_line
 
 __all__ = [
@@ -52,7 +53,7 @@ def prove(
         net: a private copy; left as it was.
         build: makes the graph from the partition as it stands.
         partition: gets the failures as reasons.
-        statistics: says what stays of what a normalisation statistics over.
+        statistics: says what stays of what a normalisation averages over.
         outputs: runs the net, each path of those that it is given; on one example, or on two.
     """
     trial = _Trial(net, outputs, partition, statistics)
@@ -62,10 +63,7 @@ def prove(
         if not failed:
             return
         for name, reason in failed.items():
-            labels = partition.labels_of(graph.groups[name])
-            if partition.places.retreat(labels):
-                partition.settle_cuts()
-            elif not partition.grids.retreat(labels, reason):
+            if not partition.try_next(partition.labels_of(graph.groups[name]), reason):
                 partition.freeze_labels_of(graph.groups[name], reason)
 
 
@@ -111,8 +109,7 @@ class _Trial:
         return found or dict.fromkeys(names[half:], reason)
 
     def _open(self, graph: ChannelGraph, name: str) -> bool:
-        labels = self._partition.labels_of(graph.groups[name])
-        return self._partition.grids.touched_by(labels) or self._partition.places.touched_by(labels)
+        return self._partition.is_open(self._partition.labels_of(graph.groups[name]))
 
     def _fails(self, graph: ChannelGraph, names: Sequence[str]) -> str | None:
         for draw in range(_DRAWS):
@@ -126,7 +123,7 @@ class _Trial:
                 with self._sliced(graph, remove):
                     smaller = self._observe(paths, two=draw == 0)
             except Exception as error:
-                return f"the model's code assumes its width ({_first_line(error)})"
+                return Why.ASSUMES_WIDTH(error=_first_line(error))
             reason = self._differ(expected, smaller) or self._read_differently(expected, smaller, graph, remove)
             if reason is not None:
                 return reason
@@ -138,10 +135,10 @@ class _Trial:
             if tolerance is None:
                 continue
             if one.shape != other.shape:
-                return "removing its channels changes the shape of the output"
+                return Why.CHANGES_SHAPE()
             difference = _relative(one, other)
             if not difference <= tolerance:
-                return f"removing its channels changes the output by {difference:.1e} (relative)"
+                return Why.CHANGES_OUTPUT(difference=difference)
         return None
 
     def _read_differently(
@@ -159,9 +156,7 @@ class _Trial:
                 one = one.index_select(dim, kept.to(one.device))
             # What removes entries along another dimension leaves nothing to compare: a layer over positions, say.
             if one.shape == other.shape and not (difference := _relative(one, other)) <= tolerance:
-                return (
-                    f"removing its channels changes what {key[1] or 'the model'} reads by {difference:.1e} (relative)"
-                )
+                return Why.CHANGES_READ(layer=key[1] or "the model", difference=difference)
         return None
 
     def _observe(self, paths: Paths, *, two: bool = False) -> Observation:

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from lightning_taylor.graph.channel_graph import ChannelGraph
 from lightning_taylor.graph.types import ChannelGroup, Role, Slice
 from lightning_taylor.modules.model_copy import named_tensors
+from lightning_taylor.trace.reasons import Why
 
 __all__ = ["Scope", "find_mirrors", "find_scope", "with_mirrors"]
 
@@ -122,9 +123,9 @@ def with_mirrors(graph: ChannelGraph, scope: Scope) -> ChannelGraph:
         if len(graph.shapes.get(weight, ())) < 2:
             continue
         if mirrored is not None:
-            frozen[module] = f"a copy of {mirrored.rpartition('.')[0]}, which it goes along with"
+            frozen[module] = Why.COPY(original=mirrored.rpartition(".")[0])
         else:
-            frozen[module] = "part of the loss: forward does not run it, and it is not trained"
+            frozen[module] = Why.OUTSIDE()
     beside = {*scope.outside, *scope.mirrors}
     unseen = tuple(name for name in graph.unseen if name not in scope.modules)
     return replace(graph, groups=groups, frozen=frozen, parameters=graph.parameters - beside, unseen=unseen)

@@ -10,18 +10,16 @@ from torch import Tensor, nn
 
 from lightning_taylor.graph.types import Axis, Operation
 from lightning_taylor.modules.attributes import rule_of
+from lightning_taylor.trace.constraints import Constraints
 from lightning_taylor.trace.constraints.attribute_sizes import may_count
-from lightning_taylor.trace.constraints.norm_statistics import NormStatistics
 from lightning_taylor.trace.labels import Labels
+from lightning_taylor.trace.operator_call import OperatorCall
 from lightning_taylor.trace.partition import LabelPartition
-from lightning_taylor.trace.source_line import running_line
-from lightning_taylor.utilities.calls import tensors_in
 
 __all__ = [
     "Call",
     "Rule",
     "TraceState",
-    "operator_name",
 ]
 
 
@@ -30,8 +28,8 @@ class TraceState:
 
     Args:
         partition: where ties, freezes, roles and costs are written.
+        constraints: where what ties cannot say is written.
         names: id of each parameter and buffer -> its first qualified name.
-        statistics: where statistics over channels are written.
         examples: how many examples the forward pass gets; None leaves costs unrecorded.
         modules: qualified name -> module of the copy, whose attributes may count what a trace finds.
         uncounted: names of the modules whose operations are not the network's.
@@ -40,15 +38,15 @@ class TraceState:
     def __init__(
         self,
         partition: LabelPartition,
+        constraints: Constraints,
         names: dict[int, str],
-        statistics: NormStatistics,
         examples: int | None = None,
         modules: Mapping[str, nn.Module] | None = None,
         uncounted: frozenset[str] = frozenset(),
     ) -> None:
         self.partition = partition
         self.module = ""
-        self.statistics = statistics
+        self.pairs, self.grids, self.splits, self.statistics = constraints
         self.examples = examples
         self._names = names
         self._modules = modules or {}
@@ -56,10 +54,10 @@ class TraceState:
         # Strong references on purpose: an id must not be given to another tensor during the trace, and weak ones
         # do not survive the round trip of a tensor's Python object through a composite operator.
         self._carried: dict[int, tuple[Tensor, Labels | None]] = {}
-        self._mixed: dict[int, tuple[Tensor, Tensor, str]] = {}
+        self._frozen_if_used: dict[int, tuple[Tensor, Tensor, str]] = {}
 
     def labels_of(self, tensor: Tensor) -> Labels | None:
-        """What a tensor carries, or None."""
+        """Return what a tensor carries, or None."""
         known = self._carried.get(id(tensor))
         if known is not None:
             return known[1]
@@ -76,14 +74,15 @@ class TraceState:
         """Note what a tensor carries from here on."""
         self._carried[id(tensor)] = (tensor, labels)
 
-    def mixed(self, tensor: Tensor, labels: Tensor, reason: str) -> None:
+    def freeze_if_used(self, tensor: Tensor, labels: Tensor, reason: str) -> None:
         """Freeze these labels if anything is made of the tensor: attention weights are averaged, and often dropped."""
-        self._mixed[id(tensor)] = (tensor, labels, reason)
+        self._frozen_if_used[id(tensor)] = (tensor, labels, reason)
 
-    def use(self, tensor: Tensor) -> None:
-        """Something is made of a tensor."""
-        if (found := self._mixed.pop(id(tensor), None)) is not None:
-            self.partition.freeze(found[1], found[2])
+    def mark_used(self, tensor: Tensor) -> None:
+        """Note that something is made of a tensor; see ``freeze_if_used``."""
+        _, labels, reason = self._frozen_if_used.pop(id(tensor), (tensor, None, ""))
+        if labels is not None:
+            self.partition.freeze(labels, reason)
 
     def freeze(self, labels: Labels | None, reason: str) -> None:
         """Freeze everything that a tensor carries."""
@@ -108,17 +107,17 @@ class TraceState:
         return self._modules.get(self.module)
 
     def holds(self, attribute: str, value: int) -> bool:
-        """Whether the running module keeps this number under this name."""
+        """Return whether the running module keeps this number under this name."""
         return vars(self._modules.get(self.module, nn.Module())).get(attribute) == value
 
     def counting(self, number: int) -> list[tuple[str, str]]:
-        """The running module and those of its attributes that are this whole number."""
+        """Return the running module and those of its attributes that are this whole number."""
         return [(self.module, name) for name, value in self.held().items() if type(value) is int and value == number]
 
     def held(self) -> Mapping[str, Any]:
-        """What the running module may count channels by; nothing if the rule of its class says what follows."""
-        own = {} if self.running is None or rule_of(self.running) is not None else vars(self.running)
-        return {name: value for name, value in own.items() if may_count(name)}
+        """Return what the running module may count channels by; nothing if the rule of its class says what follows."""
+        attributes = {} if self.running is None or rule_of(self.running) is not None else vars(self.running)
+        return {name: value for name, value in attributes.items() if may_count(name)}
 
     def record(self, call: Call, axes: Iterable[Axis], share: float = 1.0) -> None:
         """Write down an operation's cost, on the pass that counts it."""
@@ -128,52 +127,21 @@ class TraceState:
 
 
 @dataclass(frozen=True, eq=False)
-class Call:
-    """One operator call: its arguments by name, what it returned, and where it happened."""
+class Call(OperatorCall):
+    """One operator call as its rule sees it: with what its tensors carry.
+
+    Attributes:
+        state: what the trace knows.
+        flops: what the call costs, if this pass counts it.
+    """
 
     state: TraceState
-    func: Any
-    args: tuple[Any, ...]
-    kwargs: dict[str, Any]
-    out: Any
     flops: int = 0
 
-    @property
-    def name(self) -> str:
-        """The operator without namespace, overload and in-place underscore: ``relu`` for ``aten::relu_``."""
-        return operator_name(self.func)
-
-    @property
-    def where(self) -> str:
-        """The operator, the module that ran it and the line of the model's code, for reasons in words."""
-        return f"{self.name} in {self.state.module or 'the model itself'}{running_line()}"
-
-    @property
-    def place(self) -> tuple[str, str]:
-        """The operator and the module, whichever line it is: what stands for all its calls."""
-        return self.name, self.state.module
-
-    def get(self, name: str) -> Any:
-        """An argument by its schema name, with the schema's default."""
-        if name in self.kwargs:
-            return self.kwargs[name]
-        for value, argument in zip(self.args, self.func._schema.arguments, strict=False):
-            if argument.name == name:
-                return value
-        for argument in self.func._schema.arguments:
-            if argument.name == name and argument.has_default_value():
-                return argument.default_value
-        return None
-
     def labels(self, name: str) -> Labels | None:
-        """What an argument carries, or None."""
+        """Return what an argument carries, or None."""
         value = self.get(name)
         return self.state.labels_of(value) if isinstance(value, Tensor) else None
-
-    @property
-    def operands(self) -> list[Tensor]:
-        """Every tensor argument, in order."""
-        return list(tensors_in((self.args, self.kwargs)))
 
     def cost(self, axes: Sequence[Axis], share: float = 1.0) -> None:
         """Record a share of the operation's FLOPs as proportional to the widths of these axes."""
@@ -181,9 +149,3 @@ class Call:
 
 
 Rule = Callable[[Call], "Labels | Sequence[Labels | None] | None"]
-
-
-def operator_name(func: Any) -> str:
-    """``relu`` for ``aten::relu_``, ``roi_align`` for ``torchvision::roi_align``."""
-    name = func._schema.name.split("::")[-1]
-    return name[:-1] if name.endswith("_") and not name.endswith("__") else name

@@ -7,7 +7,7 @@ tied that should be. Then the removal of one channel either raises or changes th
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -16,8 +16,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from lightning_taylor.trace.labels import Labels, tells_all
+from lightning_taylor.trace.operator_call import operator_name
 from lightning_taylor.trace.partition import NEUTRAL
-from lightning_taylor.trace.state import Call, Rule, TraceState, operator_name
+from lightning_taylor.trace.reasons import Why
+from lightning_taylor.trace.state import Call, Rule, TraceState
 from lightning_taylor.utilities.calls import tensors_in
 
 __all__ = [
@@ -34,43 +36,38 @@ class Tracer(TorchDispatchMode):
 
     Args:
         state: what the rules read and write.
-        rules: operator name -> rule; a pointwise operator needs none.
-        fallback: rule for pointwise operators and views, found by torch's own tags.
-        several: the rules that can deal with channels along several dimensions of an activation.
+        find_rule: operator -> its rule, and whether that can deal with channels along several dimensions of an
+            activation; None for an operator that nothing is known of.
     """
 
     def __init__(
         self,
         state: TraceState,
-        rules: Mapping[str, Rule],
-        fallback: Callable[[Any], Rule | None],
-        several: frozenset[Rule] = frozenset(),
+        find_rule: Callable[[Any], tuple[Rule, bool] | None],
     ) -> None:
         super().__init__()
         self.state = state
-        self._rules = rules
-        self._fallback = fallback
-        self._several = several
+        self._find_rule = find_rule
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Run the operator, then follow it with labels."""
         kwargs = kwargs or {}
-        self.state.statistics.count(operator_name(func))
+        self.state.statistics.next_call(operator_name(func))
         for tensor in tensors_in((args, kwargs)):
-            self.state.use(tensor)
+            self.state.mark_used(tensor)
         carries = any(self.state.labels_of(t) is not None for t in tensors_in((args, kwargs)))
         # What `x.new_zeros` makes has nothing of x.
         if not carries or operator_name(func) in _FACTORIES:
             out, flops = self._run(func, args, kwargs)
             self._remember_factory(func, out)
-            call = Call(self.state, func, args, kwargs, out, flops)
+            call = Call(func, args, kwargs, out, self.state.module, self.state, flops)
             self.state.record(call, ())
-            self.state.statistics.follow(call)
+            self.state.statistics.propagate(call, self.state.labels_of)
             return out
         out, flops = self._run(func, args, kwargs)
-        call = Call(self.state, func, args, kwargs, out, flops)
+        call = Call(func, args, kwargs, out, self.state.module, self.state, flops)
         self._follow(call)
-        self.state.statistics.follow(call)
+        self.state.statistics.propagate(call, self.state.labels_of)
         return out
 
     def _run(self, func: Any, args: Any, kwargs: Any) -> tuple[Any, int]:
@@ -81,8 +78,8 @@ class Tracer(TorchDispatchMode):
         return out, counter.get_total_flops()
 
     def _follow(self, call: Call) -> None:
-        rule = self._rules.get(call.name) or self._fallback(call.func) or _unknown
-        if rule not in self._several and any(_arranged(self.state.labels_of(t)) for t in call.operands):
+        rule, several_axes = self._find_rule(call.func) or (_unknown, False)
+        if not several_axes and any(_arranged(self.state.labels_of(t)) for t in call.operands):
             rule = _unknown
         result = rule(call)
         # One label for several outputs is that of the first.
@@ -113,8 +110,8 @@ class Tracer(TorchDispatchMode):
                 return
         if tensor._is_view():
             # The base cannot be told, its labels are not materialised; what is frozen need not be followed.
-            self.state.freeze(labels, f"written into a part of another tensor ({call.where})")
-            self.state.freeze(old, f"part of it is overwritten ({call.where})")
+            self.state.freeze(labels, Why.WRITTEN_PART(call.where))
+            self.state.freeze(old, Why.OVERWRITTEN(call.where))
             return
         self.state.carry(tensor, labels)
 
@@ -126,10 +123,10 @@ class Tracer(TorchDispatchMode):
 
 
 def _arranged(labels: Labels | None) -> bool:
-    """Whether an activation carries channels along several of its dimensions."""
+    """Return whether an activation carries channels along several of its dimensions."""
     return labels is not None and not labels.weight and len(labels.slots) > 1
 
 
 def _unknown(call: Call) -> None:
     for tensor in call.operands:
-        call.state.freeze(call.state.labels_of(tensor), f"no rule for {call.where}")
+        call.state.freeze(call.state.labels_of(tensor), Why.NO_RULE(call.where))

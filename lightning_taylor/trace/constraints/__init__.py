@@ -1,1 +1,33 @@
-"""What a trace learns beside plain ties: grids, numbers that count channels, products, and statistics."""
+"""What decides about labels beyond ties: four constraints, each a file; a partition asks them by ``Constraint``."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from lightning_taylor.trace.constraints.attribute_sizes import SplitSites
+from lightning_taylor.trace.constraints.grids import Grids
+from lightning_taylor.trace.constraints.norm_statistics import NormStatistics
+from lightning_taylor.trace.constraints.query_key import QueryKeyPairs
+from lightning_taylor.trace.partition import LabelPartition
+
+__all__ = [
+    "Constraints",
+    "attach_constraints",
+]
+
+
+class Constraints(NamedTuple):
+    """The constraints of one trace, in the order in which they settle."""
+
+    pairs: QueryKeyPairs
+    grids: Grids
+    splits: SplitSites
+    statistics: NormStatistics
+
+
+def attach_constraints(partition: LabelPartition) -> Constraints:
+    """Make the constraints of a new partition, which asks them from here on."""
+    pairs = QueryKeyPairs(partition)
+    constraints = Constraints(pairs, Grids(partition, pairs), SplitSites(partition), NormStatistics(partition))
+    partition.constraints = constraints
+    return constraints

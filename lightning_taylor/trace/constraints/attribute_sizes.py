@@ -17,15 +17,15 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice, product
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor
 
-from lightning_taylor.graph.types import Axis, Follower
-
-if TYPE_CHECKING:
-    from lightning_taylor.trace.partition import LabelPartition
+from lightning_taylor.graph.types import Axis, LinkedAttribute
+from lightning_taylor.trace.labels import compressed
+from lightning_taylor.trace.partition import Constraint, LabelPartition
 
 __all__ = [
     "WHOLE",
@@ -35,7 +35,7 @@ __all__ = [
     "choices",
     "may_count",
     "names_width",
-    "place_of",
+    "site_of",
 ]
 
 WHOLE = -1
@@ -57,19 +57,19 @@ def may_count(attribute: str) -> bool:
 
 
 def names_width(attribute: str) -> bool:
-    """Whether an attribute is called after a width, and not after a number of heads or groups."""
+    """Return whether an attribute is called after a width, and not after a number of heads or groups."""
     return any(word in attribute.lower() for word in _WIDTHS)
 
 
 @dataclass(eq=False)
 class SplitSite:
-    """One place where code takes channels apart.
+    """A place where code takes channels apart.
 
     Attributes:
         module: the one that was running.
         whole: shape (C,), the labels of all channels.
         parts: shape (P,) each, those of every part.
-        kind: places of one kind are run by the same line of code and go by one choice.
+        kind: sites of one kind are run by the same line of code and go by one choice.
         choices: what may follow, the likeliest first.
         sure: whether the first choice is no guess.
     """
@@ -83,7 +83,7 @@ class SplitSite:
 
 
 def choices(sizes: Sequence[int], whole: int, held: Mapping[str, Any]) -> tuple[tuple[Choice, ...], bool]:
-    """What of a module's attributes may follow, and whether the first is sure.
+    """Return what of a module's attributes may follow, and whether the first is sure.
 
     Args:
         sizes: how many channels are in each part.
@@ -98,91 +98,124 @@ def choices(sizes: Sequence[int], whole: int, held: Mapping[str, Any]) -> tuple[
     named: list[list[tuple[str, int]]] = []
     for part, size in enumerate(sizes):
         alike = dict.fromkeys((part, len(sizes) - 1 - list(reversed(sizes)).index(size)))
-        if size not in sizes[:part] and (found := [(n, p) for n in likely if numbers[n] == size for p in alike]):
-            named.append(found)
+        if size not in sizes[:part] and (pairs := [(n, p) for n in likely if numbers[n] == size for p in alike]):
+            named.append(pairs)
     if not named:
         named = [[(name, WHOLE) for name in likely if numbers[name] == whole]]
     return tuple(dict(choice) for choice in islice(product(*named), _MOST) if choice), False
 
 
-class SplitSites:
-    """All places of a trace, and what was decided for each kind."""
+class SplitSites(Constraint):
+    """All split sites of a trace, what was decided for each kind, and the parts that were cut.
+
+    Code that takes the first half of the channels takes the first half of what is left, too. That is the same half only
+    if whatever goes takes as large a share of the part as of the whole. What is cut unevenly by numbers that follow
+    nothing is frozen.
+    """
 
     def __init__(self, partition: LabelPartition) -> None:
         self._partition = partition
         self._all: dict[Any, SplitSite] = {}
         self._turn: dict[Any, int] = {}
+        self._cuts: list[tuple[np.ndarray, np.ndarray, str, SplitSite | None]] = []
 
-    def note(self, place: SplitSite) -> SplitSite:
-        """Note a place, once however often it is run; the first choice counts at once only if it is sure."""
-        key = (place.module, place.kind, place.whole.tobytes(), *(part.tobytes() for part in place.parts))
-        self._turn.setdefault(place.kind, 0 if place.sure else -1)
-        return self._all.setdefault(key, place)
+    def note(self, site: SplitSite) -> SplitSite:
+        """Note a site, once however often it is run; the first choice counts at once only if it is sure."""
+        key = (site.module, site.kind, site.whole.tobytes(), *(part.tobytes() for part in site.parts))
+        self._turn.setdefault(site.kind, 0 if site.sure else -1)
+        return self._all.setdefault(key, site)
 
-    def follows(self, place: SplitSite) -> bool:
-        """Whether its numbers follow, as far as that was decided."""
-        return 0 <= self._turn[place.kind] < len(place.choices) and bool(list(self._followers(place)))
+    def cut(self, part: Tensor, whole: Tensor, reason: str, site: SplitSite | None = None) -> None:
+        """Note a part that is taken out of a tensor at positions that the model's code counts.
 
-    def follow_instead(self, place: SplitSite) -> bool:
-        """Let its numbers follow by the first choice that is left and can; whether there is one."""
-        self._turn[place.kind] = max(0, self._turn[place.kind])
-        while self._turn[place.kind] < len(place.choices) and not self.follows(place):
-            self._turn[place.kind] += 1
-        return self.follows(place)
+        Args:
+            part: labels of any shape.
+            whole: those of the tensor.
+            reason: why what is cut unevenly has to stay.
+            site: says which attributes may follow instead.
+        """
+        inside, outside = compressed(part).numpy().ravel(), compressed(whole).numpy().ravel()
+        if len(inside) != len(outside):
+            self._cuts.append((inside, outside, reason, site))
 
-    def retreat(self, labels: np.ndarray) -> bool:
-        """Make the next choice where these channels are taken apart; whether there was one."""
-        for place in self._around(labels):
-            if self._turn[place.kind] < len(place.choices):
-                self._turn[place.kind] += 1
-                self.follow_instead(place)
+    def is_linked(self, site: SplitSite) -> bool:
+        """Return whether the numbers of a site follow, as far as that was decided."""
+        return 0 <= self._turn[site.kind] < len(site.choices) and bool(list(self._linked_at(site)))
+
+    def settle(self) -> None:
+        """Freeze what is cut unevenly, unless the numbers that cut it can follow."""
+        component = self._partition.components()
+        for part, whole, reason, site in self._cuts:
+            if site is not None and self.is_linked(site):
+                continue
+            labels = whole[whole >= 0]
+            names, at, in_whole = np.unique(component[labels], return_inverse=True, return_counts=True)
+            in_part = np.bincount(np.searchsorted(names, component[part[part >= 0]]), minlength=len(names))
+            uneven = in_part * len(whole) != in_whole * len(part)
+            if bool(uneven.any()) and not (site is not None and self._link(site)):
+                self._partition.freeze(torch.from_numpy(labels[uneven[at]]), reason)
+
+    def try_next(self, labels: np.ndarray, reason: str) -> bool:
+        """Make the next choice where these channels are taken apart, and freeze what is cut unevenly by it."""
+        for site in self._around(labels):
+            if self._turn[site.kind] < len(site.choices):
+                self._turn[site.kind] += 1
+                self._link(site)
+                self.settle()
                 return True
         return False
 
-    def touched_by(self, labels: np.ndarray) -> bool:
-        """Whether another choice may help these channels."""
-        return any(self._turn[place.kind] < len(place.choices) for place in self._around(labels))
+    def affects(self, labels: np.ndarray) -> bool:
+        """Return whether another choice may help these channels."""
+        return any(self._turn[site.kind] < len(site.choices) for site in self._around(labels))
 
-    def followers(self) -> Iterator[Follower]:
-        """The attributes that follow, by the choices that were made."""
-        for place in self._all.values():
-            if 0 <= self._turn[place.kind] < len(place.choices):
-                yield from self._followers(place)
+    def linked_attributes(self) -> Iterator[LinkedAttribute]:
+        """Yield the attributes that follow, by the choices that were made."""
+        for site in self._all.values():
+            if 0 <= self._turn[site.kind] < len(site.choices):
+                yield from self._linked_at(site)
+
+    def _link(self, site: SplitSite) -> bool:
+        """Let the numbers of a site follow by the first choice that is left and can; return whether there is one."""
+        self._turn[site.kind] = max(0, self._turn[site.kind])
+        while self._turn[site.kind] < len(site.choices) and not self.is_linked(site):
+            self._turn[site.kind] += 1
+        return self.is_linked(site)
 
     def _around(self, labels: np.ndarray) -> list[SplitSite]:
         if not self._all:
             return []
         component = self._partition.components()
         members = component[labels]
-        return [p for p in self._all.values() if bool(np.isin(component[p.whole], members).any())]
+        return [site for site in self._all.values() if bool(np.isin(component[site.whole], members).any())]
 
-    def _followers(self, place: SplitSite) -> Iterator[Follower]:
-        """Each attribute with the axis that is as wide as its part; none if one that can shrink has no such axis."""
-        found: list[Follower] = []
+    def _linked_at(self, site: SplitSite) -> Iterator[LinkedAttribute]:
+        """Yield each attribute with the axis that is as wide as its part; none if one that can shrink has no such."""
+        linked: list[LinkedAttribute] = []
         component = self._partition.components()
-        for attribute, part in place.choices[self._turn[place.kind]].items():
-            own = place.whole if part == WHOLE else place.parts[part]
-            axis, minus = self._axis(place.module, component, own), ()
-            if axis is None and (rest := self._rest(place, component, part)):
+        for attribute, part in site.choices[self._turn[site.kind]].items():
+            labels = site.whole if part == WHOLE else site.parts[part]
+            axis, minus = self._axis(site.module, component, labels), ()
+            if axis is None and (rest := self._rest(site, component, part)):
                 axis, *others = rest
                 minus = tuple(others)
-            if axis is None and self._stay(component, own):
+            if axis is None and self._stay(component, labels):
                 continue
             if axis is None:
                 return
-            found.append(Follower(place.module, attribute, axis, len(own), len(own), minus))
-        yield from found
+            linked.append(LinkedAttribute(site.module, attribute, axis, len(labels), len(labels), minus))
+        yield from linked
 
     def _stay(self, component: np.ndarray, labels: np.ndarray) -> bool:
-        """Whether none of these channels can be removed anyway."""
+        """Return whether none of these channels can be removed anyway."""
         return bool((self._partition.frozen_components(component)[component[labels]] >= 0).all())
 
-    def _rest(self, place: SplitSite, component: np.ndarray, part: int) -> list[Axis]:
-        """The axis of the whole, and those of all parts but one; empty if they are not known or are not all."""
-        others = [p for number, p in enumerate(place.parts) if number != part]
-        if part == WHOLE or sum(map(len, place.parts)) != len(place.whole):
+    def _rest(self, site: SplitSite, component: np.ndarray, part: int) -> list[Axis]:
+        """Return the axis of the whole, and those of all parts but one; none if they are not known or are not all."""
+        others = [p for number, p in enumerate(site.parts) if number != part]
+        if part == WHOLE or sum(map(len, site.parts)) != len(site.whole):
             return []
-        axes = [self._axis(place.module, component, labels) for labels in (place.whole, *others)]
+        axes = [self._axis(site.module, component, labels) for labels in (site.whole, *others)]
         return [axis for axis in axes if axis is not None] if None not in axes else []
 
     def _axis(self, module: str, component: np.ndarray, labels: np.ndarray) -> Axis | None:
@@ -193,10 +226,10 @@ class SplitSites:
         return min(fitting, key=lambda axis: not axis[0].startswith(f"{module}."), default=None)
 
 
-def place_of(
+def site_of(
     module: str, kind: Any, whole: Tensor, parts: Sequence[Tensor], held: Mapping[str, Any]
 ) -> SplitSite | None:
-    """The place where labels (C,) are taken apart into (P,) each, if an attribute may count them."""
+    """Make the site where labels (C,) are taken apart into (P,) each; None if no attribute may count them."""
     if bool((whole < 0).any()) or any(len(part) < 2 for part in parts):
         return None
     possible, sure = choices([len(part) for part in parts], len(whole), held)

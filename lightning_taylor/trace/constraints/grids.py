@@ -16,14 +16,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-if TYPE_CHECKING:
-    from lightning_taylor.trace.partition import LabelPartition
+from lightning_taylor.graph.types import LinkedAttribute
+from lightning_taylor.modules.attention import SCALED_BY
+from lightning_taylor.trace.constraints.query_key import QueryKeyPairs
+from lightning_taylor.trace.partition import Constraint, LabelPartition
+from lightning_taylor.trace.reasons import Why
 
 __all__ = [
     "MERGED",
@@ -46,9 +49,10 @@ class Grid:
         kind: grids of one kind are made by the same code, and take the same unit.
         order: the dimensions in the order in which they are tried as units.
         unit: the dimension whose entries are the units of removal; None if there is none (left).
-        spare: nothing has to be tied, as long as what is tied anyway leaves the rows of the first dimension alike.
-        holders: (module, attribute, dimensions) -> value, of whole numbers that count the grid's entries along one of
-            these dimensions, the likeliest first; ``MERGED`` for those that count what several are merged into.
+        only_if_uneven: nothing has to be tied, as long as what is tied anyway leaves the rows of the first dimension
+            alike.
+        size_attributes: (module, attribute, dimensions) -> value, of whole numbers that count the grid's entries along
+            one of these dimensions, the likeliest first; ``MERGED`` for those that count what several are merged into.
     """
 
     labels: np.ndarray
@@ -57,10 +61,10 @@ class Grid:
     kind: Any
     order: tuple[int, ...]
     unit: int | None = None
-    spare: bool = False
-    holders: dict[tuple[str, str, tuple[int, ...]], int] = field(default_factory=dict)
+    only_if_uneven: bool = False
+    size_attributes: dict[tuple[str, str, tuple[int, ...]], int] = field(default_factory=dict)
 
-    def counted(self, dims: tuple[int, ...], frozen: Callable[[np.ndarray], bool]) -> int | None:
+    def shrinking_dim(self, dims: tuple[int, ...], frozen: Callable[[np.ndarray], bool]) -> int | None:
         """The first of these dimensions that can shrink at all: three heads are as many as queries, keys and values."""
         for dim in dims:
             if dim == MERGED or ((axis := self.axes[dim]) is not None and not frozen(axis)):
@@ -70,18 +74,24 @@ class Grid:
     def ties(self) -> np.ndarray:
         """Pairs of labels, shape ``(2, F)``: every entry with that of the unit it belongs to."""
         assert self.unit is not None
-        own = self.axes[self.unit]
-        assert own is not None
+        units = self.axes[self.unit]
+        assert units is not None
         shape = [1] * self.labels.ndim
-        shape[self.unit] = len(own)
-        return np.stack([self.labels.ravel(), np.broadcast_to(own.reshape(shape), self.labels.shape).ravel()])
+        shape[self.unit] = len(units)
+        return np.stack([self.labels.ravel(), np.broadcast_to(units.reshape(shape), self.labels.shape).ravel()])
 
 
-class Grids:
-    """All grids of a trace."""
+class Grids(Constraint):
+    """All grids of a trace.
 
-    def __init__(self, partition: LabelPartition) -> None:
+    Args:
+        partition: where what has no unit is frozen.
+        pairs: which labels are contracted, so that they can only go as the width of heads.
+    """
+
+    def __init__(self, partition: LabelPartition, pairs: QueryKeyPairs) -> None:
         self._partition = partition
+        self._pairs = pairs
         self._all: dict[Any, Grid] = {}
         self._of_axis: dict[int, Grid] = {}
         self._refused: dict[Any, dict[int, str]] = {}
@@ -90,7 +100,7 @@ class Grids:
         return iter(self._all.values())
 
     def split(
-        self, labels: Tensor, where: str, kind: Any, order: Sequence[int] | None = None, *, spare: bool = False
+        self, labels: Tensor, where: str, kind: Any, order: Sequence[int] | None = None, *, only_if_uneven: bool = False
     ) -> Grid:
         """Note a grid, once however often it is run.
 
@@ -99,17 +109,18 @@ class Grids:
             where: for reasons.
             kind: hashable; grids of one kind take the same unit.
             order: the dimensions that may be units, the preferred first; by default all, in order.
-            spare: see ``Grid``.
+            only_if_uneven: see ``Grid``.
         """
         shape = tuple(labels.shape)
         key = (labels.numpy().tobytes(), shape)
         if key not in self._all:
             allowed = tuple(range(len(shape))) if order is None else tuple(order)
+            arranged = labels.numpy().copy()
             axes = tuple(
-                self._partition.virtual_axis(n).numpy() if d in allowed or order is None else None
+                self._partition.virtual_axis(n, arranged).numpy() if d in allowed or order is None else None
                 for d, n in enumerate(shape)
             )
-            grid = Grid(labels.numpy().copy(), axes, where, kind, allowed, spare=spare)
+            grid = Grid(arranged, axes, where, kind, allowed, only_if_uneven=only_if_uneven)
             self._all[key] = grid
             self._of_axis.update({int(axis[0]): grid for axis in axes if axis is not None})
         elif order is not None and (both := self._all[key]).order:
@@ -119,20 +130,20 @@ class Grids:
         return self._all[key]
 
     def owning(self, label: int) -> Grid | None:
-        """The grid that a label of a virtual axis belongs to."""
+        """Return the grid that a label of a virtual axis belongs to."""
         return self._of_axis.get(self._partition.base_of(label))
 
     def settle(self) -> None:
         """Choose the units; grids of grids first, since they tell what is possible in the outer ones."""
         for grid in reversed(list(self)):
-            if not grid.spare:
+            if not grid.only_if_uneven:
                 self._choose(grid)
         for grid in self:
-            if grid.spare and not self._alike(grid):
+            if grid.only_if_uneven and not self._alike(grid):
                 self._choose(grid)
 
     def ties(self) -> Iterable[np.ndarray]:
-        """The pairs of labels that the chosen units tie."""
+        """Return the pairs of labels that the chosen units tie."""
         units = [grid for grid in self if grid.unit is not None]
         return [*(grid.ties() for grid in units), *self._counted_together(units)]
 
@@ -144,11 +155,11 @@ class Grids:
             axis = grid.axes[grid.unit]
             if axis is None or not any(self._contracted(g, grid.unit) for g in units if g.kind == grid.kind):
                 continue
-            for module, attribute, dims in grid.holders:
-                if grid.counted(dims, self._partition.is_frozen) == grid.unit:
+            for module, attribute, dims in grid.size_attributes:
+                if grid.shrinking_dim(dims, self._partition.is_frozen) == grid.unit:
                     yield np.stack([first.setdefault((module, attribute), axis), axis])
 
-    def retreat(self, labels: np.ndarray, reason: str) -> bool:
+    def try_next(self, labels: np.ndarray, reason: str) -> bool:
         """Give up the unit of a grid that these channels belong to, for the next possible one or for none.
 
         All grids of the same kind change with it: what the same code refuses once, it refuses every time.
@@ -156,11 +167,11 @@ class Grids:
         Returns:
             Whether these channels belong to a grid.
         """
-        mine = self._around(labels)
-        if not mine:
+        around = self._around(labels)
+        if not around:
             return False
         # One that has another choice goes first; a choice that was innocent is lost with it.
-        grid = next((g for g in mine if len(self._choices(g)) > 1), mine[-1])
+        grid = next((g for g in around if len(self._choices(g)) > 1), around[-1])
         assert grid.unit is not None
         self._refused.setdefault(grid.kind, {})[grid.unit] = reason
         for other in reversed(list(self)):
@@ -168,9 +179,30 @@ class Grids:
                 self._choose(other)
         return True
 
-    def touched_by(self, labels: np.ndarray) -> bool:
-        """Whether these channels belong to a grid that has units."""
+    def affects(self, labels: np.ndarray) -> bool:
+        """Return whether these channels belong to a grid that has units."""
         return bool(self._around(labels))
+
+    def linked_attributes(self) -> Iterator[LinkedAttribute]:
+        """Yield the attributes that count the units of a grid, or all of its entries."""
+        for grid in self:
+            axes = self._partition.real_axes(torch.from_numpy(grid.labels)) if grid.unit is not None else []
+            if len(axes) != 1:
+                continue
+            tensor, dim = axes[0]
+            for (module, attribute, dims), value in grid.size_attributes.items():
+                if grid.shrinking_dim(dims, self._partition.is_frozen) in (grid.unit, MERGED):
+                    width = 0 if attribute == SCALED_BY else self._partition.shapes[tensor][dim]
+                    yield LinkedAttribute(module, attribute, axes[0], value, width)
+
+    def held(self, component: np.ndarray) -> dict[int, str]:
+        """Map a component to why a grid that it is tied to has no unit: that of values whose heads queries share."""
+        held: dict[int, str] = {}
+        for grid in self:
+            reason = self._partition.reason_of(grid.labels.ravel()) if grid.unit is None else None
+            for axis in grid.axes if reason else ():
+                held.update(dict.fromkeys(component[axis].tolist() if axis is not None else (), reason or ""))
+        return held
 
     def _around(self, labels: np.ndarray) -> list[Grid]:
         component = self._partition.components()
@@ -182,29 +214,30 @@ class Grids:
         others = [possible for g in peers if (possible := self._choices(g))]
         # Queries and keys can only lose whole heads, so values had better do so too.
         common = [d for d in choices if all(d in possible for possible in others)]
-        # QueryKeyPairs ones can go only where the user wants the width of heads, not heads.
+        # Contracted ones can go only where the user wants the width of heads, not heads.
         width = [d for d in common if any(self._contracted(g, d) for g in peers)]
-        grid.unit = next(iter(width or common or choices), None)
-        if grid.unit is None:
+        unit = next(iter(width or common or choices), None)
+        if unit != grid.unit:
+            grid.unit = unit
+            self._partition.forget_components()
+        if unit is None:
             frozen = [self._partition.reason_of(axis) for axis in grid.axes if axis is not None]
             reasons = [*self._refused.get(grid.kind, {}).values(), *filter(None, frozen)]
-            self._partition.freeze(
-                torch.from_numpy(grid.labels), (reasons or [f"arranged as a grid by {grid.where}"])[0]
-            )
+            self._partition.freeze(torch.from_numpy(grid.labels), (reasons or [Why.GRID(grid.where)])[0])
 
     def _choices(self, grid: Grid) -> list[int]:
-        """The dimensions that can be its units, the preferred first."""
+        """Return the dimensions that can be its units, the preferred first."""
         refused = self._refused.get(grid.kind, {})
         axes = {d: axis for d in grid.order if (axis := grid.axes[d]) is not None}
         return [d for d, axis in axes.items() if d not in refused and not self._partition.is_frozen(axis)]
 
     def _contracted(self, grid: Grid, dim: int) -> bool:
-        """Whether the entries of one of its dimensions are multiplied with other ones and summed over."""
+        """Return whether the entries of one of its dimensions are multiplied with other ones and summed over."""
         axis = grid.axes[dim]
-        return axis is not None and bool(self._partition.contracted.are(axis).any())
+        return axis is not None and bool(self._pairs.are(axis).any())
 
     def _alike(self, grid: Grid) -> bool:
-        """Whether what is tied anyway takes as many entries of every row."""
+        """Return whether what is tied anyway takes as many entries of every row."""
         component = self._partition.components()[grid.labels]
         names, at = np.unique(component, return_inverse=True)
         at = at.reshape(component.shape)

@@ -1,11 +1,11 @@
-"""NormStatistics over the channels: part of a normalisation if they come back to the channels they were taken of.
+"""Statistics over the channels: part of a normalisation if they come back to the channels they were taken of.
 
 ``x * rsqrt(mean(x ** 2))`` is what an RMSNorm runs, and a LayerNorm that somebody wrote out looks much alike. No
 operator says so: an average over channels is marked, the mark goes along with whatever is made of it element by
 element, and where it meets the channels again it has normalised them. One that goes anywhere else freezes them.
 
 How it could fail, and where that is caught: the proof by trial knows a call by its number along the forward pass. If
-a pass of the proof takes another course than the trace, the numbers mean other calls; the twin then statistics over the
+a pass of the proof takes another course than the trace, the numbers mean other calls; the twin then averages over the
 wrong entries, differs from the smaller network, and the channels are frozen.
 
 Shape legend: C = channels.
@@ -13,9 +13,9 @@ Shape legend: C = channels.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -23,10 +23,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from lightning_taylor.graph.types import Axis
 from lightning_taylor.trace.labels import Labels, collapse, united, varying
-
-if TYPE_CHECKING:
-    from lightning_taylor.trace.partition import LabelPartition
-    from lightning_taylor.trace.state import Call
+from lightning_taylor.trace.operator_call import OperatorCall
+from lightning_taylor.trace.partition import Constraint, LabelPartition
+from lightning_taylor.trace.reasons import Why
 
 __all__ = [
     "AVERAGES",
@@ -48,21 +47,21 @@ class _Mark:
     where: str
 
 
-class NormStatistics:
+class NormStatistics(Constraint):
     """The statistics over channels of one trace, by the order in which they are taken."""
 
     def __init__(self, partition: LabelPartition) -> None:
         self._partition = partition
         self._count = 0
-        self._taken: dict[int, tuple[int, Tensor]] = {}
+        self._marked_calls: dict[int, tuple[int, Tensor]] = {}
         # The tensors themselves, so that no id is given twice; see ``Tracer``.
         self._marks: dict[int, tuple[Tensor, _Mark]] = {}
 
-    def count(self, name: str) -> None:
-        """One more operator ran."""
+    def next_call(self, name: str) -> None:
+        """Count one more operator that ran."""
         self._count += name in AVERAGES
 
-    def take(self, call: Call, x: Labels, slot: Tensor, dims: tuple[int, ...]) -> bool:
+    def mark(self, call: OperatorCall, x: Labels, slot: Tensor, dims: tuple[int, ...]) -> bool:
         """Mark the outcome of a reduction over the channels of a slot; False if it is no average of channels alone."""
         over = {d % slot.ndim - slot.ndim for d in dims} & varying(slot)
         if call.name not in AVERAGES or x.weight or len(x.slots) > 1 or len(over) > 1:
@@ -71,17 +70,22 @@ class NormStatistics:
         labels_C = united(self._partition, slot, dim)
         if labels_C is None or not self._partition.are_real(labels_C):
             return False
-        self._taken[self._count - 1] = dim, labels_C
+        self._marked_calls[self._count - 1] = dim, labels_C
         for tensor in (call.out,) if isinstance(call.out, Tensor) else call.out:
             self._marks[id(tensor)] = tensor, _Mark(labels_C, call.where)
         return True
 
-    def follow(self, call: Call) -> None:
-        """What an operator makes of marked tensors."""
-        marks = [found[1] for t in call.operands if (found := self._marks.get(id(t))) is not None]
+    def propagate(self, call: OperatorCall, labels_of: Callable[[Tensor], Labels | None]) -> None:
+        """Mark what an operator makes of marked tensors, or freeze what they are statistics of.
+
+        Args:
+            call: the operator that ran.
+            labels_of: tensor -> what it carries.
+        """
+        marks = [self._marks[id(t)][1] for t in call.operands if id(t) in self._marks]
         if not marks:
             return
-        met = [x for t in call.operands if (x := call.state.labels_of(t)) is not None and not x.weight]
+        met = [x for t in call.operands if (x := labels_of(t)) is not None and not x.weight]
         alike = all(torch.equal(mark.labels, marks[0].labels) for mark in marks)
         if not alike or not _is_elementwise(call) or self._writes_elsewhere(call):
             self._refuse(marks)
@@ -90,11 +94,11 @@ class NormStatistics:
         elif not all(any(_run_along(slot, marks[0].labels) for slot in x.slots) for x in met):
             self._refuse(marks)
         elif not self._partition.options.allow_inexact_norms:
-            reason = f"its statistics run over the channels ({marks[0].where}), so removing one changes the others"
+            reason = Why.STATISTICS(marks[0].where)
             self._partition.freeze(marks[0].labels, reason)
 
-    def leave(self, tensor: Tensor) -> None:
-        """A tensor leaves the network."""
+    def at_output(self, tensor: Tensor) -> None:
+        """Freeze what an output of the network is a statistic of."""
         if id(tensor) in self._marks:
             self._refuse([self._marks[id(tensor)][1]])
 
@@ -104,33 +108,33 @@ class NormStatistics:
         Args:
             keep: as ``ChannelGraph.keep`` gives it.
         """
-        found = {}
-        for number, (dim, labels_C) in self._taken.items():
+        kept = {}
+        for number, (dim, labels_C) in self._marked_calls.items():
             stays_C = self._partition.staying(labels_C, keep)
             if not bool(stays_C.all()):
-                found[number] = dim, stays_C
-        return found
+                kept[number] = dim, stays_C
+        return kept
 
     def _refuse(self, marks: list[_Mark]) -> None:
         for mark in marks:
-            self._partition.freeze(mark.labels, f"reduced over the channels by {mark.where}")
+            self._partition.freeze(mark.labels, Why.REDUCED(mark.where))
 
-    def _writes_elsewhere(self, call: Call) -> bool:
-        """Whether a statistic is written into something else, such as a buffer, which outlives the pass."""
+    def _writes_elsewhere(self, call: OperatorCall) -> bool:
+        """Return whether a statistic is written into something else, such as a buffer, which outlives the pass."""
         return any(call.out is t and id(t) not in self._marks for t in call.operands)
 
 
-def _is_elementwise(call: Call) -> bool:
-    """Whether the one outcome has every element of the statistic at its place, or is a view of it."""
+def _is_elementwise(call: OperatorCall) -> bool:
+    """Return whether the one outcome has every element of the statistic at its place, or is a view of it."""
     func: Any = call.func
     tagged = torch.Tag.pointwise in func.tags or func.is_view or call.name in _COPIES
     return tagged and isinstance(call.out, Tensor)
 
 
 def _run_along(slot: Tensor, labels_C: Tensor) -> bool:
-    """Whether a slot has these labels along one of its dimensions, at the first place of the others."""
+    """Return whether a slot has these labels along one of its dimensions, at the first place of the others."""
     along = [collapse(slot, tuple(d for d in range(slot.ndim) if d - slot.ndim != dim), False) for dim in varying(slot)]
-    return any(torch.equal(found, labels_C) for found in along)
+    return any(torch.equal(vector, labels_C) for vector in along)
 
 
 _WEIGHT_AT = {"native_layer_norm": 2, "native_group_norm": 1, "_fused_rms_norm": 2}  # among the arguments

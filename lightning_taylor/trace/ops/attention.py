@@ -7,10 +7,11 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from lightning_taylor.trace.constraints.query_key import contracted, keeps_scale
 from lightning_taylor.trace.labels import Labels, collapse, varying
 from lightning_taylor.trace.ops.layer import axes_of, vector_of
 from lightning_taylor.trace.ops.matmul import fixed, meet, same_batch
+from lightning_taylor.trace.ops.query_key import contracted, keeps_scale
+from lightning_taylor.trace.reasons import Why
 from lightning_taylor.trace.state import Call
 
 __all__ = [
@@ -27,7 +28,7 @@ def attention(call: Call) -> list[Labels | None]:
         for slot in x.slots if x else ():
             inside = varying(slot) & {-1, -2} or not varying(slot)
             if inside and all(slot is not other for other in coordinates):
-                call.state.partition.freeze(slot, f"the width of the {name} of an attention ({call.where})")
+                call.state.partition.freeze(slot, Why.ATTENTION_WIDTH(call.where, name=name))
     values, width = [], []
     for slot in given[2].slots if given[2] else ():
         (width if varying(slot) == {-1} else values).append(slot)

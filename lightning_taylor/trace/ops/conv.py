@@ -22,6 +22,7 @@ from lightning_taylor.trace.ops.layer import (
     with_batch,
 )
 from lightning_taylor.trace.partition import NEUTRAL
+from lightning_taylor.trace.reasons import Why
 from lightning_taylor.trace.state import Call
 
 __all__ = [
@@ -33,7 +34,7 @@ def convolution(call: Call) -> Labels | None:
     """Convolutions of any dimension, plain, depthwise and transposed."""
     weight = call.labels("weight")
     if weight is None or not weight.weight:
-        return freeze_layer(call, f"the weight is computed from activations ({call.where})")
+        return freeze_layer(call, Why.COMPUTED_WEIGHT(call.where))
     x, batch = read_channels(call, call.labels("input"))
     return with_batch(call, _convolve(call, x, weight), batch)
 
@@ -59,19 +60,19 @@ def _grouped(call: Call, x: Labels | None, weight: Labels) -> Labels | None:
     own_O, reads_I = (along_dim(weight, dim, call.get("weight").ndim) for dim in (0, 1))
     x_I = None if x is None or varying(x.slots[0]) != {1 - call.get("input").ndim} else vector_of(x.slots[0], 1)
     if call.get("transposed") or own_O is None or reads_I is None or x_I is None or bool((x_I == NEUTRAL).any()):
-        freeze_layer(call, f"grouped convolution: {groups} groups must keep equal widths ({call.where})")
+        freeze_layer(call, Why.UNEQUAL_GROUPS(call.where, groups=groups))
         return None if own_O is None or call.get("transposed") else Labels((spread_along(own_O, 1, call.out.shape),))
     inputs_GI, outputs_GO = x_I.view(groups, -1), own_O.view(groups, -1)
     wanted = partition.options.conv_groups
     whole = wanted == "whole" or (wanted == "auto" and groups >= inputs_GI.shape[1])
     units = [0] if whole or 1 in (inputs_GI.shape[1], outputs_GO.shape[1]) else [1]
-    read = partition.grids.split(inputs_GI, call.where, call.place, units)
-    made = partition.grids.split(outputs_GO, call.where, call.place, units)
+    read = call.state.grids.split(inputs_GI, call.where, call.place, units)
+    made = call.state.grids.split(outputs_GO, call.where, call.place, units)
     for dim, entries in ((0, made.axes[0]), (1, reads_I.numpy())):
         if (own := read.axes[dim]) is not None and entries is not None:
             partition.tie(torch.from_numpy(own), torch.from_numpy(entries))
     if call.state.holds("groups", groups):
-        made.holders[call.state.module, "groups", (0,)] = groups
+        made.size_attributes[call.state.module, "groups", (0,)] = groups
     partition.assign(reads_I, Role.CONSUMER)
     call.cost([*axes_of(call, own_O), *axes_of(call, reads_I)])
     return produce(call, own_O, call.labels("bias"), dim=1)
@@ -91,7 +92,7 @@ def _depthwise(call: Call, x: Labels | None, weight: Labels) -> Labels | None:
     partition = call.state.partition
     own_O = along_dim(weight, 0, call.get("weight").ndim)
     if x is None or own_O is None:
-        return freeze_layer(call, f"reads a tensor without channels ({call.where})")
+        return freeze_layer(call, Why.READS_NO_CHANNELS(call.where))
     inputs = call.get("input").shape[1]
     multiplier = call.get("weight").shape[0] // inputs
     if call.state.holds("groups", inputs):
@@ -116,12 +117,12 @@ def _consume(call: Call, x: Labels | None, reads_I: Tensor | None, dim: int, sha
     partition = call.state.partition
     if reads_I is None:
         if x is not None:
-            call.state.freeze(x, f"the only input channel of {call.where}")
+            call.state.freeze(x, Why.ONLY_INPUT(call.where))
         return
     partition.assign(reads_I, Role.CONSUMER)
     if x is None:
         if shape.numel() == 0:  # a head without a detection; what it reads when there is one, another path says
             return
-        partition.freeze(reads_I, f"reads the network's input ({call.where})")
+        partition.freeze(reads_I, Why.READS_INPUT(call.where))
         return
     tie_along(call, x.slots[0], reads_I, dim)

@@ -12,6 +12,7 @@ from lightning_taylor.graph.types import Axis, Role
 from lightning_taylor.trace.grid_labels import slot_along
 from lightning_taylor.trace.labels import Labels, collapse, compressed, pairs, varying
 from lightning_taylor.trace.partition import NEUTRAL
+from lightning_taylor.trace.reasons import Why
 from lightning_taylor.trace.state import Call
 
 __all__ = [
@@ -47,7 +48,7 @@ def tie_along(call: Call, x: Tensor, vector_C: Tensor, dim: int) -> None:
     along = spread_along(vector_C, dim, x.shape)
     call.state.partition.tie(*pairs(x, along))
     alone = compressed(along, x)[compressed(x, along) == NEUTRAL]
-    call.state.partition.freeze(alone, f"reads entries without a channel ({call.where})")
+    call.state.partition.freeze(alone, Why.READS_HOLES(call.where))
 
 
 def axes_of(call: Call, labels: Tensor | None) -> list[Axis]:

@@ -9,10 +9,11 @@ import torch
 from torch import Tensor
 
 from lightning_taylor.graph.types import Role
-from lightning_taylor.trace.constraints.query_key import contracted
 from lightning_taylor.trace.labels import Labels, collapse, compressed, pairs, united, varying
 from lightning_taylor.trace.ops.layer import along_dim, axes_of, produce
+from lightning_taylor.trace.ops.query_key import contracted
 from lightning_taylor.trace.partition import NEUTRAL
+from lightning_taylor.trace.reasons import Why
 from lightning_taylor.trace.state import Call
 
 __all__ = [
@@ -53,7 +54,7 @@ def _without_constant(call: Call, a: Labels | None, b: Labels | None) -> tuple[L
     partition = call.state.partition
     constant = [all(partition.is_buffer(slot) for slot in x.slots) for x in (a, b)]
     if any(constant):
-        call.state.freeze(a if constant[0] else b, f"a table that {call.where} reads")
+        call.state.freeze(a if constant[0] else b, Why.TABLE(call.where))
         return (None, b) if constant[0] else (a, None)
     read = []
     for slot in a.slots:
@@ -61,7 +62,7 @@ def _without_constant(call: Call, a: Labels | None, b: Labels | None) -> tuple[L
             read.append(slot)
             partition.assign(slot, Role.PASS_THROUGH)
         else:
-            partition.freeze(slot, f"positions of a parameter that {call.where} reads")
+            partition.freeze(slot, Why.PARAMETER_POSITIONS(call.where))
     return (Labels(tuple(read)) if read else None), b
 
 
@@ -80,11 +81,11 @@ def _split(
         elif x is not None and not x.weight and varying(slot) == {contracted, free} and inner is None and batch == []:
             inner = united(call.state.partition, slot, contracted)
             if inner is None:
-                call.state.partition.freeze(slot, f"reads entries without a channel ({call.where})")
+                call.state.partition.freeze(slot, Why.READS_HOLES(call.where))
         elif x is not None and not x.weight and varying(slot) and not dims:
             batch.append(slot)
         elif bool((slot != NEUTRAL).any()):
-            call.state.partition.freeze(slot, f"mixed with other dimensions by {call.where}")
+            call.state.partition.freeze(slot, Why.MIXED_DIMENSIONS(call.where))
     return inner, outer, batch
 
 
@@ -107,7 +108,7 @@ def same_batch(call: Call, a: list[Tensor], b: list[Tensor], *, first: bool) -> 
     met = frozenset().union(*(varying(x) for x in kept))
     for x in (*a, *b):
         if not varying(x) & met:
-            call.state.partition.freeze(x, f"one of a batch of matrices ({call.where})")
+            call.state.partition.freeze(x, Why.BATCH(call.where))
     return kept
 
 
@@ -138,9 +139,9 @@ def _contract(
             partition.assign(inner, Role.CONSUMER)
             continue
         if len(sides) == 2:
-            reason = f"contracted with another {'parameter' if x.weight else 'activation'} by {call.where}"
+            reason = (Why.CONTRACTED_PARAMETER if x.weight else Why.CONTRACTED)(call.where)
         else:
-            reason = f"reads a tensor without channels ({call.where})" if x.weight else f"summed over by {call.where}"
+            reason = Why.READS_NO_CHANNELS(call.where) if x.weight else Why.SUMMED(call.where)
         partition.freeze(inner, reason)
 
 
@@ -151,7 +152,7 @@ def meet(call: Call, one: Tensor, other: Tensor) -> None:
     call.state.partition.tie(*pairs(one, other))
     for mine, its in ((one, other), (other, one)):
         alone = compressed(mine, its)[compressed(its, mine) == NEUTRAL]
-        call.state.partition.freeze(alone, f"reads entries without a channel ({call.where})")
+        call.state.partition.freeze(alone, Why.READS_HOLES(call.where))
 
 
 def _free(
@@ -164,7 +165,7 @@ def _free(
         if x is None or free is None:
             continue
         if found is not None:
-            partition.freeze(free, f"its output also carries another tensor's channels ({call.where})")
+            partition.freeze(free, Why.OTHER_CHANNELS(call.where))
             continue
         found = free
         if x.weight:
@@ -181,7 +182,7 @@ def _add_bias(call: Call, out: Tensor | None, bias: Labels) -> Tensor | None:
     partition = call.state.partition
     slot = bias.slots[0]
     if out is None or not bias.weight:
-        partition.freeze(slot, f"added to a tensor without channels ({call.where})")
+        partition.freeze(slot, Why.ADDED_WITHOUT_CHANNELS(call.where))
         return out
     partition.tie(*pairs(out, slot.expand(out.shape)))
     partition.assign(slot, Role.PRODUCER)
@@ -194,5 +195,5 @@ def embedding(call: Call) -> Labels | None:
     assert weight is not None
     rows, columns = along_dim(weight, 0, 2), along_dim(weight, 1, 2)
     if rows is not None:
-        call.state.partition.freeze(rows, f"rows of a table ({call.where})")
+        call.state.partition.freeze(rows, Why.TABLE_ROWS(call.where))
     return produce(call, columns, None, dim=call.out.ndim - 1)

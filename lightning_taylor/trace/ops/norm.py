@@ -1,6 +1,6 @@
 """Rules for normalisations: exact where statistics are a channel's own, or a group's that goes whole.
 
-Where they run over the channels, those can go only if the user allows it: see ``graph.statistics``.
+Where they run over the channels, those can go only if the user allows it: see ``constraints.norm_statistics``.
 
 Shape legend: O = output channels, I = input channels, C = channels, G = groups of channels.
 """
@@ -13,6 +13,7 @@ from lightning_taylor.graph.types import Role
 from lightning_taylor.trace.labels import Labels, compressed, is_constant, varying
 from lightning_taylor.trace.ops.layer import read_channels, tie_along, vector_of
 from lightning_taylor.trace.partition import NEUTRAL
+from lightning_taylor.trace.reasons import Why
 from lightning_taylor.trace.state import Call
 
 __all__ = [
@@ -30,7 +31,7 @@ def batch_norm(call: Call) -> list[Labels | None]:
     vectors = [v.slots[0] for name in names if (v := call.labels(name)) is not None]
     for vector_C in vectors:
         if x is None:
-            call.state.partition.freeze(vector_C, f"normalises a tensor without channels ({call.where})")
+            call.state.partition.freeze(vector_C, Why.NORM_WITHOUT_CHANNELS(call.where))
         else:
             tie_along(call, x.slots[0], vector_C, dim=1)
             call.state.partition.assign(vector_C, Role.PASS_THROUGH)
@@ -46,9 +47,9 @@ def group_norm(call: Call) -> list[Labels | None]:
     if x_C is None or groups == 1 or bool((x_C == NEUTRAL).any()):
         return normalized_over(call)
     units = [0, 1] if call.state.partition.options.allow_inexact_norms else [0]
-    grid = call.state.partition.grids.split(x_C.view(groups, -1), call.where, call.place, units)
+    grid = call.state.grids.split(x_C.view(groups, -1), call.where, call.place, units)
     if call.state.holds("num_groups", groups):
-        grid.holders[call.state.module, "num_groups", (0,)] = groups
+        grid.size_attributes[call.state.module, "num_groups", (0,)] = groups
     for vector_C in vectors:
         tie_along(call, x_C, vector_C, dim=0)
         call.state.partition.assign(vector_C, Role.PASS_THROUGH)
@@ -64,15 +65,15 @@ def normalized_over(call: Call) -> list[Labels | None]:
     if call.state.partition.options.allow_inexact_norms and _goes_along(call, slots, 1 if over == ndim - 1 > 1 else -1):
         return [x]
     for slot in slots:
-        reason = f"its statistics run over the channels ({call.where}), so removing one changes the others"
+        reason = Why.STATISTICS(call.where)
         call.state.partition.freeze(slot, reason)
     for name in ("weight", "bias"):
-        call.state.freeze(call.labels(name), f"scales a normalisation over the channels ({call.where})")
+        call.state.freeze(call.labels(name), Why.SCALES_NORM(call.where))
     return [x]
 
 
 def _goes_along(call: Call, slots: list[Tensor], dim: int) -> bool:
-    """Tie a normalisation's weight to the channels that it statistics over; without a weight nobody could tell them."""
+    """Tie a normalisation's weight to the channels that it averages over; without a weight nobody could tell them."""
     vectors = [v.slots[0] for name in ("weight", "bias") if (v := call.labels(name)) is not None]
     ndim = call.get("input").ndim
     if len(slots) != 1 or not vectors or any(v.ndim != 1 for v in vectors):

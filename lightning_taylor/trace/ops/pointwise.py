@@ -11,6 +11,7 @@ from torch import Tensor
 from lightning_taylor.graph.types import Role
 from lightning_taylor.trace.labels import Labels, compressed, pairs, varying
 from lightning_taylor.trace.partition import NEUTRAL
+from lightning_taylor.trace.reasons import Why
 from lightning_taylor.trace.state import Call
 
 __all__ = [
@@ -72,7 +73,7 @@ def _combine_slots(call: Call, operands: Sequence[Labels], shape: torch.Size) ->
                 if x.weight:
                     call.state.partition.assign(slot, Role.PASS_THROUGH)
             elif same or x.weight or (slots and varying(slot) and _repeated(x, shape)):
-                call.state.partition.freeze(slot, f"spread over the channels of another tensor by {call.where}")
+                call.state.partition.freeze(slot, Why.SPREAD(call.where))
             else:
                 slots.append(slot)
     return Labels(tuple(slots)) if slots else None
@@ -92,7 +93,7 @@ def _matching_slot(call: Call, x: Labels, result: Tensor | None, shape: torch.Si
             found = slot
             call.state.partition.assign(slot, Role.PASS_THROUGH)
         else:
-            call.state.partition.freeze(slot, f"a bare parameter's positions ({call.where})")
+            call.state.partition.freeze(slot, Why.BARE_PARAMETER(call.where))
     return found
 
 
@@ -117,7 +118,7 @@ def _without_fixed_slots(call: Call, operands: list[Labels], neutral: list[Tenso
             stays = tuple(s for s in x.slots if not varying(s) & fixed)
             for s in x.slots:
                 if varying(s) & fixed:
-                    call.state.partition.freeze(s, f"beside a tensor without channels ({call.where})")
+                    call.state.partition.freeze(s, Why.BESIDE_NO_CHANNELS(call.where))
             x = Labels(stays, weight=True)
         if x.slots:
             kept.append(x)
@@ -143,10 +144,10 @@ def combine(call: Call, one: Tensor, other: Tensor, shape: torch.Size) -> Tensor
     a, b = one.expand(shape), other.expand(shape)
     # An operand that is spread over the other's channels (an attention map over all of them) belongs to none.
     if _spread(one, shape) & varying(b):
-        partition.freeze(one, f"spread over the channels of another tensor by {call.where}")
+        partition.freeze(one, Why.SPREAD(call.where))
         return b
     if _spread(other, shape) & varying(a):
-        partition.freeze(other, f"spread over the channels of another tensor by {call.where}")
+        partition.freeze(other, Why.SPREAD(call.where))
         return a
     partition.tie(*pairs(a, b))
     if torch.equal(compressed(a, b), compressed(b, a)):
@@ -155,7 +156,7 @@ def combine(call: Call, one: Tensor, other: Tensor, shape: torch.Size) -> Tensor
     for mine, its in ((small_a, small_b), (small_b, small_a)):
         hole = mine == NEUTRAL
         if bool(hole.any()) and not bool(hole.all()):
-            partition.freeze(its[hole], f"meets padding of a fixed width in {call.where}")
+            partition.freeze(its[hole], Why.PADDED(call.where))
     return torch.where(small_a == NEUTRAL, small_b, small_a).expand(shape)
 
 

@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from lightning_taylor.trace.partition import LabelPartition
+from lightning_taylor.trace.reasons import Why
 
 __all__ = [
     "tie_recurrent",
@@ -32,7 +33,7 @@ def tie_recurrent(partition: LabelPartition, net: nn.Module) -> None:
 def _tie(partition: LabelPartition, weights: list[str], projected: int, name: str) -> None:
     if projected:
         # Which torch recognises by two widths that differ, and so they have to.
-        partition.freeze_axes([(weight, dim) for weight in weights for dim in (0, 1)], f"projected by {name}")
+        partition.freeze_axes([(weight, dim) for weight in weights for dim in (0, 1)], Why.PROJECTED(name=name))
         return
     rows, columns = ([torch.from_numpy(partition.entries((weight, dim))) for weight in weights] for dim in (0, 1))
     for gates_GH, unit_H in zip(rows, columns, strict=True):

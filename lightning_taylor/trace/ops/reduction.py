@@ -10,6 +10,7 @@ import torch
 from lightning_taylor.trace.labels import Labels, collapse, is_constant, varying
 from lightning_taylor.trace.ops.pointwise import combine, freeze_all, outputs_of
 from lightning_taylor.trace.partition import NEUTRAL
+from lightning_taylor.trace.reasons import Why
 from lightning_taylor.trace.state import Call
 
 __all__ = [
@@ -38,11 +39,11 @@ def reduce(call: Call) -> Labels | Sequence[Labels | None] | None:
         if is_constant(slot, dims):
             kept.append(collapse(slot, dims, keepdim=out.ndim == ndim))
         elif call.name in _OF_SQUARES and not labels.weight and partition.options.attention_heads == "spread":
-            partition.contracted.freeze_unless(slot, f"reduced over the channels by {call.where}")
+            call.state.pairs.freeze_unless(slot, Why.REDUCED(call.where))
         elif len(labels.slots) > 1 and not labels.weight:
-            call.state.mixed(out, slot, f"reduced over the channels by {call.where}")
-        elif not call.state.statistics.take(call, labels, slot, dims):
-            partition.freeze(slot, f"reduced over the channels by {call.where}")
+            call.state.freeze_if_used(out, slot, Why.REDUCED(call.where))
+        elif not call.state.statistics.mark(call, labels, slot, dims):
+            partition.freeze(slot, Why.REDUCED(call.where))
     result = Labels(tuple(kept), labels.weight) if kept else None
     return [result] * len(list(outputs_of(call)))
 
@@ -58,7 +59,7 @@ def along(call: Call) -> Labels | Sequence[Labels | None] | None:
         if is_constant(slot, dims):
             kept.append(collapse(slot, dims, keepdim=True))
         else:
-            call.state.partition.freeze(slot, f"normalised or ordered along the channels by {call.where}")
+            call.state.partition.freeze(slot, Why.ORDERED(call.where))
     return [Labels(tuple(slot.expand(out.shape) for slot in kept)) if kept else None for out in outputs]
 
 
@@ -72,7 +73,7 @@ def per_map(call: Call) -> Labels | None:
 
 def _over(call: Call, dims: tuple[int, ...], shape: torch.Size) -> Labels | None:
     labels, kept = call.state.labels_of(call.operands[0]), []
-    reason = f"channels lie along the positions that {call.where} works over"
+    reason = Why.POSITIONS(call.where)
     if labels is None or (labels.weight and len(labels.slots) > 1):
         return freeze_all(call, reason)
     for slot in labels.slots:
@@ -98,7 +99,7 @@ def pad(call: Call) -> Labels | Sequence[Labels | None] | None:
     amounts = call.get("pad")
     padded = {-1 - i // 2 for i, amount in enumerate(amounts) if amount}
     if len(labels.slots) != 1:
-        return freeze_all(call, f"a padded parameter ({call.where})")
+        return freeze_all(call, Why.PADDED_PARAMETER(call.where))
     slot = labels.slots[0]
     if varying(slot) & padded:
         return Labels((torch.ops.aten.constant_pad_nd(slot.contiguous(), amounts, NEUTRAL),))
@@ -110,9 +111,9 @@ def pad(call: Call) -> Labels | Sequence[Labels | None] | None:
 def pool(call: Call) -> Labels | None:
     """Region pooling: ``(N, C, H, W)`` and regions to ``(K, C, h, w)``."""
     maps, regions = (call.state.labels_of(tensor) for tensor in call.operands[:2])
-    call.state.freeze(regions, f"coordinates of regions ({call.where})")
+    call.state.freeze(regions, Why.COORDINATES(call.where, what="regions"))
     if maps is None:
         return None
     if maps.weight or not is_constant(maps.slots[0], (0, 2, 3)):
-        return freeze_all(call, f"channels lie along the positions that {call.where} works over")
+        return freeze_all(call, Why.POSITIONS(call.where))
     return Labels((collapse(maps.slots[0], (0, 2, 3), keepdim=True).expand(call.out.shape),))

@@ -13,12 +13,13 @@ from torch import Tensor
 from torch.utils._pytree import tree_map
 
 from lightning_taylor.graph.types import Role
-from lightning_taylor.trace.constraints.attribute_sizes import SplitSite, place_of
+from lightning_taylor.trace.constraints.attribute_sizes import SplitSite, site_of
 from lightning_taylor.trace.grid_labels import arranged, joined, squeezed
 from lightning_taylor.trace.labels import Labels, collapse, is_constant, varies, varying
 from lightning_taylor.trace.ops.layer import vector_of
 from lightning_taylor.trace.ops.pointwise import combine, freeze_all
 from lightning_taylor.trace.partition import NEUTRAL
+from lightning_taylor.trace.reasons import Why
 from lightning_taylor.trace.source_line import running_place
 from lightning_taylor.trace.state import Call
 
@@ -38,9 +39,9 @@ def move(call: Call) -> Labels | Sequence[Labels | None] | None:
     operands = [call.state.labels_of(t) for t in call.operands if t.is_floating_point()]
     indices = [x for t in call.operands if not t.is_floating_point() and (x := call.state.labels_of(t))]
     if not all(x.weight for x in indices):
-        return freeze_all(call, f"indexed by a computed tensor ({call.where})")
+        return freeze_all(call, Why.COMPUTED_INDEX(call.where))
     for x in indices:
-        call.state.freeze(x, f"a table of indices ({call.where})")
+        call.state.freeze(x, Why.TABLE_OF_INDICES(call.where))
     carried = [x for x in operands if x]
     if not carried:
         return None
@@ -60,7 +61,7 @@ def _move_slots(call: Call, operands: Sequence[Labels | None]) -> Sequence[Label
     each = [_by_dimensions(x) if x and not x.weight else None for x in operands]
     first = each[0]
     if first is None or any(x is None or list(map(varying, x)) != list(map(varying, first)) for x in each):
-        return freeze_all(call, f"mixed with other channels by {call.where}")
+        return freeze_all(call, Why.MIXED(call.where))
     moved = [_moved(call, together) for together in zip(*(x for x in each if x is not None), strict=True)]
     results = []
     for together in zip(*moved, strict=True):
@@ -93,9 +94,9 @@ def _moved(call: Call, slots: Sequence[Tensor | None]) -> list[Tensor]:
         if place is None or not place.sure:
             _note_equal_parts(call, first, results)
         for part in results:
-            partition.cut(part, first, f"taken apart at fixed positions by {call.where}", place)
+            call.state.splits.cut(part, first, Why.CUT(call.where), place)
     if first is not None and any(varies(first, d) for d in _reordered(call)):
-        partition.freeze(first, f"picked or reordered at fixed positions by {call.where}")
+        partition.freeze(first, Why.PICKED(call.where))
     return results
 
 
@@ -120,8 +121,8 @@ def _place(call: Call, whole: Tensor, parts: Sequence[Tensor]) -> SplitSite | No
 def _noted(call: Call, whole_C: Tensor, parts_P: Sequence[Tensor]) -> SplitSite | None:
     state = call.state
     kind = (state.kind, call.name, running_place())
-    found = place_of(state.module, kind, whole_C, parts_P, state.held())
-    return state.partition.places.note(found) if found else None
+    found = site_of(state.module, kind, whole_C, parts_P, state.held())
+    return state.splits.note(found) if found else None
 
 
 def _note_equal_parts(call: Call, whole: Tensor, parts: Sequence[Tensor]) -> None:
@@ -133,7 +134,7 @@ def _note_equal_parts(call: Call, whole: Tensor, parts: Sequence[Tensor]) -> Non
     if any(varies(part, dim) for part in parts) and parts[0].shape[dim] * len(parts) == whole.shape[dim]:
         rows = torch.stack([squeezed(part, [dim]) for part in parts])
         if not bool((rows == NEUTRAL).any()):
-            call.state.partition.grids.split(rows, call.where, (call.state.kind, "chunk"), [1], spare=True)
+            call.state.grids.split(rows, call.where, (call.state.kind, "chunk"), [1], only_if_uneven=True)
 
 
 def _reordered(call: Call) -> list[int]:
@@ -183,7 +184,7 @@ def _one_slot_each(call: Call, operands: Sequence[Labels | None]) -> list[Tensor
                 if x is not None and x.weight:
                     call.state.partition.assign(slot, Role.PASS_THROUGH)
             else:
-                call.state.partition.freeze(slot, f"a bare parameter's positions ({call.where})")
+                call.state.partition.freeze(slot, Why.BARE_PARAMETER(call.where))
         chosen.append(pick)
     return chosen
 
@@ -197,6 +198,6 @@ def put(call: Call) -> Labels | None:
     # One index tensor without None before it counts rows; a mask or several of them index other dimensions too.
     plain = len(rows) == 1 and rows[0] is not None and rows[0].ndim == 1 and not call.state.labels_of(rows[0])
     if not plain or any(x.weight for x in carried) or not all(is_constant(slot, (0,)) for slot in slots):
-        return freeze_all(call, f"written by an index ({call.where})")
+        return freeze_all(call, Why.WRITTEN_BY_INDEX(call.where))
     wide = [collapse(slot, (0,), keepdim=True).expand(table.shape) for slot in slots if len(slot)]
     return Labels((wide[0] if len(wide) == 1 else combine(call, wide[0], wide[1], table.shape),)) if wide else None

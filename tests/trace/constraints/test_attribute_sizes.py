@@ -15,7 +15,7 @@ from torchvision.models import VisionTransformer
 from lightning_taylor import prune_channels, trace_channels
 from lightning_taylor.checkpoint.widths import fit_shapes, widths_of
 from lightning_taylor.graph.serialize import follower_from_plain, follower_to_plain
-from lightning_taylor.graph.types import Follower
+from lightning_taylor.graph.types import LinkedAttribute
 from lightning_taylor.trace.constraints.attribute_sizes import WHOLE, choices
 
 NUMBERS = {"listed": "sizes", "rest": "sizes", "sliced": "worked", "halved": "expanded", "spelled": "hidden"}
@@ -86,9 +86,9 @@ def test_a_list_of_exactly_these_sizes_is_sure_and_of_equal_numbers_one_at_a_tim
 
 
 def test_a_follower_counts_the_rest_and_survives_plain_types() -> None:
-    follower = Follower("block", "sizes[0]", ("stem.weight", 0), 7, 7, (("deep.weight", 0),))
+    follower = LinkedAttribute("block", "sizes[0]", ("stem.weight", 0), 7, 7, (("deep.weight", 0),))
     assert follower_from_plain(follower_to_plain(follower)) == follower
-    assert follower_from_plain(["m", "n", ["w", 0], 4, 8]) == Follower("m", "n", ("w", 0), 4, 8)
+    assert follower_from_plain(["m", "n", ["w", 0], 4, 8]) == LinkedAttribute("m", "n", ("w", 0), 4, 8)
     assert follower.axes == (("stem.weight", 0), ("deep.weight", 0))
 
 
