@@ -15,7 +15,7 @@ from torch.utils._pytree import tree_map
 from lightning_taylor.graph.types import Role
 from lightning_taylor.trace.constraints.attribute_sizes import SplitSite, place_of
 from lightning_taylor.trace.grid_labels import arranged, joined, squeezed
-from lightning_taylor.trace.labels import Labels, collapse, is_constant, varies, varying
+from lightning_taylor.trace.labels import Labels, collapse, is_constant, lies_across, varies, varying
 from lightning_taylor.trace.ops.layer import vector_of
 from lightning_taylor.trace.ops.pointwise import combine, freeze_all
 from lightning_taylor.trace.partition import NEUTRAL
@@ -47,12 +47,34 @@ def move(call: Call) -> Labels | Sequence[Labels | None] | None:
     slots = len(carried[0].slots)
     weight = all(x is not None and x.weight for x in operands)
     if weight and all(len(x.slots) == slots for x in carried):
-        moved = [_moved(call, [x.slots[i] if x else None for x in operands]) for i in range(slots)]
-        return [Labels(tuple(together), weight=True) for together in zip(*moved, strict=True)]
+        return _move_weight(call, [[x.slots[i] if x else None for x in operands] for i in range(slots)])
     if any(len(x.slots) > 1 and not x.weight for x in carried):
         return _move_slots(call, operands)
+    if call.name == "stack" and all(x is not None and not x.weight for x in operands):
+        return Labels((_stacked(call, [x.slots[0] for x in carried]),))
     each = _one_slot_each(call, operands)
     return [Labels(tuple(_arranged(call, each[0], x))) for x in _moved(call, each)]
+
+
+def _move_weight(call: Call, slots: Sequence[Sequence[Tensor | None]]) -> Sequence[Labels | None]:
+    """Each dimension of parameters on its own; one of which an entry is picked stays, and leaves no trace in it."""
+    moved, parts = [], 0
+    for together in slots:
+        results, before = _moved(call, together), together[0]
+        parts = len(results)
+        if call.name in _CUTS and before is not None and varying(before) and not any(map(varying, results)):
+            call.state.partition.freeze(before, f"taken apart at fixed positions by {call.where}")
+        else:
+            moved.append(results)
+    return [Labels(tuple(rest), weight=True) for rest in zip(*moved, strict=True)] if moved else [None] * parts
+
+
+def _stacked(call: Call, slots: Sequence[Tensor]) -> Tensor:
+    """Tensors side by side along a new dimension, which has no channels: they must stay as wide as each other."""
+    first, *others = slots
+    for other in others:
+        first = combine(call, first, other, first.shape)
+    return first.unsqueeze(call.get("dim")).expand(call.out.shape)
 
 
 def _move_slots(call: Call, operands: Sequence[Labels | None]) -> Sequence[Labels | None] | None:
@@ -88,7 +110,7 @@ def _moved(call: Call, slots: Sequence[Tensor | None]) -> list[Tensor]:
     """The labels after the operator; frozen where it counts positions that would be others after a removal."""
     partition, results = call.state.partition, _apply(call, slots)
     first = slots[0]
-    if first is not None and call.name in _CUTS:
+    if first is not None and call.name in _CUTS and not lies_across(first, call.get("dim")):
         place = _place(call, first, results)
         if place is None or not place.sure:
             _note_equal_parts(call, first, results)
