@@ -126,7 +126,8 @@ def pad(call: Call) -> Labels | Sequence[Labels | None] | None:
 def pool(call: Call) -> Labels | None:
     """What picks or mixes positions by coordinates: maps ``(N, C, ...)`` and regions or a grid to ``(K, C, ...)``."""
     maps, regions = (call.state.labels_of(tensor) for tensor in call.operands[:2])
-    call.state.freeze(regions, f"coordinates of positions ({call.where})")
+    what = "regions" if call.name.startswith("roi") else "positions"
+    call.state.freeze(regions, f"coordinates of {what} ({call.where})")
     if maps is None:
         return None
     others = (0, *range(2, call.operands[0].ndim))
