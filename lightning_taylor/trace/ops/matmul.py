@@ -13,6 +13,7 @@ from lightning_taylor.trace.constraints.query_key import contracted
 from lightning_taylor.trace.labels import Labels, collapse, compressed, pairs, united, varying
 from lightning_taylor.trace.ops.layer import along_dim, axes_of, produce
 from lightning_taylor.trace.ops.pointwise import combine_weights
+from lightning_taylor.trace.ops.zeros import are_zeros
 from lightning_taylor.trace.partition import NEUTRAL
 from lightning_taylor.trace.state import Call
 
@@ -32,7 +33,7 @@ def matmul(call: Call) -> Labels | None:
     a, b = _without_constant(call, call.labels(one), call.labels(other))
     in_a, free_a, batch_a = _split(call, a, contracted=-1, free=-2)
     in_b, free_b, batch_b = _split(call, b, contracted=-2, free=-1)
-    silent = [_is_silent(call, call.get(name)) for name in (one, other)]
+    silent = [are_zeros(call, call.get(name)) for name in (one, other)]
     _contract(call, a, in_a, b, in_b, silent=any(silent))
     out = _free(call, a, free_a, b, free_b)
     batch = same_batch(call, batch_a, batch_b, first=free_a is not None and free_b is None)
@@ -146,15 +147,6 @@ def same_batch(call: Call, a: list[Tensor], b: list[Tensor], *, first: bool) -> 
         if not varying(x) & met:
             call.state.partition.freeze(x, f"one of a batch of matrices ({call.where})")
     return kept
-
-
-def _is_silent(call: Call, x: Tensor) -> bool:
-    """Whether a tensor is empty, or zeros that the forward pass made: the first state of a recurrent layer."""
-    if x.numel() == 0:
-        return True
-    labels = call.state.labels_of(x)
-    made_here = labels is not None and not labels.weight and not any(bool((s != NEUTRAL).any()) for s in labels.slots)
-    return made_here and not bool(x.any())
 
 
 def _contract(

@@ -16,8 +16,9 @@ from lightning_taylor.graph.types import Role
 from lightning_taylor.trace.constraints.attribute_sizes import SplitSite, place_of
 from lightning_taylor.trace.grid_labels import arranged, joined, squeezed
 from lightning_taylor.trace.labels import Labels, collapse, is_constant, lies_across, varies, varying
-from lightning_taylor.trace.ops.layer import vector_of
+from lightning_taylor.trace.ops.layer import spread_along, vector_of
 from lightning_taylor.trace.ops.pointwise import combine, freeze_all
+from lightning_taylor.trace.ops.zeros import first_state
 from lightning_taylor.trace.partition import NEUTRAL
 from lightning_taylor.trace.source_line import running_place
 from lightning_taylor.trace.state import Call
@@ -52,8 +53,23 @@ def move(call: Call) -> Labels | Sequence[Labels | None] | None:
         return _move_slots(call, operands)
     if call.name == "stack" and all(x is not None and not x.weight for x in operands):
         return Labels((_stacked(call, [x.slots[0] for x in carried]),))
-    each = _one_slot_each(call, operands)
+    each = _with_first_states(call, _one_slot_each(call, operands))
     return [Labels(tuple(_arranged(call, each[0], x))) for x in _moved(call, each)]
+
+
+def _with_first_states(call: Call, slots: list[Tensor | None]) -> list[Tensor | None]:
+    """Zeros beside what a layer reads with them (``cat([x, state], 1)``) have labels of their own."""
+    if call.name != "cat":
+        return slots
+    dim = call.get("dim") % call.out.ndim
+    if any(slot is not None and not varying(slot) <= {dim - call.out.ndim} for slot in slots):
+        return slots
+    tensors = [t for t in call.operands if t.is_floating_point()]
+    states = [None if slot is None else first_state(call, t, dim) for t, slot in zip(tensors, slots, strict=True)]
+    return [
+        slot if state is None else spread_along(state, dim, t.shape)
+        for t, slot, state in zip(tensors, slots, states, strict=True)
+    ]
 
 
 def _move_weight(call: Call, slots: Sequence[Sequence[Tensor | None]]) -> Sequence[Labels | None]:
