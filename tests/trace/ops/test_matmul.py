@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import pytest
@@ -19,10 +20,12 @@ class LowRank(nn.Module):
 
     def __init__(self, update: Update, kind: type[nn.Linear] | type[nn.Conv2d]) -> None:
         super().__init__()
-        size = () if kind is nn.Linear else (3,)
-        self.stem, self.body, self.head = kind(3, 8, *size), kind(8, 12, *size), kind(12, 4, *size)
+        widths = ((3, 8), (8, 12), (12, 4))
+        self.stem, self.body, self.head = (
+            nn.Linear(into, out) if kind is nn.Linear else nn.Conv2d(into, out, 3) for into, out in widths
+        )
         self.update, (out, *rest) = update, self.body.weight.shape
-        self.down, self.up = nn.Parameter(torch.randn(2, Tensor(rest).prod().int())), nn.Parameter(torch.randn(out, 2))
+        self.down, self.up = nn.Parameter(torch.randn(2, math.prod(rest))), nn.Parameter(torch.randn(out, 2))
 
     def forward(self, x: Tensor) -> Tensor:
         weight = self.update(self.up, self.down).view_as(self.body.weight) * 0.5 + self.body.weight
