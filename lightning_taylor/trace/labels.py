@@ -20,7 +20,9 @@ __all__ = [
     "collapse",
     "compressed",
     "is_constant",
+    "lies_across",
     "pairs",
+    "running",
     "tells_all",
     "united",
     "varies",
@@ -58,6 +60,25 @@ def varying(labels: Tensor) -> frozenset[int]:
 def is_constant(labels: Tensor, dims: tuple[int, ...]) -> bool:
     """Return whether labels are the same all along the given dimensions."""
     return not any(varies(labels, d) for d in dims)
+
+
+def lies_across(labels: Tensor, dim: int) -> bool:
+    """Whether channels run along other dimensions only; positions along this one may have none (padding), or all."""
+    small = compressed(labels)
+    last = small.amax(dim, keepdim=True)
+    return bool(((small == last) | (small == NEUTRAL)).all()) and len(torch.unique(last[last != NEUTRAL])) != 1
+
+
+def running(labels: Tensor) -> frozenset[int]:
+    """The dimensions along which an activation's channels run.
+
+    Of several, the one with most: tokens of two layers, put beside each other (a class token, those of an image), have
+    two labels along the tokens at every channel.
+    """
+    runs = varying(labels)
+    lines = {d: [slice(None) if d == i - labels.ndim else 0 for i in range(labels.ndim)] for d in runs}
+    counts = {d: len(torch.unique(labels[tuple(line)])) for d, line in lines.items()}
+    return frozenset(d for d in runs if counts[d] == max(counts.values()))
 
 
 def compressed(*labels: Tensor) -> Tensor:

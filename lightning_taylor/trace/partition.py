@@ -101,6 +101,7 @@ class LabelPartition:
         self.shapes = dict(shapes)
         self.total = total
         self.roles: dict[Axis, dict[Role, None]] = {}
+        self._alike: dict[Axis, dict[Axis, None]] = {}
         self.layers: dict[str, Axis] = {}
         self.operations: list[Operation] = []
         self.reasons: list[str] = []
@@ -199,11 +200,19 @@ class LabelPartition:
 
     def assign(self, labels: Tensor, role: Role) -> None:
         """Note what the axes that these labels belong to do with their channels."""
-        for axis in self.axes_of(labels):
+        own = self.axes_of(labels)
+        for axis in [*own, *(other for one in own for other in self._alike.get(one, ()))]:
             if axis[0] == VIRTUAL:
                 continue
             self.roles.setdefault(axis, {})[role] = None
             self.order.setdefault(axis, len(self.order))
+
+    def play_alike(self, labels: Tensor, others: Tensor) -> None:
+        """From here on, what is assigned to the axes of some labels is assigned to those of others, too."""
+        for axis in self.axes_of(labels):
+            known = self._alike.setdefault(axis, {})
+            for other in self.axes_of(others):
+                known.update({other: None, **self._alike.get(other, {})} if other != axis else {})
 
     def is_buffer(self, labels: Tensor) -> bool:
         """Return whether all these labels are a buffer's."""

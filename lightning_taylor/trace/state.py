@@ -47,6 +47,7 @@ class TraceState:
         self.partition = partition
         self.module = ""
         self.pairs, self.grids, self.splits, self.statistics = constraints
+        self.first_states: dict[tuple[tuple[str, str], ...], Tensor] = {}
         self.examples = examples
         self._names = names
         self._modules = modules or {}
@@ -109,6 +110,22 @@ class TraceState:
     def holds(self, attribute: str, value: int) -> bool:
         """Return whether the running module keeps this number under this name."""
         return vars(self._modules.get(self.module, nn.Module())).get(attribute) == value
+
+    def kind_of(self, module: str) -> str:
+        """The class of a module, by its qualified name."""
+        kind = type(self._modules[module])
+        return f"{kind.__module__}.{kind.__qualname__}"
+
+    def counting_around(self, number: int) -> tuple[tuple[str, str], ...]:
+        """Like ``counting``, of the innermost module that has any: the running one, or one around it."""
+        name = self.module
+        while True:
+            module = self._modules.get(name)
+            own = {} if module is None or rule_of(module) is not None else vars(module)
+            found = [n for n, value in own.items() if may_count(n) and type(value) is int and value == number]
+            if found or not name:
+                return tuple((name, attribute) for attribute in found)
+            name = name.rpartition(".")[0]
 
     def counting(self, number: int) -> list[tuple[str, str]]:
         """Return the running module and those of its attributes that are this whole number."""

@@ -21,6 +21,7 @@ from lightning_taylor.trace.ops.layer import (
     vector_of,
     with_batch,
 )
+from lightning_taylor.trace.ops.zeros import are_zeros, first_state
 from lightning_taylor.trace.partition import NEUTRAL
 from lightning_taylor.trace.reasons import Why
 from lightning_taylor.trace.state import Call
@@ -125,4 +126,9 @@ def _consume(call: Call, x: Labels | None, reads_I: Tensor | None, dim: int, sha
             return
         partition.freeze(reads_I, Why.READS_INPUT(call.where))
         return
-    tie_along(call, x.slots[0], reads_I, dim)
+    slot, given = x.slots[0], call.get("input")
+    if given.numel() and are_zeros(call, given):
+        if (zeros_C := first_state(call, given, dim)) is None:
+            return  # as wide as the channels that come later, by code that follows them
+        slot = spread_along(zeros_C, dim, shape)
+    tie_along(call, slot, reads_I, dim)

@@ -11,7 +11,9 @@ from torch import Tensor
 from lightning_taylor.graph.types import Role
 from lightning_taylor.trace.labels import Labels, collapse, compressed, pairs, united, varying
 from lightning_taylor.trace.ops.layer import along_dim, axes_of, produce
+from lightning_taylor.trace.ops.pointwise import combine_weights
 from lightning_taylor.trace.ops.query_key import contracted
+from lightning_taylor.trace.ops.zeros import are_zeros
 from lightning_taylor.trace.partition import NEUTRAL
 from lightning_taylor.trace.reasons import Why
 from lightning_taylor.trace.state import Call
@@ -27,10 +29,12 @@ def matmul(call: Call) -> Labels | None:
     one, other = ("mat1", "mat2") if call.name == "addmm" else ("self", "mat2")
     if call.name in ("baddbmm",):
         one, other = "batch1", "batch2"
+    if (product := _product(call, call.labels(one), call.labels(other))) is not None:
+        return product
     a, b = _without_constant(call, call.labels(one), call.labels(other))
     in_a, free_a, batch_a = _split(call, a, contracted=-1, free=-2)
     in_b, free_b, batch_b = _split(call, b, contracted=-2, free=-1)
-    silent = [_is_silent(call, call.get(name)) for name in (one, other)]
+    silent = [are_zeros(call, call.get(name)) for name in (one, other)]
     _contract(call, a, in_a, b, in_b, silent=any(silent))
     out = _free(call, a, free_a, b, free_b)
     batch = same_batch(call, batch_a, batch_b, first=free_a is not None and free_b is None)
@@ -45,6 +49,40 @@ def matmul(call: Call) -> Labels | None:
     slots += [collapse(x, (-1, -2), keepdim=True).expand(call.out.shape) for x in batch]
     slots += fixed(a if free_a is not None and free_b is None else b, call.out.shape) if slots else []
     return Labels(tuple(slots)) if slots else None
+
+
+def _product(call: Call, a: Labels | None, b: Labels | None) -> Labels | None:
+    """A product of two parameters that is a parameter itself (a low-rank update): rows of one, columns of the other."""
+    if a is None or b is None or not (a.weight and b.weight) or _reads_data(call, a, b):
+        return None
+    in_a, rows, _ = _split(call, a, contracted=-1, free=-2)
+    in_b, columns, _ = _split(call, b, contracted=-2, free=-1)
+    for inner in (in_a, in_b):
+        if inner is not None:
+            call.state.partition.freeze(inner, Why.RANK(call.where))
+    call.cost([*axes_of(call, rows), *axes_of(call, columns)])
+    slots = [
+        collapse(x, (d,), keepdim=True).expand(call.out.shape) for x, d in ((rows, -1), (columns, -2)) if x is not None
+    ]
+    made, bias = Labels(tuple(slots), weight=True), call.labels("self") if call.name in ("addmm", "baddbmm") else None
+    if bias is not None and not bias.weight:
+        call.state.freeze(bias, Why.ADDED_TO_PRODUCT(call.where))
+    return combine_weights(call, [bias, made], call.out.shape) if bias is not None and bias.weight else made
+
+
+def _reads_data(call: Call, a: Labels, b: Labels) -> bool:
+    """Whether a layer reads a parameter (a learnt query, a buffer) as it reads activations, by a weight of its own."""
+    partition, running = call.state.partition, call.state.module.partition(".parametrizations")[0]
+    owners = [
+        {
+            axis[0].rpartition(".")[0].partition(".parametrizations")[0]
+            for slot in x.slots
+            for axis in partition.axes_of(slot)
+        }
+        for x in (a, b)
+    ]
+    constant = any(all(partition.is_buffer(slot) for slot in x.slots) for x in (a, b))
+    return constant or (owners[1] == {running} and running not in owners[0])
 
 
 def _without_constant(call: Call, a: Labels | None, b: Labels | None) -> tuple[Labels | None, Labels | None]:
@@ -110,15 +148,6 @@ def same_batch(call: Call, a: list[Tensor], b: list[Tensor], *, first: bool) -> 
         if not varying(x) & met:
             call.state.partition.freeze(x, Why.BATCH(call.where))
     return kept
-
-
-def _is_silent(call: Call, x: Tensor) -> bool:
-    """Whether a tensor is empty, or zeros that the forward pass made: the first state of a recurrent layer."""
-    if x.numel() == 0:
-        return True
-    labels = call.state.labels_of(x)
-    made_here = labels is not None and not labels.weight and not any(bool((s != NEUTRAL).any()) for s in labels.slots)
-    return made_here and not bool(x.any())
 
 
 def _contract(

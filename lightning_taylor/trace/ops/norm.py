@@ -10,7 +10,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from lightning_taylor.graph.types import Role
-from lightning_taylor.trace.labels import Labels, compressed, is_constant, varying
+from lightning_taylor.trace.labels import Labels, compressed, is_constant, pairs, varying
 from lightning_taylor.trace.ops.layer import read_channels, tie_along, vector_of
 from lightning_taylor.trace.partition import NEUTRAL
 from lightning_taylor.trace.reasons import Why
@@ -20,6 +20,7 @@ __all__ = [
     "batch_norm",
     "group_norm",
     "normalized_over",
+    "weight_norm",
 ]
 
 
@@ -85,3 +86,15 @@ def _goes_along(call: Call, slots: list[Tensor], dim: int) -> bool:
         tie_along(call, x, vector_C, dim % ndim)
         call.state.partition.assign(vector_C, Role.PASS_THROUGH)
     return True
+
+
+def weight_norm(call: Call) -> list[Labels | None]:
+    """A parameter with a length of its own along one dimension: these entries can go, what is averaged over stays."""
+    values, lengths, dim = call.labels("v"), call.labels("g"), call.get("dim") % call.get("v").ndim
+    along = dim - call.get("v").ndim
+    for slot in values.slots if values is not None else ():
+        if along not in varying(slot):
+            call.state.partition.freeze(slot, Why.WEIGHT_LENGTH(call.where))
+        for length in lengths.slots if lengths is not None and along in varying(slot) else ():
+            call.state.partition.tie(*pairs(slot, length.expand(slot.shape)))
+    return [values, lengths]

@@ -9,13 +9,14 @@ import torch
 from torch import Tensor
 
 from lightning_taylor.graph.types import Role
-from lightning_taylor.trace.labels import Labels, compressed, pairs, varying
+from lightning_taylor.trace.labels import Labels, compressed, pairs, running, varying
 from lightning_taylor.trace.partition import NEUTRAL
 from lightning_taylor.trace.reasons import Why
 from lightning_taylor.trace.state import Call
 
 __all__ = [
     "combine",
+    "combine_weights",
     "freeze_all",
     "keep_extent",
     "outputs_of",
@@ -43,7 +44,7 @@ def pointwise(call: Call) -> Labels | None:
     if not operands:
         return None
     if all(x.weight for x in operands):
-        return _combine_weights(call, operands, shape)
+        return combine_weights(call, operands, shape)
     if any(len(x.slots) > 1 and not x.weight for x in operands):
         return _combine_slots(call, operands, shape)
     result: Tensor | None = None
@@ -64,6 +65,7 @@ def _combine_slots(call: Call, operands: Sequence[Labels], shape: torch.Size) ->
     """Tie the slots of all operands that run along the same dimension."""
     slots: list[Tensor] = []
     for x in sorted(operands, key=lambda x: (x.weight, -len(x.slots))):
+        repeated = frozenset().union(*(_spread(slot, shape) for slot in x.slots))
         for slot in (slot.expand(shape) for slot in x.slots):
             if any(torch.equal(compressed(slot, known), compressed(known, slot)) for known in slots):
                 continue
@@ -72,21 +74,16 @@ def _combine_slots(call: Call, operands: Sequence[Labels], shape: torch.Size) ->
                 slots[same[0]] = combine(call, slots[same[0]], slot, shape)
                 if x.weight:
                     call.state.partition.assign(slot, Role.PASS_THROUGH)
-            elif same or x.weight or (slots and varying(slot) and _repeated(x, shape)):
+            elif same or x.weight or (varying(slot) and any(varying(known) & repeated for known in slots)):
                 call.state.partition.freeze(slot, Why.SPREAD(call.where))
             else:
                 slots.append(slot)
     return Labels(tuple(slots)) if slots else None
 
 
-def _repeated(x: Labels, shape: torch.Size) -> bool:
-    """Whether broadcasting repeats a tensor along a dimension."""
-    return any(_spread(slot, shape) for slot in x.slots)
-
-
 def _matching_slot(call: Call, x: Labels, result: Tensor | None, shape: torch.Size) -> Tensor | None:
     """Of a bare parameter's dimensions, the one that runs along the activation's channels."""
-    along = _running(result.expand(shape)) if result is not None else frozenset()
+    along = running(result.expand(shape)) if result is not None else frozenset()
     found = None
     for slot in x.slots:
         if found is None and varying(slot) & along:
@@ -95,18 +92,6 @@ def _matching_slot(call: Call, x: Labels, result: Tensor | None, shape: torch.Si
         else:
             call.state.partition.freeze(slot, Why.BARE_PARAMETER(call.where))
     return found
-
-
-def _running(labels: Tensor) -> frozenset[int]:
-    """The dimensions along which an activation's channels run.
-
-    Of several, the one with most: tokens of two layers, put beside each other (a class token, those of an image), have
-    two labels along the tokens at every channel.
-    """
-    runs = varying(labels)
-    lines = {d: [slice(None) if d == i - labels.ndim else 0 for i in range(labels.ndim)] for d in runs}
-    counts = {d: len(torch.unique(labels[tuple(line)])) for d, line in lines.items()}
-    return frozenset(d for d in runs if counts[d] == max(counts.values()))
 
 
 def _without_fixed_slots(call: Call, operands: list[Labels], neutral: list[Tensor]) -> list[Labels]:
@@ -125,17 +110,30 @@ def _without_fixed_slots(call: Call, operands: list[Labels], neutral: list[Tenso
     return kept
 
 
-def _combine_weights(call: Call, operands: list[Labels], shape: torch.Size) -> Labels:
-    """Arithmetic on parameters: dimensions that run alike are tied, the others kept side by side."""
-    slots: list[Tensor] = []
-    for slot in (s.expand(shape) for x in operands for s in x.slots):
-        for i, known in enumerate(slots):
-            if varying(known) == varying(slot):
-                slots[i] = combine(call, known, slot, shape)
-                break
-        else:
+def combine_weights(call: Call, operands: Sequence[Labels], shape: torch.Size) -> Labels:
+    """Arithmetic on parameters: dimensions that run alike are tied, the others kept side by side.
+
+    What is tied plays one role: where channels are read by a sum of two parameters, both have to ignore them.
+    """
+    partition, slots = call.state.partition, list[Tensor]()
+    # A parameter as it is goes before what is made of several: a layer is called after it.
+    ordered = sorted(operands, key=lambda x: len({axis[0] for slot in x.slots for axis in partition.axes_of(slot)}))
+    for slot in (s.expand(shape) for x in ordered for s in x.slots):
+        same = [known for known in slots if _run_alike(known, slot)]
+        if not same:
             slots.append(slot)
+            continue
+        one, other = sorted((same[0], slot), key=lambda s: len(varying(s)))
+        met = combine(call, one, other, shape)
+        slots = [met if known is same[0] else known for known in slots]
+        partition.play_alike(one, other)
     return Labels(tuple(slots), weight=True)
+
+
+def _run_alike(one: Tensor, other: Tensor) -> bool:
+    """Whether parameters' dimensions are the same; that of a flat kernel is its channels times its positions."""
+    few, many = sorted((varying(one), varying(other)), key=len)
+    return few == many or (len(few) == 1 and min(many) in few)
 
 
 def combine(call: Call, one: Tensor, other: Tensor, shape: torch.Size) -> Tensor:

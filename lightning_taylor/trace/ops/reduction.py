@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import torch
 
-from lightning_taylor.trace.labels import Labels, collapse, is_constant, varying
+from lightning_taylor.trace.labels import Labels, collapse, compressed, is_constant, pairs, running, varying
 from lightning_taylor.trace.ops.pointwise import combine, freeze_all, outputs_of
 from lightning_taylor.trace.partition import NEUTRAL
 from lightning_taylor.trace.reasons import Why
@@ -36,7 +36,8 @@ def reduce(call: Call) -> Labels | Sequence[Labels | None] | None:
     dims = tuple(range(ndim)) if dim is None or dim == [] else (dim,) if isinstance(dim, int) else tuple(dim)
     kept = []
     for slot in labels.slots:
-        if is_constant(slot, dims):
+        beside = len(labels.slots) == 1 and not labels.weight
+        if is_constant(slot, dims) or (beside and _side_by_side(call, slot, dims)):
             kept.append(collapse(slot, dims, keepdim=out.ndim == ndim))
         elif call.name in _OF_SQUARES and not labels.weight and partition.options.attention_heads == "spread":
             call.state.pairs.freeze_unless(slot, Why.REDUCED(call.where))
@@ -46,6 +47,21 @@ def reduce(call: Call) -> Labels | Sequence[Labels | None] | None:
             partition.freeze(slot, Why.REDUCED(call.where))
     result = Labels(tuple(kept), labels.weight) if kept else None
     return [result] * len(list(outputs_of(call)))
+
+
+def _side_by_side(call: Call, slot: torch.Tensor, dims: tuple[int, ...]) -> bool:
+    """Tie channels of several layers that lie beside each other along these dimensions (tokens, branches), if they do.
+
+    Those of one layer would lie along the dimension that has most of them, and could not be told apart any more.
+    """
+    over = frozenset(d % slot.ndim - slot.ndim for d in dims)
+    if over & running(slot) or bool((compressed(slot) == NEUTRAL).any()):
+        return False
+    first = slot
+    for d in over:
+        first = first.narrow(d, 0, 1)
+    call.state.partition.tie(*pairs(slot, first.expand(slot.shape)))
+    return True
 
 
 def along(call: Call) -> Labels | Sequence[Labels | None] | None:
@@ -60,7 +76,7 @@ def along(call: Call) -> Labels | Sequence[Labels | None] | None:
             kept.append(collapse(slot, dims, keepdim=True))
         else:
             call.state.partition.freeze(slot, Why.ORDERED(call.where))
-    return [Labels(tuple(slot.expand(out.shape) for slot in kept)) if kept else None for out in outputs]
+    return [Labels(tuple(slot.expand(out.shape) for slot in kept), labels.weight) if kept else None for out in outputs]
 
 
 def per_map(call: Call) -> Labels | None:
@@ -109,11 +125,13 @@ def pad(call: Call) -> Labels | Sequence[Labels | None] | None:
 
 
 def pool(call: Call) -> Labels | None:
-    """Region pooling: ``(N, C, H, W)`` and regions to ``(K, C, h, w)``."""
+    """What picks or mixes positions by coordinates: maps ``(N, C, ...)`` and regions or a grid to ``(K, C, ...)``."""
     maps, regions = (call.state.labels_of(tensor) for tensor in call.operands[:2])
-    call.state.freeze(regions, Why.COORDINATES(call.where, what="regions"))
+    what = "regions" if call.name.startswith("roi") else "positions"
+    call.state.freeze(regions, Why.COORDINATES(call.where, what=what))
     if maps is None:
         return None
-    if maps.weight or not is_constant(maps.slots[0], (0, 2, 3)):
+    others = (0, *range(2, call.operands[0].ndim))
+    if maps.weight or not is_constant(maps.slots[0], others):
         return freeze_all(call, Why.POSITIONS(call.where))
-    return Labels((collapse(maps.slots[0], (0, 2, 3), keepdim=True).expand(call.out.shape),))
+    return Labels((collapse(maps.slots[0], others, keepdim=True).expand(call.out.shape),))

@@ -15,7 +15,7 @@ from lightning_taylor.trace.operator_call import qualified_name
 from lightning_taylor.trace.ops.attention import attention
 from lightning_taylor.trace.ops.conv import convolution
 from lightning_taylor.trace.ops.matmul import embedding, matmul
-from lightning_taylor.trace.ops.norm import batch_norm, group_norm, normalized_over
+from lightning_taylor.trace.ops.norm import batch_norm, group_norm, normalized_over, weight_norm
 from lightning_taylor.trace.ops.pointwise import keep_extent, outputs_of, pointwise
 from lightning_taylor.trace.ops.reduction import along, glu, pad, per_map, pool, reduce
 from lightning_taylor.trace.ops.view import move, put
@@ -57,6 +57,8 @@ miopen_batch_norm _batch_norm_with_update _batch_norm_no_update""".split()
 _ATTENTIONS = """_scaled_dot_product_flash_attention_for_cpu _scaled_dot_product_flash_attention
 _scaled_dot_product_efficient_attention _scaled_dot_product_cudnn_attention""".split()
 
+_BY_COORDINATES = "roi_align roi_pool grid_sampler_2d grid_sampler_3d cudnn_grid_sampler".split()
+
 RULES: dict[str, Rule] = {
     **dict.fromkeys(_MOVES, move),
     **dict.fromkeys(_POINTWISE, pointwise),
@@ -75,8 +77,8 @@ RULES: dict[str, Rule] = {
     "native_group_norm": group_norm,
     "native_layer_norm": normalized_over,
     "_fused_rms_norm": normalized_over,
-    "roi_align": pool,
-    "roi_pool": pool,
+    **dict.fromkeys(_BY_COORDINATES, pool),
+    "_weight_norm_interface": weight_norm,
 }
 
 SEVERAL: frozenset[Rule] = frozenset(

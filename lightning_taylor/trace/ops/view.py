@@ -15,9 +15,10 @@ from torch.utils._pytree import tree_map
 from lightning_taylor.graph.types import Role
 from lightning_taylor.trace.constraints.attribute_sizes import SplitSite, site_of
 from lightning_taylor.trace.grid_labels import arranged, joined, squeezed
-from lightning_taylor.trace.labels import Labels, collapse, is_constant, varies, varying
-from lightning_taylor.trace.ops.layer import vector_of
+from lightning_taylor.trace.labels import Labels, collapse, is_constant, lies_across, varies, varying
+from lightning_taylor.trace.ops.layer import spread_along, vector_of
 from lightning_taylor.trace.ops.pointwise import combine, freeze_all
+from lightning_taylor.trace.ops.zeros import first_state
 from lightning_taylor.trace.partition import NEUTRAL
 from lightning_taylor.trace.reasons import Why
 from lightning_taylor.trace.source_line import running_place
@@ -48,12 +49,49 @@ def move(call: Call) -> Labels | Sequence[Labels | None] | None:
     slots = len(carried[0].slots)
     weight = all(x is not None and x.weight for x in operands)
     if weight and all(len(x.slots) == slots for x in carried):
-        moved = [_moved(call, [x.slots[i] if x else None for x in operands]) for i in range(slots)]
-        return [Labels(tuple(together), weight=True) for together in zip(*moved, strict=True)]
+        return _move_weight(call, [[x.slots[i] if x else None for x in operands] for i in range(slots)])
     if any(len(x.slots) > 1 and not x.weight for x in carried):
         return _move_slots(call, operands)
-    each = _one_slot_each(call, operands)
+    if call.name == "stack" and all(x is not None and not x.weight for x in operands):
+        return Labels((_stacked(call, [x.slots[0] for x in carried]),))
+    each = _with_first_states(call, _one_slot_each(call, operands))
     return [Labels(tuple(_arranged(call, each[0], x))) for x in _moved(call, each)]
+
+
+def _with_first_states(call: Call, slots: list[Tensor | None]) -> list[Tensor | None]:
+    """Zeros beside what a layer reads with them (``cat([x, state], 1)``) have labels of their own."""
+    if call.name != "cat":
+        return slots
+    dim = call.get("dim") % call.out.ndim
+    if any(slot is not None and not varying(slot) <= {dim - call.out.ndim} for slot in slots):
+        return slots
+    tensors = [t for t in call.operands if t.is_floating_point()]
+    states = [None if slot is None else first_state(call, t, dim) for t, slot in zip(tensors, slots, strict=True)]
+    return [
+        slot if state is None else spread_along(state, dim, t.shape)
+        for t, slot, state in zip(tensors, slots, states, strict=True)
+    ]
+
+
+def _move_weight(call: Call, slots: Sequence[Sequence[Tensor | None]]) -> Sequence[Labels | None]:
+    """Each dimension of parameters on its own; one of which an entry is picked stays, and leaves no trace in it."""
+    moved, parts = [], 0
+    for together in slots:
+        results, before = _moved(call, together), together[0]
+        parts = len(results)
+        if call.name in _CUTS and before is not None and varying(before) and not any(map(varying, results)):
+            call.state.partition.freeze(before, Why.CUT(call.where))
+        else:
+            moved.append(results)
+    return [Labels(tuple(rest), weight=True) for rest in zip(*moved, strict=True)] if moved else [None] * parts
+
+
+def _stacked(call: Call, slots: Sequence[Tensor]) -> Tensor:
+    """Tensors side by side along a new dimension, which has no channels: they must stay as wide as each other."""
+    first, *others = slots
+    for other in others:
+        first = combine(call, first, other, first.shape)
+    return first.unsqueeze(call.get("dim")).expand(call.out.shape)
 
 
 def _move_slots(call: Call, operands: Sequence[Labels | None]) -> Sequence[Labels | None] | None:
@@ -89,7 +127,7 @@ def _moved(call: Call, slots: Sequence[Tensor | None]) -> list[Tensor]:
     """The labels after the operator; frozen where it counts positions that would be others after a removal."""
     partition, results = call.state.partition, _apply(call, slots)
     first = slots[0]
-    if first is not None and call.name in _CUTS:
+    if first is not None and call.name in _CUTS and not lies_across(first, call.get("dim")):
         place = _place(call, first, results)
         if place is None or not place.sure:
             _note_equal_parts(call, first, results)
