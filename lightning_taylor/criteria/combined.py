@@ -44,7 +44,7 @@ class Combined(Criterion):
     Source: Molchanov et al. 2017, appendix A.5.
 
     Example:
-        >>> from lightning_taylor.scores import ActivationMean, TaylorBatch
+        >>> from lightning_taylor.criteria import ActivationMean, TaylorBatch
         >>> Combined(TaylorBatch(), ActivationMean(), share=0.25)
         Combined(first=TaylorBatch(momentum=0.0), second=ActivationMean(), share=0.25, normalization='l2')
     """

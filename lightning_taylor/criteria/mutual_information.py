@@ -132,8 +132,10 @@ class _InformationScorer(Scorer):
     @override
     def scores(self) -> dict[str, Tensor]:
         value_NC, label_N = self._last([*self._kept, *self._fresh])
-        known_NC = ~value_NC.isnan()
         score_C = torch.full((value_NC.shape[1],), torch.nan, device=value_NC.device)
+        if not len(value_NC):
+            return self._looks.assembly.by_group(score_C)
+        known_NC = ~value_NC.isnan()
         # Groups that some batch did not read have fewer examples; most have the same ones.
         for pattern_N in known_NC.unique(dim=1).t():
             if bool(pattern_N.any()):

@@ -198,7 +198,7 @@ class History:
         momentum: m, in [0, 1); 0 remembers nothing.
 
     Example:
-        >>> from lightning_taylor.graph.trace import trace_channels
+        >>> from lightning_taylor.trace.api import trace_channels
         >>> net = torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.Linear(2, 1))
         >>> history = History(trace_channels(net, torch.rand(1, 2)), momentum=0.5)
         >>> history.follow({"0": torch.tensor([1.0, 2.0, 3.0])}, {"0": torch.tensor([1])})
