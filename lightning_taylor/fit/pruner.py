@@ -109,8 +109,8 @@ class Pruner:
         """Start to gather scores at the present widths; the scores so far are dropped."""
         self.close()
         with signals_deferred():  # a Ctrl-C among its hooks would leave some that nobody knows
-            self._scorer = self.options.criterion.watch(self.model, self.graph, event=len(self.record.events))
-        self.blind = dict(self._scorer.blind)
+            self._scorer = self.options.criterion.scorer(self.model, self.graph, event=len(self.record.events))
+        self.blind = dict(self._scorer.unscorable)
 
     def end_batch(self, examples: int, grad_scale: float | Tensor = 1.0) -> None:
         """Take what the hooks gathered in one micro-batch into the scores."""
@@ -131,7 +131,7 @@ class Pruner:
     def see_batch(self, batch: Any) -> None:
         """A training batch is about to be used."""
         if self._scorer:
-            self._scorer.see_batch(batch)
+            self._scorer.on_batch(batch)
 
     def compiles(self, examples: int) -> bool:
         """Whether a batch of so many examples may run compiled."""
@@ -141,7 +141,7 @@ class Pruner:
         """The backward pass of a loss begins."""
         if self._scorer:
             if loss is not None:
-                self._scorer.see_loss(loss)
+                self._scorer.on_loss(loss)
             self._scorer.before_backward()
 
     def after_backward(self) -> None:
@@ -225,7 +225,7 @@ class Pruner:
         if not self.done:
             self.watch()
             if before and self._scorer:
-                self._scorer.follow(before, remove)
+                self._scorer.carry_over(before, remove)
         return event
 
     def _check_shapes(self) -> None:

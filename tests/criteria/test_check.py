@@ -57,7 +57,7 @@ class Inputs(Criterion):
     skips_paused: ClassVar[bool] = True
     skips_copies: ClassVar[bool] = True
 
-    def watch(self, model: nn.Module, graph: ChannelGraph, *, event: int = 0) -> Scorer:
+    def scorer(self, model: nn.Module, graph: ChannelGraph, *, event: int = 0) -> Scorer:
         return InputsScorer(model, graph, type(self))
 
 
@@ -128,8 +128,8 @@ class Spoiled(Criterion):
 
     inner: ClassVar[Criterion] = Taylor()
 
-    def watch(self, model: nn.Module, graph: ChannelGraph, *, event: int = 0) -> Scorer:
-        scorer = self.inner.watch(model, graph, event=event)
+    def scorer(self, model: nn.Module, graph: ChannelGraph, *, event: int = 0) -> Scorer:
+        scorer = self.inner.scorer(model, graph, event=event)
         self.spoil(scorer, model)
         return scorer
 
@@ -177,7 +177,7 @@ class Uncopied(Spoiled):
 
 class WrongDefault(Spoiled):
     @property
-    def own_normalization(self) -> Any:
+    def default_normalization(self) -> Any:
         return "L2"
 
 
@@ -295,7 +295,7 @@ class LastBatch(Spoiled):
         plain = scorer.end_batch
 
         def end_batch(**kwargs: Any) -> None:
-            if any(tap._calls or tap._kept for tap in scorer._taps.values()):
+            if any(tap._calls or tap._kept for tap in scorer.hooks.hooks.values()):
                 scorer.metric.reset()
             plain(**kwargs)
 
@@ -393,22 +393,22 @@ class TakesOtherWidths(Spoiled):
 
 class JoinsTheFirst(Spoiled):
     def spoil(self, scorer: Any, model: nn.Module) -> None:
-        def join(states: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
+        def merge_states(states: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
             return dict(states[0])
 
-        scorer.join = join
+        scorer.merge_states = merge_states
 
 
 class RemembersOthers(Spoiled):
     inner = TaylorBatch(momentum=0.5)
 
     def spoil(self, scorer: Any, model: nn.Module) -> None:
-        plain = scorer.follow
+        plain = scorer.carry_over
 
-        def follow(before: Scorer, remove: Mapping[str, Tensor]) -> None:
+        def carry_over(before: Scorer, remove: Mapping[str, Tensor]) -> None:
             plain(before, {name: torch.arange(len(index_R)) for name, index_R in remove.items()})
 
-        scorer.follow = follow
+        scorer.carry_over = carry_over
 
 
 class ForgetsItsMemory(Spoiled):
@@ -455,7 +455,7 @@ BROKEN: tuple[tuple[str, Criterion, str], ...] = (
     ("resume from a state", Forgets(), "into state()"),
     ("resume from a state", SharesItsState(), "clone"),
     ("a state of other widths", TakesOtherWidths(), "ValueError"),
-    ("states of several scorers", JoinsTheFirst(), "override join"),
+    ("states of several scorers", JoinsTheFirst(), "override merge_states"),
     ("carry over an event", RemembersOthers(), "not in remove"),
     ("carry over an event", ForgetsItsMemory(), "memory into state()"),
 )

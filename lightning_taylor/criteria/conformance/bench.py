@@ -163,7 +163,7 @@ def train(
         twice: evaluate the batch twice, as an optimizer with a closure does.
     """
     model.zero_grad(set_to_none=True)
-    scorer.see_batch(batch)
+    scorer.on_batch(batch)
     for factor in (5.0, 1.0) if twice else (1.0,):
         model.zero_grad(set_to_none=True)
         loss = loss_of(model, batch) * factor * scale
@@ -171,7 +171,7 @@ def train(
             scorer.drop_batch()
         if other_pass:
             torch.autograd.grad(loss * 3, list(model.parameters()), retain_graph=True, allow_unused=True)
-        scorer.see_loss(loss)
+        scorer.on_loss(loss)
         scorer.before_backward()
         loss.backward()
         scorer.after_backward()
@@ -192,7 +192,7 @@ def score(
 ) -> dict[str, Tensor]:
     """Score a fresh copy of a bench's model after some batches."""
     model = on.fresh()
-    scorer = criterion.watch(model, on.graph, event=event)
+    scorer = criterion.scorer(model, on.graph, event=event)
     try:
         for batch in data:
             train(model, scorer, batch, scale=scale, other_pass=other_pass, twice=twice)

@@ -22,7 +22,7 @@ __all__ = [
 def same_training(case: Case) -> str | None:
     """Check that weights, gradients, statistics and modes are those of a model that nobody scores."""
     model, twin = case.bench.fresh(), case.bench.fresh()
-    scorer = case.criterion.watch(model, case.bench.graph, event=0)
+    scorer = case.criterion.scorer(model, case.bench.graph, event=0)
     try:
         for batch in (case.first, case.second):
             train(model, scorer, batch)
@@ -47,7 +47,7 @@ def random_numbers(case: Case) -> str | None:
     """Check that no global generator moves: the training draws from it."""
     before = _generators()
     model = case.bench.fresh()
-    scorer = case.criterion.watch(model, case.bench.graph, event=0)
+    scorer = case.criterion.scorer(model, case.bench.graph, event=0)
     try:
         train(model, scorer, case.first)
         scorer.scores()
@@ -63,14 +63,14 @@ def left_behind(case: Case) -> str | None:
     """Check that a closed scorer has left no hook, attribute or class on the model, also when closed twice."""
     model = case.bench.fresh()
     before = _inventory(model)
-    scorer = case.criterion.watch(model, case.bench.graph, event=0)
+    scorer = case.criterion.scorer(model, case.bench.graph, event=0)
     train(model, scorer, case.first)
     scorer.close()
     scorer.close()
     after = _inventory(model)
     changed = sorted(key for key in {**before, **after} if before.get(key) != after.get(key))
     if changed:
-        return f"after close(), the model differs in {', '.join(changed[:8])}; take off in close() what watch() put on"
+        return f"after close(), the model differs in {', '.join(changed[:8])}; take off in close() what scorer() put on"
     return None
 
 

@@ -37,26 +37,24 @@ __all__ = [
 def form(case: Case) -> str | None:
     """Check the scores after two batches: every group that learns, one finite number for each channel."""
     model = case.bench.fresh()
-    scorer = case.criterion.watch(model, case.bench.graph, event=0)
+    scorer = case.criterion.scorer(model, case.bench.graph, event=0)
     try:
         for batch in (case.first, case.second):
             train(model, scorer, batch)
-        unscorable = dict(scorer.blind)
+        unscorable = dict(scorer.unscorable)
         scores = scorer.scores()
     finally:
         scorer.close()
     unknown = [name for name in unscorable if name not in case.bench.graph.groups]
     if unknown or not all(isinstance(reason, str) and reason for reason in unscorable.values()):
-        return f"blind is {unscorable}; return group name -> the reason in words"
+        return f"unscorable is {unscorable}; return group name -> the reason in words"
     if problem := form_of(scores, case.bench):
         return problem
     if both := sorted(set(scores) & set(unscorable)):
-        return f"groups {both} have scores and are called blind; leave them out of one of the two"
+        return f"groups {both} have scores and are called unscorable; leave them out of one of the two"
     missing = [n for n in case.bench.learning if n not in scores and n not in unscorable]
     if missing:
-        return (
-            f"groups {missing} got gradients in two batches and have no score; score them, or give the reason in blind"
-        )
+        return f"groups {missing} got gradients in two batches and have no score; score them, or say why in unscorable"
     return None
 
 
@@ -88,7 +86,7 @@ def _form_of_one(score_C: Any, size: int) -> str | None:
 
 def fresh(case: Case) -> str | None:
     """Check a scorer that has seen nothing: an event may come before the first batch, and a batch without a pass."""
-    scorer = case.criterion.watch(case.bench.fresh(), case.bench.graph, event=0)
+    scorer = case.criterion.scorer(case.bench.fresh(), case.bench.graph, event=0)
     try:
         if problem := form_of(scorer.scores(), case.bench):
             return f"before any batch: {problem}"
@@ -113,7 +111,7 @@ def deterministic(case: Case) -> str | None:
 def repeatable(case: Case) -> str | None:
     """Check that reading the scores changes nothing: they may be read between two events, and are normalised."""
     model = case.bench.fresh()
-    scorer = case.criterion.watch(model, case.bench.graph, event=0)
+    scorer = case.criterion.scorer(model, case.bench.graph, event=0)
     try:
         train(model, scorer, case.first)
         for score_C in scorer.scores().values():
@@ -197,7 +195,7 @@ def pausing(case: Case) -> str | None:
     def pass_by(model: nn.Module, scorer: Scorer) -> None:
         scorer.pause()
         loss = loss_of(model, (case.second[0] * 3, case.second[1]))
-        scorer.see_loss(loss)
+        scorer.on_loss(loss)
         scorer.before_backward()
         loss.backward()
         scorer.after_backward()
@@ -244,7 +242,7 @@ def _between(case: Case, do: Callable[[nn.Module, Scorer], None]) -> str | None:
 
 def _interrupted(criterion: Criterion, case: Case, do: Callable[[nn.Module, Scorer], None]) -> dict[str, Tensor]:
     model = case.bench.fresh()
-    scorer = criterion.watch(model, case.bench.graph, event=0)
+    scorer = criterion.scorer(model, case.bench.graph, event=0)
     try:
         train(model, scorer, case.first)
         model.zero_grad(set_to_none=True)

@@ -41,7 +41,7 @@ def plain_state(case: Case) -> str | None:
 def resuming(case: Case) -> str | None:
     """Check that a scorer goes on from a state as if it had not stopped."""
     model = case.bench.fresh()
-    scorer = case.criterion.watch(model, case.bench.graph, event=0)
+    scorer = case.criterion.scorer(model, case.bench.graph, event=0)
     train(model, scorer, case.first)
     state = scorer.state()
     kept = _saved(state)
@@ -49,7 +49,7 @@ def resuming(case: Case) -> str | None:
     scorer.close()
     if changed := [name for name, value in state.items() if not _equal(value, kept[name])]:
         return f"state() hands out {', '.join(changed)}, which later batches change; clone what is returned"
-    resumed = case.criterion.watch(model, case.bench.graph, event=0)
+    resumed = case.criterion.scorer(model, case.bench.graph, event=0)
     resumed.load_state(kept)
     if unlike := difference(case.after_first, resumed.scores(), exact=True):
         return f"before a checkpoint and after it, {unlike}; put all that scores() needs into state()"
@@ -66,7 +66,7 @@ def other_widths(case: Case) -> str | None:
     state, other = _state(case, [case.first]), _state(case, [case.first], narrow)
     if {n: t.shape for n, t in state.items()} == {n: t.shape for n, t in other.items()}:
         return None
-    scorer = case.criterion.watch(narrow.fresh(), narrow.graph, event=0)
+    scorer = case.criterion.scorer(narrow.fresh(), narrow.graph, event=0)
     try:
         scorer.load_state(state)
     except ValueError:
@@ -81,14 +81,14 @@ def merging(case: Case) -> str | None:
     swapped = score(case.criterion, case.bench, [case.second, case.first])
     if case.draws or difference(case.after_both, swapped):
         return None
-    scorer = case.criterion.watch(case.bench.fresh(), case.bench.graph, event=0)
+    scorer = case.criterion.scorer(case.bench.fresh(), case.bench.graph, event=0)
     try:
-        scorer.load_state(scorer.join([_state(case, [batch]) for batch in (case.first, case.second)]))
+        scorer.load_state(scorer.merge_states([_state(case, [batch]) for batch in (case.first, case.second)]))
         unlike = difference(case.after_both, scorer.scores())
     finally:
         scorer.close()
     if unlike:
-        return f"of one scorer that saw two batches, and of two that saw one each, {unlike}; override join"
+        return f"of one scorer that saw two batches, and of two that saw one each, {unlike}; override merge_states"
     return None
 
 
@@ -103,7 +103,7 @@ def carry_over(case: Case) -> str | None:
         return problem
     expected = {name: score_C[_survivors(permuted, name)] for name, score_C in scores.items()}
     if unlike := difference(expected, moved):
-        return f"of channels in another order, after an event, {unlike}; in follow, keep the channels not in remove"
+        return f"of channels in another order, after an event, {unlike}; in carry_over, keep the channels not in remove"
     return None
 
 
@@ -122,20 +122,20 @@ def _survivors(permuted: Bench, name: str) -> Tensor:
 def _over_an_event(criterion: Criterion, on: Bench, case: Case) -> tuple[dict[str, Tensor], str | None]:
     """Score, remove, follow, score and resume once more, as a fit does."""
     model = on.fresh()
-    before = criterion.watch(model, on.graph, event=0)
+    before = criterion.scorer(model, on.graph, event=0)
     train(model, before, case.first)
     before.scores()
     graph, remove = on.cut(model, REMOVED)
     before.close()
-    after = criterion.watch(model, graph, event=1)
-    after.follow(before, remove)
+    after = criterion.scorer(model, graph, event=1)
+    after.carry_over(before, remove)
     train(model, after, case.second)
     scores, state = after.scores(), _saved(after.state())
     after.close()
     small = Bench(model, graph)
     if problem := form_of(scores, small):
         return {}, f"after an event that removed channels: {problem}"
-    resumed = criterion.watch(model, graph, event=1)
+    resumed = criterion.scorer(model, graph, event=1)
     resumed.load_state(state)
     unlike = difference(scores, resumed.scores(), exact=True)
     resumed.close()
@@ -148,7 +148,7 @@ def _over_an_event(criterion: Criterion, on: Bench, case: Case) -> tuple[dict[st
 def _state(case: Case, data: Sequence[Batch], on: Bench | None = None) -> dict[str, Any]:
     on = on or case.bench
     model = on.fresh()
-    scorer = case.criterion.watch(model, on.graph, event=0)
+    scorer = case.criterion.scorer(model, on.graph, event=0)
     try:
         for batch in data:
             train(model, scorer, batch)
