@@ -19,6 +19,7 @@ from lightning_taylor.graph.types import ChannelGroup, Role
 from lightning_taylor.scores.consumers import traced_parameter
 from lightning_taylor.scores.formulas import weight_magnitude
 from lightning_taylor.scores.normalize import Normalization
+from lightning_taylor.utilities.checks import check_whole
 
 __all__ = [
     "Random",
@@ -101,8 +102,7 @@ class Random(Criterion):
     """
 
     def __init__(self, seed: int = 0) -> None:
-        if isinstance(seed, bool) or not isinstance(seed, int):
-            raise ValueError(f"seed must be a whole number, got {seed!r}")
+        check_whole("seed", seed)
         self.seed = seed
 
     @property

@@ -14,6 +14,7 @@ from typing_extensions import override
 from lightning_taylor.criteria.base import Criterion, Scorer
 from lightning_taylor.graph.channel_graph import ChannelGraph
 from lightning_taylor.scores.normalize import Normalization, normalize
+from lightning_taylor.utilities.checks import is_number
 
 __all__ = [
     "Combined",
@@ -55,7 +56,7 @@ class Combined(Criterion):
         for name, value in (("first", first), ("second", second)):
             if not isinstance(value, Criterion):
                 raise ValueError(f"{name} takes a criterion such as Taylor(), got {value!r}")
-        if isinstance(share, bool) or not isinstance(share, int | float) or not 0 <= share <= 1:
+        if not is_number(share) or not 0 <= share <= 1:
             raise ValueError(f"share must be a number in [0, 1], got {share!r}")
         if normalization not in get_args(Normalization):
             raise ValueError(

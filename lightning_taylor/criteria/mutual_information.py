@@ -20,6 +20,7 @@ from lightning_taylor.graph.channel_graph import ChannelGraph
 from lightning_taylor.scores.formulas import information_gain
 from lightning_taylor.scores.statistics_hook import StatisticsHooks
 from lightning_taylor.utilities.calls import batch_size, tensors_in
+from lightning_taylor.utilities.checks import check_whole
 
 __all__ = [
     "MutualInformation",
@@ -59,8 +60,7 @@ class MutualInformation(Criterion):
 
     def __init__(self, bins: int = 8, examples: int = 2048, target: int | str | None = None) -> None:
         for name, value in (("bins", bins), ("examples", examples)):
-            if isinstance(value, bool) or not isinstance(value, int) or value < 2:
-                raise ValueError(f"{name} must be a whole number of at least 2, got {value!r}")
+            check_whole(name, value, at_least=2)
         self.bins = bins
         self.examples = examples
         self.target = target

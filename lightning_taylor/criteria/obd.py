@@ -28,6 +28,7 @@ from lightning_taylor.scores.formulas import fold_examples
 from lightning_taylor.scores.input_hooks import ConsumerHooks
 from lightning_taylor.scores.normalize import Normalization
 from lightning_taylor.utilities.calls import batch_size
+from lightning_taylor.utilities.checks import check_whole
 from lightning_taylor.utilities.hooks import InputHook, with_input
 
 __all__ = [
@@ -79,10 +80,8 @@ class OBD(Criterion):
     """
 
     def __init__(self, probes: int = 1, seed: int = 0) -> None:
-        if isinstance(probes, bool) or not isinstance(probes, int) or probes < 1:
-            raise ValueError(f"probes must be a whole number of at least 1, got {probes!r}")
-        if isinstance(seed, bool) or not isinstance(seed, int):
-            raise ValueError(f"seed must be a whole number, got {seed!r}")
+        check_whole("probes", probes, at_least=1)
+        check_whole("seed", seed)
         self.probes = probes
         self.seed = seed
 

@@ -20,6 +20,7 @@ from lightning_taylor.scores.channel_matrix import Block, ChannelMatrix
 from lightning_taylor.scores.consumers import traced_parameter
 from lightning_taylor.scores.formulas import batch_contributions
 from lightning_taylor.scores.normalize import Normalization
+from lightning_taylor.utilities.checks import is_number
 
 __all__ = [
     "History",
@@ -57,7 +58,7 @@ class TaylorBatch(Criterion):
     """
 
     def __init__(self, momentum: float = 0.0) -> None:
-        if isinstance(momentum, bool) or not isinstance(momentum, int | float) or not 0 <= momentum < 1:
+        if not is_number(momentum) or not 0 <= momentum < 1:
             raise ValueError(f"momentum must be a number in [0, 1), got {momentum!r}")
         self.momentum = float(momentum)
 

@@ -17,6 +17,7 @@ from lightning_taylor.criteria.base import Criterion
 from lightning_taylor.criteria.conformance.bench import score
 from lightning_taylor.criteria.conformance.rules import Case
 from lightning_taylor.scores.normalize import Normalization
+from lightning_taylor.utilities.checks import is_number
 
 __all__ = [
     "copies",
@@ -94,7 +95,7 @@ def defaults(case: Case) -> str | None:
     scale, power = case.criterion.default_normalization, case.criterion.default_flops_power
     if scale not in get_args(Normalization):
         return f"default_normalization is {scale!r}; return one of {', '.join(get_args(Normalization))}"
-    if isinstance(power, bool) or not isinstance(power, int | float) or not (math.isfinite(power) and power >= 0):
+    if not is_number(power) or not 0 <= power < math.inf:
         return f"default_flops_power is {power!r}; return a number of at least 0"
     return None
 
