@@ -50,7 +50,7 @@ class OBD(Criterion):
     together, what it does is left out.
 
     Limits. The noise is large: in a network of thousands of channels, hundreds of probes may leave an order that is
-    mostly chance (``study.gather_curvature`` has none, for classifiers). A ReLU has no curvature of its own: behind
+    mostly chance (``tests/study/curvature.py`` has none, for classifiers). A ReLU has no curvature of its own: behind
     one gate, a network of ReLUs, max-pooling and batch norms in evaluation mode is piecewise linear, so that the score
     is the Gauss-Newton term, non-negative in expectation, and blind to units that a removal would switch on or off.
     It needs ``backward`` called through Lightning, and every operation on the way twice differentiable: no
@@ -115,7 +115,7 @@ class _CurvatureScorer(HookedScorer[ConsumerHooks["_Gate"]]):
 
     @override
     def on_loss(self, loss: Tensor) -> None:
-        calls = [(name, gate_LI) for name, gate in self.hooks.hooks.items() for gate_LI in gate.calls]
+        calls = [(name, gate_LI) for name, gate in self.hooks.by_layer.items() for gate_LI in gate.calls]
         if not calls or not loss.requires_grad:
             return
         first = _derivatives(loss, calls, create_graph=True)
@@ -168,7 +168,7 @@ class _CurvatureScorer(HookedScorer[ConsumerHooks["_Gate"]]):
         self._curvatures = []
 
     def _forget_calls(self) -> None:
-        for gate in self.hooks.hooks.values():
+        for gate in self.hooks.by_layer.values():
             gate.calls = []
 
     @override

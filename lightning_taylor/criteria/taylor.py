@@ -110,19 +110,19 @@ class _TaylorScorer(HookedScorer[ConsumerHooks[TaylorHook]]):
 
     @override
     def before_backward(self) -> None:
-        for hook in self.hooks.hooks.values():
+        for hook in self.hooks.by_layer.values():
             hook.drop()
 
     @override
     def after_backward(self) -> None:
-        for hook in self.hooks.hooks.values():
+        for hook in self.hooks.by_layer.values():
             hook.keep()
 
     @override
     def end_batch(self, *, examples: int, grad_scale: float | Tensor = 1.0) -> None:
         if examples < 1:
             raise ValueError(f"examples must be at least 1, got {examples}")
-        gathered = {name: calls for name, hook in self.hooks.hooks.items() if (calls := hook.take())}
+        gathered = {name: calls for name, hook in self.hooks.by_layer.items() if (calls := hook.take())}
         if not gathered:
             return
         # A fit may go on at the smaller last batch of an epoch: the larger ones after it are those to be compiled for.
@@ -136,7 +136,7 @@ class _TaylorScorer(HookedScorer[ConsumerHooks[TaylorHook]]):
     def _make_gates(self, entries: Mapping[str, int], examples: int) -> None:
         zero = torch.zeros((), dtype=self._matrix.dtype, device=self._matrix.device)
         for name, length in entries.items():
-            self.hooks.hooks[name].make_gate(zero, length, self._matrix.widths[name])
+            self.hooks.by_layer[name].make_gate(zero, length, self._matrix.widths[name])
         self._examples = examples
 
     @override
@@ -146,12 +146,14 @@ class _TaylorScorer(HookedScorer[ConsumerHooks[TaylorHook]]):
     @override
     def carry_over(self, before: Scorer, remove: Mapping[str, Tensor]) -> None:
         if isinstance(before, _TaylorScorer) and before._examples:
-            lengths = {name: hook.entries for name, hook in before.hooks.hooks.items() if name in self.hooks.hooks}
+            lengths = {
+                name: hook.entries for name, hook in before.hooks.by_layer.items() if name in self.hooks.by_layer
+            }
             self._make_gates({name: length for name, length in lengths.items() if length}, before._examples)
 
     @override
     def drop_batch(self) -> None:
-        for hook in self.hooks.hooks.values():
+        for hook in self.hooks.by_layer.values():
             hook.take()
 
     @override

@@ -40,7 +40,7 @@ class ConsumerHooks(Generic[H]):
     Attributes:
         consumers: group name -> the layers that read it.
         unscorable: group name -> why no hook can see it.
-        hooks: layer name -> its hook.
+        by_layer: layer name -> its hook.
         device: of the layers' weights.
         double: whether one of them is in double precision.
     """
@@ -53,9 +53,9 @@ class ConsumerHooks(Generic[H]):
         self.device = weights[0].device if weights else torch.device("cpu")
         self.double = any(w.dtype == torch.float64 for w in weights)
         self._heads = OpenHeads(model, self._layers)
-        self.hooks = {name: hook(consumer) for name, consumer in self._layers.items()}
+        self.by_layer = {name: hook(consumer) for name, consumer in self._layers.items()}
         self._handles: list[RemovableHandle] = [
-            consumer.watch(self.hooks[name])  # type: ignore[arg-type]
+            consumer.watch(self.by_layer[name])  # type: ignore[arg-type]
             for name, consumer in self._layers.items()
         ]
 
@@ -80,12 +80,12 @@ class ConsumerHooks(Generic[H]):
 
     def pause(self) -> None:
         """Leave the passes alone until ``resume``."""
-        for hook in self.hooks.values():
+        for hook in self.by_layer.values():
             hook.paused = True
 
     def resume(self) -> None:
         """ConsumerHooks the passes again."""
-        for hook in self.hooks.values():
+        for hook in self.by_layer.values():
             hook.paused = False
 
     def close(self) -> None:

@@ -62,7 +62,7 @@ class StatisticsHooks(ConsumerHooks["_Look"]):
         """
         if examples < 1:
             raise ValueError(f"examples must be at least 1, got {examples}")
-        gathered = {name: calls for name, hook in self.hooks.items() if (calls := hook.take())}
+        gathered = {name: calls for name, hook in self.by_layer.items() if (calls := hook.take())}
         if not gathered:
             return None
         with torch.no_grad():
@@ -86,7 +86,7 @@ class StatisticsHooks(ConsumerHooks["_Look"]):
     def close(self) -> None:
         """Take the hooks off, and forget what they hold."""
         super().close()
-        for hook in self.hooks.values():
+        for hook in self.by_layer.values():
             hook.take()
 
 

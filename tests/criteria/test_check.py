@@ -295,7 +295,7 @@ class LastBatch(Spoiled):
         plain = scorer.end_batch
 
         def end_batch(**kwargs: Any) -> None:
-            if any(tap._calls or tap._kept for tap in scorer.hooks.hooks.values()):
+            if any(tap._calls or tap._kept for tap in scorer.hooks.by_layer.values()):
                 scorer.metric.reset()
             plain(**kwargs)
 

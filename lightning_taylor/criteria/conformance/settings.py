@@ -12,7 +12,6 @@ from typing import Any, get_args
 
 import torch
 
-import lightning_taylor.criteria as criteria
 from lightning_taylor.criteria.base import Criterion
 from lightning_taylor.criteria.conformance.bench import score
 from lightning_taylor.criteria.conformance.rules import Case
@@ -119,8 +118,9 @@ def _parameters(criterion: Criterion) -> dict[str, inspect.Parameter]:
 
 def _names(criterion: Criterion) -> dict[str, Any]:
     """What a user could have imported who types in the ``repr``."""
-    names: dict[str, Any] = {"torch": torch, **vars(criteria), **vars(sys.modules[type(criterion).__module__])}
-    for part in (criterion, *vars(criterion).values()):
+    names: dict[str, Any] = {"torch": torch}
+    for part in (*vars(criterion).values(), criterion):
+        names.update(vars(sys.modules[type(part).__module__]))
         names[type(part).__name__] = type(part)
     return names
 
