@@ -61,12 +61,12 @@ class _WeightScorer(Scorer):
 
     def _kernels(self, group: ChannelGroup) -> list[tuple[nn.Parameter, int, Tensor]]:
         """The weights that make the group's channels, with the dimension and the entries; no biases."""
-        found = []
+        kernels = []
         for s in group.of(Role.PRODUCER):
             weight = traced_parameter(self._model, self._graph, s.tensor)
             if weight is not None and weight.ndim > 1:
-                found.append((weight, s.dim, s.index))
-        return found
+                kernels.append((weight, s.dim, s.index))
+        return kernels
 
     @property
     @override

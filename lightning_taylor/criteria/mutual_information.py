@@ -166,12 +166,12 @@ def _labels(batch: Any, target: int | str | None) -> Tensor:
         candidates = list(tensors_in(batch if target is None else batch[target]))
     except (KeyError, IndexError, TypeError) as error:
         raise ValueError(f"target={target!r} is not in the batch ({type(error).__name__}: {error})") from error
-    found = [t for t in candidates if t.numel() == examples and not (t.is_floating_point() or t.is_complex())]
-    if len(found) != 1:
+    labels = [t for t in candidates if t.numel() == examples and not (t.is_floating_point() or t.is_complex())]
+    if len(labels) != 1:
         shapes = ", ".join(f"{tuple(t.shape)} {t.dtype}" for t in candidates) or "no tensor"
         raise ValueError(
             f"MutualInformation needs one label for each of the batch's {examples} examples, as whole numbers, and "
-            f"found {len(found)} such tensors among {shapes}; set target= to the key or position of the labels, or "
+            f"found {len(labels)} such tensors among {shapes}; set target= to the key or position of the labels, or "
             "use another criterion"
         )
-    return found[0].detach().reshape(-1).long()
+    return labels[0].detach().reshape(-1).long()

@@ -122,8 +122,8 @@ class _CurvatureScorer(HookedScorer[ConsumerHooks["_Gate"]]):
         if not first:
             return
         # Signs of its own for each example; one for all, if nobody can say which entry belongs to which example.
-        told_apart = all(len(gate_LI) % self._examples == 0 for _, gate_LI in calls)
-        examples = self._examples if told_apart else 1
+        divisible = all(len(gate_LI) % self._examples == 0 for _, gate_LI in calls)
+        examples = self._examples if divisible else 1
         total_C = torch.zeros(self._matrix.channels, dtype=self._matrix.dtype, device=self._matrix.device)
         for _ in range(self._probes):
             probe_CN = self._draw(examples)
@@ -226,7 +226,7 @@ def draw_signs(key: str, *shape: int) -> Tensor:
 def _derivatives(value: Tensor, calls: list[tuple[str, Tensor]], *, create_graph: bool) -> dict[int, Tensor]:
     """Place of a call -> the derivative by its gate, of those that had a part in the value."""
     try:
-        found = torch.autograd.grad(
+        grads = torch.autograd.grad(
             value, [gate for _, gate in calls], create_graph=create_graph, retain_graph=True, allow_unused=True
         )
     except (RuntimeError, NotImplementedError) as error:
@@ -235,7 +235,7 @@ def _derivatives(value: Tensor, calls: list[tuple[str, Tensor]], *, create_graph
             "torch.compile, fused attention and reentrant checkpointing, or score with Taylor() or TaylorBatch(), "
             "which need one derivative"
         ) from error
-    return {place: grad for place, grad in enumerate(found) if grad is not None}
+    return {place: grad for place, grad in enumerate(grads) if grad is not None}
 
 
 def _channels_of_entries(
@@ -243,11 +243,11 @@ def _channels_of_entries(
 ) -> dict[str, Tensor]:
     """Consumer -> shape ``(I,)``, int64: the channel that each input entry belongs to; one past the last for none."""
     total = sum(group.size for group in graph.groups.values())
-    found: dict[str, Tensor] = {}
+    channels: dict[str, Tensor] = {}
     start = 0
     for name, group in graph.groups.items():
         for consumer in consumers.get(name, []):
-            channel_I = found.setdefault(consumer.name, torch.full((consumer.width,), total))
+            channel_I = channels.setdefault(consumer.name, torch.full((consumer.width,), total))
             channel_I[consumer.index] = torch.arange(start, start + group.size)[:, None].expand_as(consumer.index)
         start += group.size
-    return {name: channel_I.to(device) for name, channel_I in found.items()}
+    return {name: channel_I.to(device) for name, channel_I in channels.items()}

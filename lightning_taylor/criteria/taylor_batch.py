@@ -89,7 +89,7 @@ class _TaylorBatchScorer(Scorer):
         parts = self._find_parts(model, graph)
         first = next(iter(self._weights.values()), None)
         double = any(w.dtype == torch.float64 for w in self._weights.values())
-        self._assembly = ChannelMatrix(
+        self._matrix = ChannelMatrix(
             graph,
             {axis: weight.shape[axis[1]] for axis, weight in self._weights.items()},
             parts,
@@ -97,10 +97,10 @@ class _TaylorBatchScorer(Scorer):
             device=first.device if first is not None else torch.device("cpu"),
         )
         self._pending: dict[Axis, Tensor] = {}
-        self._sums = ChannelSums(self._assembly.channels, dtype=self._assembly.dtype, device=self._assembly.device)
+        self._sums = ChannelSums(self._matrix.channels, dtype=self._matrix.dtype, device=self._matrix.device)
 
     def _find_parts(self, model: nn.Module, graph: ChannelGraph) -> list[Block[Axis]]:
-        """The slices of all groups that are read through parameters only; the others become unscorable."""
+        """Find the slices of all groups that are read through parameters only; the others become unscorable."""
         parts: list[Block[Axis]] = []
         for name, group in graph.groups.items():
             # What a product loses is the derivative by one of its sides.
@@ -128,12 +128,12 @@ class _TaylorBatchScorer(Scorer):
 
     @override
     def before_step(self, parameters: Iterable[Tensor] | None = None, *, grad_scale: float | Tensor = 1.0) -> None:
-        own = None if parameters is None else {id(p) for p in parameters}
+        stepped = None if parameters is None else {id(p) for p in parameters}
         with torch.no_grad():
             entries = {
                 axis: _unscaled(batch_contributions(weight.detach(), weight.grad, dim=axis[1])[None], grad_scale)
                 for axis, weight in self._weights.items()
-                if weight.grad is not None and (own is None or id(weight) in own)
+                if weight.grad is not None and (stepped is None or id(weight) in stepped)
             }
             # The layers of one group may have different optimizers, whose steps come one after the other.
             if entries.keys() & self._pending.keys():
@@ -157,12 +157,12 @@ class _TaylorBatchScorer(Scorer):
                 for axis, weight in self._weights.items()
                 if not weight.requires_grad or (weight.grad is not None and axis not in entries)
             ]
-            seen_C = self._assembly.channels_of(entries) & ~self._assembly.channels_of(missing)
-            self._sums.update(self._assembly(entries, 1).squeeze(1).square(), seen_C, 1)
+            seen_C = self._matrix.channels_of(entries) & ~self._matrix.channels_of(missing)
+            self._sums.update(self._matrix(entries, 1).squeeze(1).square(), seen_C, 1)
 
     @override
     def scores(self) -> dict[str, Tensor]:
-        return self._history.blend(self._assembly.by_group(self.metric.mean()))
+        return self._history.blend(self._matrix.by_group(self.metric.mean()))
 
     @override
     def carry_over(self, before: Scorer, remove: Mapping[str, Tensor]) -> None:

@@ -108,7 +108,7 @@ class ChannelMatrix(Generic[Source]):
         )
 
     def channels_of(self, sources: Iterable[Source]) -> Tensor:
-        """Shape ``(C,)``, bool: the channels of groups that have entries in any of these sources."""
+        """Return shape ``(C,)``, bool: the channels of groups that have entries in any of these sources."""
         key = frozenset(sources)
         if key not in self._masks:
             groups = {group for source in key for group in self._groups_of[source]}
@@ -119,7 +119,7 @@ class ChannelMatrix(Generic[Source]):
         return self._masks[key]
 
     def by_group(self, mean_C: Tensor) -> dict[str, Tensor]:
-        """Group name -> its ``(C,)`` scores, float32 on the CPU; groups with a nan (never seen) are left out."""
+        """Split into group name -> ``(C,)`` scores, float32 on the CPU; groups with a nan (never seen) are left out."""
         mean_C = mean_C.detach().to("cpu", torch.float32)
         unseen_C = mean_C.isnan().numpy()
         return {name: mean_C[span].clone() for name, span in self._spans.items() if not unseen_C[span].any()}

@@ -1,4 +1,4 @@
-"""Which layers read a group's channels, and which of them a hook can watch.
+"""The layers that read a group's channels, as far as a hook can watch them.
 
 Queries are read by no weight: they are watched where they are made. The change of the loss when a product goes is the
 derivative by one of its sides; that by the other is the same number.
@@ -91,11 +91,11 @@ class Consumers:
                     self._owners[id(parameter)].append((f"{name}.{attribute}".lstrip("."), module))
 
     def of(self, read: Slice) -> list[Consumer] | str:
-        """Every module that reads through this slice, or the reason why it cannot be watched."""
+        """Find every module that reads through this slice, or say why it cannot be watched."""
         parameter = traced_parameter(self._model, self._graph, read.tensor)
         if parameter is None:
             return f"read through the buffer {read.tensor!r}, whose layer no hook can see"
-        found = []
+        consumers = []
         for tensor, module in self._owners[id(parameter)]:
             if isinstance(module, nn.RNNBase) and tensor.endswith("weight_ih_l0_reverse"):
                 continue  # reads what ``weight_ih_l0`` reads
@@ -105,57 +105,57 @@ class Consumers:
             if dim != read.dim or tensor.rpartition(".")[2] not in _READING:
                 return f"read through {tensor!r}, which reads nothing that its module is called with"
             index = _input_channels(module, read)
-            found.append(Consumer(tensor.rpartition(".")[0], module, _input_width(module, parameter), index))
-        return found
+            consumers.append(Consumer(tensor.rpartition(".")[0], module, _input_width(module, parameter), index))
+        return consumers
 
     def of_queries(self, query: Slice) -> list[Consumer] | str:
-        """What makes the queries of this slice, to be watched there, or the reason why it cannot be."""
+        """Find what makes the queries of this slice, to be watched there, or say why it cannot be."""
         parameter = traced_parameter(self._model, self._graph, query.tensor)
         if parameter is None or parameter.ndim == 1:  # a bias is part of what its layer makes
             return [] if parameter is not None else f"queries are made by the buffer {query.tensor!r}"
-        found = []
+        consumers = []
         for tensor, module in self._owners[id(parameter)]:
             name = tensor.rpartition(".")[0]
             attention = next((n for n in (name, name.rpartition(".")[0]) if self._hands_on(n)), None)
             if attention is not None:
                 width = parameter.shape[0] // (3 if tensor.endswith("in_proj_weight") else 1)
-                found.append(Consumer(f"{attention}:queries", self._handing[attention], width, query.index))
+                consumers.append(Consumer(f"{attention}:queries", self._handing[attention], width, query.index))
             elif _output_dim(module) == query.dim and tensor.rpartition(".")[2] == "weight":
-                found.append(Consumer(f"{name}:output", module, parameter.shape[query.dim], query.index, made=True))
+                consumers.append(Consumer(f"{name}:output", module, parameter.shape[query.dim], query.index, made=True))
             else:
                 return f"queries are made by {tensor!r}, whose output no hook can see"
-        return found
+        return consumers
 
     def _hands_on(self, name: str) -> bool:
-        """Whether a module is an attention whose headwise class hands its queries to a module of ours."""
+        """Return whether a module is an attention whose headwise class hands its queries to a module of ours."""
         if hands_queries_on(self._model.get_submodule(name)):
             self._handing.setdefault(name, nn.Identity())
             return True
         return False
 
     def _can_be_opened(self, tensor: str) -> bool:
-        """Whether the attention around an output projection can be made to call it; see ``scores.opening``."""
+        """Return whether the attention around an output projection can be made to call it; see ``OpenHeads``."""
         around, _, layer = tensor.rpartition(".")[0].rpartition(".")
         module = self._model.get_submodule(around)
         return projection_of(module) == layer and (headwise(module) is not None or not is_stock(module))
 
 
 def find_consumers(model: nn.Module, graph: ChannelGraph) -> tuple[dict[str, list[Consumer]], dict[str, str]]:
-    """Group name -> its consumers; and the groups with one that cannot be watched -> the reason in words."""
-    consumers, found, unscorable = Consumers(model, graph), {}, {}
+    """Return group name -> its consumers; and the groups with one that cannot be watched -> the reason in words."""
+    finder, consumers, unscorable = Consumers(model, graph), {}, {}
     for name, group in graph.groups.items():
-        each = [consumers.of(s) for s in group.of(Role.CONSUMER)]
-        each += [consumers.of_queries(s) for s in group.of(Role.QUERY)]
+        each = [finder.of(s) for s in group.of(Role.CONSUMER)]
+        each += [finder.of_queries(s) for s in group.of(Role.QUERY)]
         reasons = [reason for reason in each if isinstance(reason, str)]
         if reasons or not any(each):
             unscorable[name] = reasons[0] if reasons else "no layer reads its channels"
         else:
-            found[name] = [consumer for some in each if not isinstance(some, str) for consumer in some]
-    return found, unscorable
+            consumers[name] = [consumer for some in each if not isinstance(some, str) for consumer in some]
+    return consumers, unscorable
 
 
 def traced_parameter(model: nn.Module, graph: ChannelGraph, name: str) -> nn.Parameter | None:
-    """The parameter of that name; None if it is a buffer.
+    """Return the parameter of that name; None if it is a buffer.
 
     Raises:
         UncoupledChannelsError: if it is gone, or has not the shape that the graph says.
@@ -173,21 +173,21 @@ def traced_parameter(model: nn.Module, graph: ChannelGraph, name: str) -> nn.Par
 
 
 def _input_dim(module: nn.Module) -> int | None:
-    """The dimension of the module's weight that reads its input; None if its call cannot be watched."""
+    """Return the dimension of the module's weight that reads its input; None if its call cannot be watched."""
     if isinstance(module, _ConvTransposeNd):
         return 0
     return 1 if isinstance(module, _ConvNd | nn.Linear | nn.RNNBase | nn.RNNCellBase) else None
 
 
 def _output_dim(module: nn.Module) -> int | None:
-    """The dimension of the module's weight that makes its output."""
+    """Return the dimension of the module's weight that makes its output."""
     if isinstance(module, _ConvTransposeNd):
         return 1 if module.groups == 1 else None
     return 0 if isinstance(module, _ConvNd | nn.Linear) else None
 
 
 def _input_channels(module: nn.Module, read: Slice) -> Tensor:
-    """The slice's entries as input channels: a grouped convolution reads one per group through the same entry."""
+    """Return a slice's entries as input channels: a grouped convolution reads one per group through an entry."""
     if not isinstance(module, _ConvNd) or isinstance(module, _ConvTransposeNd) or module.groups == 1:
         return read.index
     step = module.in_channels // module.groups

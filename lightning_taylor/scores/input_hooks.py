@@ -48,7 +48,7 @@ class ConsumerHooks(Generic[H]):
     def __init__(self, model: nn.Module, graph: ChannelGraph, hook: Callable[[Consumer], H]) -> None:
         self._graph = graph
         self.consumers, self.unscorable = find_consumers(model, graph)
-        self._layers = {consumer.name: consumer for found in self.consumers.values() for consumer in found}
+        self._layers = {consumer.name: consumer for layers in self.consumers.values() for consumer in layers}
         weights = [p for consumer in self._layers.values() for p in consumer.module.parameters(recurse=False)]
         self.device = weights[0].device if weights else torch.device("cpu")
         self.double = any(w.dtype == torch.float64 for w in weights)
@@ -60,7 +60,7 @@ class ConsumerHooks(Generic[H]):
         ]
 
     def channel_matrix(self, dtype: torch.dtype | None = None, *, mean: bool = False) -> ChannelMatrix[str]:
-        """What puts the layers' findings together.
+        """Build what adds up the entries of all layers into channels.
 
         Args:
             dtype: of the sums; by default as precise as the weights, at least single.
@@ -71,8 +71,8 @@ class ConsumerHooks(Generic[H]):
             {name: consumer.width for name, consumer in self._layers.items()},
             [
                 Block(group, consumer.name, consumer.index, 1 / consumer.index.shape[1] if mean else 1.0)
-                for group, found in self.consumers.items()
-                for consumer in found
+                for group, layers in self.consumers.items()
+                for consumer in layers
             ],
             dtype=dtype or (torch.float64 if self.double else torch.float32),
             device=self.device,
