@@ -1,4 +1,6 @@
-"""What adds to the package from outside: the rule of an operator of your own, the attributes of a module of your own.
+"""What adds to the package from outside: a criterion, the rule of an operator, the attributes of a module of your own.
+
+``check_criterion`` runs every rule that a criterion has to keep, and names those that it breaks.
 
 A rule author needs ``Call`` and ``Labels`` (what a rule gets and returns), the three helpers that say what a parameter
 does with channels (``tie_vector``, ``consume_channels``, ``produce_channels``), and ready rules for operators that do
@@ -24,6 +26,7 @@ Example:
     >>> unregister_rule(twice)
 """
 
+from lightning_taylor.criteria.check import check_criterion
 from lightning_taylor.modules.attributes import register_attributes
 from lightning_taylor.trace.labels import Labels
 from lightning_taylor.trace.ops.custom import consume_channels, produce_channels, tie_vector
@@ -35,6 +38,7 @@ from lightning_taylor.trace.state import Call
 __all__ = [
     "Call",
     "Labels",
+    "check_criterion",
     "consume_channels",
     "freeze_all",
     "per_map",

@@ -24,6 +24,7 @@ from lightning_taylor.graph.serialize import follower_from_plain, follower_to_pl
 from lightning_taylor.modules.attributes import follow_shapes, known
 from lightning_taylor.modules.model_copy import named_tensors
 from lightning_taylor.modules.resize import hold
+from lightning_taylor.utilities.hooks import FunctionHook
 
 __all__ = [
     "NO_STATE",
@@ -177,22 +178,11 @@ class ShapeFitter:
             fit_shapes(module, state_dict, _either(saved, self._widths()), prefix)
 
 
-class _Hook:
+class _Hook(FunctionHook):
     """A function that is not copied with the module it hangs on, and left out when that is pickled."""
-
-    def __init__(self, run: Callable[..., None] | None = None) -> None:
-        self.run = run
-
-    def __call__(self, *args: Any) -> None:
-        if self.run is not None:
-            self.run(*args)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> _Hook:
         return self
-
-    def __reduce__(self) -> tuple[type[_Hook], tuple[()]]:
-        # A callback has no place in a pickled model: there the hook stays and does nothing.
-        return _Hook, ()
 
 
 def _either(saved: Widths, own: Widths) -> Widths:

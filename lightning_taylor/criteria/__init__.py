@@ -3,7 +3,9 @@
 from lightning_taylor.criteria.activations import ActivationMean, ActivationStd, APoZ
 from lightning_taylor.criteria.base import Criterion, Scorer
 from lightning_taylor.criteria.baselines import Random, WeightMagnitude
+from lightning_taylor.criteria.check import CriterionError, check_criterion
 from lightning_taylor.criteria.combined import Combined
+from lightning_taylor.criteria.hooked import HookedScorer
 from lightning_taylor.criteria.mutual_information import MutualInformation
 from lightning_taylor.criteria.obd import OBD
 from lightning_taylor.criteria.taylor import Taylor
@@ -19,6 +21,8 @@ __all__ = [
     "ActivationStd",
     "Combined",
     "Criterion",
+    "CriterionError",
+    "HookedScorer",
     "MutualInformation",
     "Normalization",
     "Positions",
@@ -27,5 +31,6 @@ __all__ = [
     "Taylor",
     "TaylorBatch",
     "WeightMagnitude",
+    "check_criterion",
     "normalize",
 ]

@@ -9,7 +9,7 @@ N = examples, S = statistics.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import final
 
 import torch
@@ -17,9 +17,10 @@ from torch import Tensor, nn
 from typing_extensions import override
 
 from lightning_taylor.criteria.base import Criterion, Scorer
+from lightning_taylor.criteria.hooked import HookedScorer
 from lightning_taylor.graph.channel_graph import ChannelGraph
 from lightning_taylor.scores.accumulator import ChannelSums
-from lightning_taylor.scores.statistics_hook import Looks, Statistic
+from lightning_taylor.scores.statistics_hook import Statistic, StatisticsHooks
 
 __all__ = [
     "APoZ",
@@ -36,7 +37,7 @@ class ActivationMean(Criterion):
     .. math::  \Theta_c = \frac{1}{|a_c|} \sum_i a_{ci}
 
     over positions, readers, calls and the examples since the last event, of all ranks. Signed: without a ReLU in
-    front of the reader it may be negative, as the paper has it. Readers count equally, whatever their resolution.
+    front of the reader it may be negative, as the paper has it. Consumers count equally, whatever their resolution.
 
     Units: of the activation; independent of the loss. Sees every forward pass that can be trained on, also where no
     gradient arrives; passes without gradients (validation) do not count.
@@ -49,7 +50,7 @@ class ActivationMean(Criterion):
     """
 
     @override
-    def watch(self, model: nn.Module, graph: ChannelGraph, *, event: int = 0) -> Scorer:
+    def scorer(self, model: nn.Module, graph: ChannelGraph, *, event: int = 0) -> Scorer:
         """Place a forward pre-hook on every layer that reads a channel of the graph."""
         return _MomentScorer(model, graph, _mean, 1, lambda mean_SC: mean_SC[0])
 
@@ -73,7 +74,7 @@ class ActivationStd(Criterion):
     """
 
     @override
-    def watch(self, model: nn.Module, graph: ChannelGraph, *, event: int = 0) -> Scorer:
+    def scorer(self, model: nn.Module, graph: ChannelGraph, *, event: int = 0) -> Scorer:
         """Place a forward pre-hook on every layer that reads a channel of the graph."""
         return _MomentScorer(model, graph, _moments, 2, _deviation)
 
@@ -97,13 +98,13 @@ class APoZ(Criterion):
     """
 
     @override
-    def watch(self, model: nn.Module, graph: ChannelGraph, *, event: int = 0) -> Scorer:
+    def scorer(self, model: nn.Module, graph: ChannelGraph, *, event: int = 0) -> Scorer:
         """Place a forward pre-hook on every layer that reads a channel of the graph."""
         return _MomentScorer(model, graph, _positives, 1, lambda mean_SC: mean_SC[0])
 
 
 @final
-class _MomentScorer(Scorer):
+class _MomentScorer(HookedScorer[StatisticsHooks]):
     """Means over examples of some statistics, and a score made of them."""
 
     def __init__(
@@ -114,45 +115,22 @@ class _MomentScorer(Scorer):
         statistics: int,
         finish: Callable[[Tensor], Tensor],
     ) -> None:
-        self._looks, self._finish = Looks(model, graph, statistic), finish
-        self._sums = ChannelSums(
-            self._looks.assembly.channels, statistics=statistics, dtype=self._looks.dtype, device=self._looks.device
-        )
-
-    @property
-    @override
-    def blind(self) -> Mapping[str, str]:
-        return self._looks.blind
-
-    @property
-    @override
-    def metric(self) -> ChannelSums:
-        return self._sums
-
-    @override
-    def pause(self) -> None:
-        self._looks.pause()
-
-    @override
-    def resume(self) -> None:
-        self._looks.resume()
+        hooks, self._finish = StatisticsHooks(model, graph, statistic), finish
+        self._sums = ChannelSums(hooks.matrix.channels, statistics=statistics, dtype=hooks.dtype, device=hooks.device)
+        super().__init__(hooks, self._sums)
 
     # drop_batch stays a no-op: it comes after the forward pass that counts, and several evaluations of one batch make
     # a mean over that batch all the same.
 
     @override
     def end_batch(self, *, examples: int, grad_scale: float | Tensor = 1.0) -> None:
-        if (taken := self._looks.take(examples)) is not None:
+        if (taken := self.hooks.take(examples)) is not None:
             value_SCN, seen_C = taken
             self._sums.update(value_SCN.mean(2), seen_C, examples)
 
     @override
     def scores(self) -> dict[str, Tensor]:
-        return self._looks.assembly.by_group(self._finish(self._sums.mean()))
-
-    @override
-    def close(self) -> None:
-        self._looks.close()
+        return self.hooks.matrix.by_group(self._finish(self._sums.mean()))
 
 
 def position_means(x: Tensor, dim: int) -> Tensor:

@@ -25,7 +25,7 @@ __all__ = [
 class Criterion(ABC):
     """How channels are scored. Holds plain settings only, so that it can be built from YAML and used many times.
 
-    Your own criterion is a subclass with ``watch``, which returns a ``Scorer`` with ``scores``; everything else has a
+    Your own criterion is a subclass with ``scorer``, which returns a ``Scorer`` with ``scores``; everything else has a
     default. Its settings are the arguments of ``__init__``, kept as attributes of the same names: their ``repr`` tells
     a resumed fit whether it is still the criterion that gathered the checkpoint's scores.
 
@@ -33,7 +33,7 @@ class Criterion(ABC):
         >>> import torch
         >>> class PeakWeight(Criterion):
         ...     "The largest weight that reads a channel."
-        ...     def watch(self, model, graph, *, event=0):
+        ...     def scorer(self, model, graph, *, event=0):
         ...         return PeakWeightScorer(model, graph)
         >>> class PeakWeightScorer(Scorer):
         ...     def __init__(self, model, graph):
@@ -49,8 +49,12 @@ class Criterion(ABC):
         ``criterion: {class_path: my_package.PeakWeight}``.
     """
 
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        _refuse_old_names(cls, _OLD_NAMES_OF_CRITERION)
+
     @property
-    def own_normalization(self) -> Normalization:
+    def default_normalization(self) -> Normalization:
         """How its scores are best compared across groups: what ``TaylorPruning(normalization=None)`` takes.
 
         "none" for those that are changes of the loss, which have one unit everywhere; "l2" for the others.
@@ -58,12 +62,12 @@ class Criterion(ABC):
         return "l2"
 
     @property
-    def own_flops_power(self) -> float:
+    def default_flops_power(self) -> float:
         """What ``TaylorPruning(flops_power=None)`` takes where its target is one of FLOPs."""
         return 0.0
 
     @abstractmethod
-    def watch(self, model: nn.Module, graph: ChannelGraph, *, event: int = 0) -> Scorer:
+    def scorer(self, model: nn.Module, graph: ChannelGraph, *, event: int = 0) -> Scorer:
         """Start to gather scores on a model at its present widths.
 
         Args:
@@ -73,7 +77,7 @@ class Criterion(ABC):
                 or after a resume.
 
         Returns:
-            The scorer; close it before the widths change, and watch again.
+            The scorer; close it before the widths change, and start another one.
         """
 
     def __repr__(self) -> str:
@@ -84,21 +88,47 @@ class Criterion(ABC):
 class Scorer(ABC):
     """Gathers the scores of one model between two events. What a criterion does not need does nothing here.
 
-    The order of the calls, in a training step: ``see_batch``, the forward pass, then for every loss ``see_loss``,
-    ``before_backward``, the backward pass, ``after_backward``; before every optimizer step ``before_step``; in the
-    end ``end_batch``. ``sync`` comes after every step of the optimizers, ``scores`` at an event, and after it
-    ``close``, a new scorer at the new widths, and its ``follow``.
+    The callback makes these calls, one scorer from event to event::
+
+        scorer = criterion.scorer(model, graph, event=e)
+        scorer.carry_over(before, remove)                 # after an event; or load_state, after a checkpoint
+        for batch in loader:
+            scorer.on_batch(batch)
+            loss = training_step(batch)                   # forward pass
+            scorer.drop_batch()                           # if the optimizer evaluates its batch by a closure
+            scorer.on_loss(loss)
+            scorer.before_backward()
+            loss.backward()
+            scorer.after_backward()
+            if accumulated:
+                scorer.before_step(parameters)            # once for each optimizer
+                optimizer.step()
+            scorer.end_batch(examples=len(batch))
+            if accumulated:
+                scorer.sync()
+            if event_is_due:
+                remove = decide(scorer.scores())
+                prune_channels(model, graph, remove)
+                scorer.close()                            # the next one starts at the new widths
+        scorer.close()
+
+    Validation runs between two batches: passes without gradients must not count, nor those of a copy of the model.
+    ``check_criterion`` of ``lightning_taylor.extend`` makes all of these calls, and says which promise is broken.
 
     What must outlive a checkpoint goes into a ``ChannelSums``, returned as ``metric``: then ranks are reduced and a
     fit resumes without another line. A scorer that keeps anything else overrides ``sync``, ``state``, ``load_state``
-    and ``join``.
+    and ``merge_states``.
     """
 
     needs_input_gradient: bool = False
     """Whether it scores nothing where no gradient reaches what a layer reads, as behind a frozen backbone."""
 
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        _refuse_old_names(cls, _OLD_NAMES_OF_SCORER)
+
     @property
-    def blind(self) -> Mapping[str, str]:
+    def unscorable(self) -> Mapping[str, str]:
         """Groups that this criterion cannot score on this model -> the reason in words."""
         return {}
 
@@ -115,9 +145,9 @@ class Scorer(ABC):
         """
 
     def resume(self) -> None:  # noqa: B027
-        """Watch the passes again."""
+        """ConsumerHooks the passes again."""
 
-    def see_batch(self, batch: Any) -> None:  # noqa: B027
+    def on_batch(self, batch: Any) -> None:  # noqa: B027
         """A training batch is about to be used, as the data loader gave it and on its device.
 
         For a criterion that needs the targets; not called for a step that fetches its batches by itself.
@@ -131,7 +161,7 @@ class Scorer(ABC):
         """
         return True
 
-    def see_loss(self, loss: Tensor) -> None:  # noqa: B027
+    def on_loss(self, loss: Tensor) -> None:  # noqa: B027
         """A loss is there, and its graph not yet used: for a criterion that makes passes of its own through it.
 
         Args:
@@ -183,10 +213,10 @@ class Scorer(ABC):
     def scores(self) -> dict[str, Tensor]:
         """Group name -> shape ``(C,)``, float32, on the CPU; larger means more important.
 
-        Groups without evidence (no gradient ever reached them) and blind ones are left out. Waits for the device.
+        Groups without evidence (no gradient ever reached them) and unscorable ones are left out. Waits for the device.
         """
 
-    def follow(self, before: Scorer, remove: Mapping[str, Tensor]) -> None:  # noqa: B027
+    def carry_over(self, before: Scorer, remove: Mapping[str, Tensor]) -> None:  # noqa: B027
         """An event is over, and this scorer begins where another one ended: for scores with a memory.
 
         Args:
@@ -212,7 +242,7 @@ class Scorer(ABC):
         if self.metric is not None:
             self.metric.load(state)
 
-    def join(self, states: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
+    def merge_states(self, states: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
         """The state of one scorer that had seen what several saw, at the same widths: their sums are added."""
         return {name: sum((state[name] for state in states[1:]), states[0][name]) for name in states[0]}
 
@@ -227,3 +257,24 @@ class IdleScorer(Scorer):
     def scores(self) -> dict[str, Tensor]:
         """Return no scores."""
         return {}
+
+
+_OLD_NAMES_OF_CRITERION = {
+    "watch": "scorer",
+    "own_normalization": "default_normalization",
+    "own_flops_power": "default_flops_power",
+}
+_OLD_NAMES_OF_SCORER = {
+    "blind": "unscorable",
+    "follow": "carry_over",
+    "join": "merge_states",
+    "see_batch": "on_batch",
+    "see_loss": "on_loss",
+}
+
+
+def _refuse_old_names(cls: type, new_names: Mapping[str, str]) -> None:
+    """Raise TypeError for a class that defines a method under a name that nobody calls any more."""
+    for old, new in new_names.items():
+        if old in vars(cls) and new not in vars(cls):
+            raise TypeError(f"{cls.__name__} defines {old!r}, which is called {new!r} now; rename it")

@@ -16,9 +16,10 @@ from typing_extensions import override
 from lightning_taylor.criteria.base import Criterion, Scorer
 from lightning_taylor.graph.channel_graph import ChannelGraph
 from lightning_taylor.graph.types import ChannelGroup, Role
-from lightning_taylor.scores.consumers import checked_parameter
+from lightning_taylor.scores.consumers import traced_parameter
 from lightning_taylor.scores.formulas import weight_magnitude
 from lightning_taylor.scores.normalize import Normalization
+from lightning_taylor.utilities.checks import check_whole
 
 __all__ = [
     "Random",
@@ -45,7 +46,7 @@ class WeightMagnitude(Criterion):
     """
 
     @override
-    def watch(self, model: nn.Module, graph: ChannelGraph, *, event: int = 0) -> Scorer:
+    def scorer(self, model: nn.Module, graph: ChannelGraph, *, event: int = 0) -> Scorer:
         """Remember the model; it is read when the scores are asked for."""
         return _WeightScorer(model, graph)
 
@@ -54,21 +55,23 @@ class WeightMagnitude(Criterion):
 class _WeightScorer(Scorer):
     def __init__(self, model: nn.Module, graph: ChannelGraph) -> None:
         self._model, self._graph = model, graph
-        self._blind = {name: "no kernel makes it" for name, group in graph.groups.items() if not self._kernels(group)}
+        self._unscorable = {
+            name: "no kernel makes it" for name, group in graph.groups.items() if not self._kernels(group)
+        }
 
     def _kernels(self, group: ChannelGroup) -> list[tuple[nn.Parameter, int, Tensor]]:
         """The weights that make the group's channels, with the dimension and the entries; no biases."""
-        found = []
+        kernels = []
         for s in group.of(Role.PRODUCER):
-            weight = checked_parameter(self._model, self._graph, s.tensor)
+            weight = traced_parameter(self._model, self._graph, s.tensor)
             if weight is not None and weight.ndim > 1:
-                found.append((weight, s.dim, s.index))
-        return found
+                kernels.append((weight, s.dim, s.index))
+        return kernels
 
     @property
     @override
-    def blind(self) -> Mapping[str, str]:
-        return self._blind
+    def unscorable(self) -> Mapping[str, str]:
+        return self._unscorable
 
     @override
     def scores(self) -> dict[str, Tensor]:
@@ -99,18 +102,17 @@ class Random(Criterion):
     """
 
     def __init__(self, seed: int = 0) -> None:
-        if isinstance(seed, bool) or not isinstance(seed, int):
-            raise ValueError(f"seed must be a whole number, got {seed!r}")
+        check_whole("seed", seed)
         self.seed = seed
 
     @property
     @override
-    def own_normalization(self) -> Normalization:
+    def default_normalization(self) -> Normalization:
         """Chance knows no groups."""
         return "none"
 
     @override
-    def watch(self, model: nn.Module, graph: ChannelGraph, *, event: int = 0) -> Scorer:
+    def scorer(self, model: nn.Module, graph: ChannelGraph, *, event: int = 0) -> Scorer:
         """Draw the scores; the model is not touched."""
         sizes = {name: group.size for name, group in graph.groups.items()}
         return _DrawnScorer({name: _draw(f"{self.seed}/{event}/{name}", size) for name, size in sizes.items()})

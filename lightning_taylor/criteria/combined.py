@@ -14,6 +14,7 @@ from typing_extensions import override
 from lightning_taylor.criteria.base import Criterion, Scorer
 from lightning_taylor.graph.channel_graph import ChannelGraph
 from lightning_taylor.scores.normalize import Normalization, normalize
+from lightning_taylor.utilities.checks import is_number
 
 __all__ = [
     "Combined",
@@ -44,7 +45,7 @@ class Combined(Criterion):
     Source: Molchanov et al. 2017, appendix A.5.
 
     Example:
-        >>> from lightning_taylor.scores import ActivationMean, TaylorBatch
+        >>> from lightning_taylor.criteria import ActivationMean, TaylorBatch
         >>> Combined(TaylorBatch(), ActivationMean(), share=0.25)
         Combined(first=TaylorBatch(momentum=0.0), second=ActivationMean(), share=0.25, normalization='l2')
     """
@@ -55,7 +56,7 @@ class Combined(Criterion):
         for name, value in (("first", first), ("second", second)):
             if not isinstance(value, Criterion):
                 raise ValueError(f"{name} takes a criterion such as Taylor(), got {value!r}")
-        if isinstance(share, bool) or not isinstance(share, int | float) or not 0 <= share <= 1:
+        if not is_number(share) or not 0 <= share <= 1:
             raise ValueError(f"share must be a number in [0, 1], got {share!r}")
         if normalization not in get_args(Normalization):
             raise ValueError(
@@ -67,11 +68,11 @@ class Combined(Criterion):
         self.normalization: Normalization = normalization
 
     @override
-    def watch(self, model: nn.Module, graph: ChannelGraph, *, event: int = 0) -> Scorer:
+    def scorer(self, model: nn.Module, graph: ChannelGraph, *, event: int = 0) -> Scorer:
         """Start both."""
-        first = self.first.watch(model, graph, event=event)
+        first = self.first.scorer(model, graph, event=event)
         try:
-            second = self.second.watch(model, graph, event=event)
+            second = self.second.scorer(model, graph, event=event)
         except BaseException:
             first.close()
             raise
@@ -87,8 +88,8 @@ class _CombinedScorer(Scorer):
 
     @property
     @override
-    def blind(self) -> Mapping[str, str]:
-        return {name: why for scorer in self._each() for name, why in scorer.blind.items()}
+    def unscorable(self) -> Mapping[str, str]:
+        return {name: why for scorer in self._each() for name, why in scorer.unscorable.items()}
 
     def _each(self) -> Iterable[Scorer]:
         return self._scorers.values()
@@ -104,18 +105,18 @@ class _CombinedScorer(Scorer):
             scorer.resume()
 
     @override
-    def see_batch(self, batch: Any) -> None:
+    def on_batch(self, batch: Any) -> None:
         for scorer in self._each():
-            scorer.see_batch(batch)
+            scorer.on_batch(batch)
 
     @override
     def compiles(self, examples: int) -> bool:
         return all(scorer.compiles(examples) for scorer in self._each())
 
     @override
-    def see_loss(self, loss: Tensor) -> None:
+    def on_loss(self, loss: Tensor) -> None:
         for scorer in self._each():
-            scorer.see_loss(loss)
+            scorer.on_loss(loss)
 
     @override
     def before_backward(self) -> None:
@@ -144,10 +145,10 @@ class _CombinedScorer(Scorer):
             scorer.before_step(parameters, grad_scale=grad_scale)
 
     @override
-    def follow(self, before: Scorer, remove: Mapping[str, Tensor]) -> None:
+    def carry_over(self, before: Scorer, remove: Mapping[str, Tensor]) -> None:
         assert isinstance(before, _CombinedScorer)
         for name, scorer in self._scorers.items():
-            scorer.follow(before._scorers[name], remove)
+            scorer.carry_over(before._scorers[name], remove)
 
     @override
     def scores(self) -> dict[str, Tensor]:
@@ -170,8 +171,10 @@ class _CombinedScorer(Scorer):
             scorer.load_state(_of(name, state))
 
     @override
-    def join(self, states: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
-        joined = {name: scorer.join([_of(name, state) for state in states]) for name, scorer in self._scorers.items()}
+    def merge_states(self, states: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
+        joined = {
+            name: scorer.merge_states([_of(name, state) for state in states]) for name, scorer in self._scorers.items()
+        }
         return {f"{name}.{key}": t for name, state in joined.items() for key, t in state.items()}
 
     @override

@@ -15,10 +15,12 @@ from typing_extensions import override
 
 from lightning_taylor.criteria.activations import position_means
 from lightning_taylor.criteria.base import Criterion, Scorer
+from lightning_taylor.criteria.hooked import HookedScorer
 from lightning_taylor.graph.channel_graph import ChannelGraph
 from lightning_taylor.scores.formulas import information_gain
-from lightning_taylor.scores.statistics_hook import Looks
+from lightning_taylor.scores.statistics_hook import StatisticsHooks
 from lightning_taylor.utilities.calls import batch_size, tensors_in
+from lightning_taylor.utilities.checks import check_whole
 
 __all__ = [
     "MutualInformation",
@@ -58,54 +60,40 @@ class MutualInformation(Criterion):
 
     def __init__(self, bins: int = 8, examples: int = 2048, target: int | str | None = None) -> None:
         for name, value in (("bins", bins), ("examples", examples)):
-            if isinstance(value, bool) or not isinstance(value, int) or value < 2:
-                raise ValueError(f"{name} must be a whole number of at least 2, got {value!r}")
+            check_whole(name, value, at_least=2)
         self.bins = bins
         self.examples = examples
         self.target = target
 
     @override
-    def watch(self, model: nn.Module, graph: ChannelGraph, *, event: int = 0) -> Scorer:
+    def scorer(self, model: nn.Module, graph: ChannelGraph, *, event: int = 0) -> Scorer:
         """Place a forward pre-hook on every layer that reads a channel of the graph."""
         return _InformationScorer(model, graph, self.bins, self.examples, self.target)
 
 
 @final
-class _InformationScorer(Scorer):
+class _InformationScorer(HookedScorer[StatisticsHooks]):
     def __init__(
         self, model: nn.Module, graph: ChannelGraph, bins: int, examples: int, target: int | str | None
     ) -> None:
         self._bins, self._examples, self._target = bins, examples, target
-        self._looks = Looks(model, graph, lambda x, dim: position_means(x, dim).unsqueeze(0))
+        super().__init__(StatisticsHooks(model, graph, lambda x, dim: position_means(x, dim).unsqueeze(0)))
         self._label_N: Tensor | None = None
         self._kept = self._empty()
         self._fresh = self._empty()
 
     def _empty(self) -> list[tuple[Tensor, Tensor]]:
         """Values of shape ``(N, C)`` with labels of shape ``(N,)``, of no example."""
-        channels, device = self._looks.assembly.channels, self._looks.device
+        channels, device = self.hooks.matrix.channels, self.hooks.device
         return [(torch.zeros(0, channels, device=device), torch.zeros(0, dtype=torch.int64, device=device))]
 
-    @property
     @override
-    def blind(self) -> Mapping[str, str]:
-        return self._looks.blind
-
-    @override
-    def pause(self) -> None:
-        self._looks.pause()
-
-    @override
-    def resume(self) -> None:
-        self._looks.resume()
-
-    @override
-    def see_batch(self, batch: Any) -> None:
+    def on_batch(self, batch: Any) -> None:
         self._label_N = _labels(batch, self._target)
 
     @override
     def end_batch(self, *, examples: int, grad_scale: float | Tensor = 1.0) -> None:
-        taken, label_N, self._label_N = self._looks.take(examples), self._label_N, None
+        taken, label_N, self._label_N = self.hooks.take(examples), self._label_N, None
         if taken is None or label_N is None:
             return
         (value_CN,), seen_C = taken
@@ -132,15 +120,17 @@ class _InformationScorer(Scorer):
     @override
     def scores(self) -> dict[str, Tensor]:
         value_NC, label_N = self._last([*self._kept, *self._fresh])
-        known_NC = ~value_NC.isnan()
         score_C = torch.full((value_NC.shape[1],), torch.nan, device=value_NC.device)
+        if not len(value_NC):
+            return self.hooks.matrix.by_group(score_C)
+        known_NC = ~value_NC.isnan()
         # Groups that some batch did not read have fewer examples; most have the same ones.
         for pattern_N in known_NC.unique(dim=1).t():
             if bool(pattern_N.any()):
                 same_C = (known_NC == pattern_N[:, None]).all(0)
                 value_CN = value_NC[pattern_N][:, same_C].t()
                 score_C[same_C] = information_gain(value_CN, label_N[pattern_N], bins=self._bins)
-        return self._looks.assembly.by_group(score_C)
+        return self.hooks.matrix.by_group(score_C)
 
     @override
     def state(self) -> dict[str, Tensor]:
@@ -149,23 +139,19 @@ class _InformationScorer(Scorer):
 
     @override
     def load_state(self, state: Mapping[str, Tensor]) -> None:
-        channels = self._looks.assembly.channels
+        channels = self.hooks.matrix.channels
         if "values" not in state or state["values"].shape[1] != channels:
             raise ValueError(
                 f"the gathered activations are {[tuple(t.shape) for t in state.values()]}, and this model has "
                 f"{channels} channels in its groups; restore them only after the model has the widths of the checkpoint"
             )
-        device = self._looks.device
+        device = self.hooks.device
         self._kept = [(state["values"].to(device), state["labels"].to(device))]
         self._fresh = self._empty()
 
     @override
-    def join(self, states: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
+    def merge_states(self, states: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
         return {name: torch.cat([state[name] for state in states]) for name in ("values", "labels")}
-
-    @override
-    def close(self) -> None:
-        self._looks.close()
 
 
 def _joined(pieces: Sequence[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
@@ -180,12 +166,12 @@ def _labels(batch: Any, target: int | str | None) -> Tensor:
         candidates = list(tensors_in(batch if target is None else batch[target]))
     except (KeyError, IndexError, TypeError) as error:
         raise ValueError(f"target={target!r} is not in the batch ({type(error).__name__}: {error})") from error
-    found = [t for t in candidates if t.numel() == examples and not (t.is_floating_point() or t.is_complex())]
-    if len(found) != 1:
+    labels = [t for t in candidates if t.numel() == examples and not (t.is_floating_point() or t.is_complex())]
+    if len(labels) != 1:
         shapes = ", ".join(f"{tuple(t.shape)} {t.dtype}" for t in candidates) or "no tensor"
         raise ValueError(
             f"MutualInformation needs one label for each of the batch's {examples} examples, as whole numbers, and "
-            f"found {len(found)} such tensors among {shapes}; set target= to the key or position of the labels, or "
+            f"found {len(labels)} such tensors among {shapes}; set target= to the key or position of the labels, or "
             "use another criterion"
         )
-    return found[0].detach().reshape(-1).long()
+    return labels[0].detach().reshape(-1).long()

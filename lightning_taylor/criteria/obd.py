@@ -11,23 +11,25 @@ channels, P = probes.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any, final
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.nn.modules.conv import _ConvNd
 from typing_extensions import override
 
 from lightning_taylor.criteria.base import Criterion, Scorer
+from lightning_taylor.criteria.hooked import HookedScorer
 from lightning_taylor.errors import UnsupportedModelError
 from lightning_taylor.graph.channel_graph import ChannelGraph
 from lightning_taylor.scores.accumulator import ChannelSums
 from lightning_taylor.scores.formulas import fold_examples
-from lightning_taylor.scores.input_hooks import Watch
+from lightning_taylor.scores.input_hooks import ConsumerHooks
 from lightning_taylor.scores.normalize import Normalization
 from lightning_taylor.utilities.calls import batch_size
+from lightning_taylor.utilities.checks import check_whole
+from lightning_taylor.utilities.hooks import InputHook, with_input
 
 __all__ = [
     "OBD",
@@ -48,7 +50,7 @@ class OBD(Criterion):
     together, what it does is left out.
 
     Limits. The noise is large: in a network of thousands of channels, hundreds of probes may leave an order that is
-    mostly chance (``study.gather_curvature`` has none, for classifiers). A ReLU has no curvature of its own: behind
+    mostly chance (``tests/study/curvature.py`` has none, for classifiers). A ReLU has no curvature of its own: behind
     one gate, a network of ReLUs, max-pooling and batch norms in evaluation mode is piecewise linear, so that the score
     is the Gauss-Newton term, non-negative in expectation, and blind to units that a removal would switch on or off.
     It needs ``backward`` called through Lightning, and every operation on the way twice differentiable: no
@@ -78,76 +80,55 @@ class OBD(Criterion):
     """
 
     def __init__(self, probes: int = 1, seed: int = 0) -> None:
-        if isinstance(probes, bool) or not isinstance(probes, int) or probes < 1:
-            raise ValueError(f"probes must be a whole number of at least 1, got {probes!r}")
-        if isinstance(seed, bool) or not isinstance(seed, int):
-            raise ValueError(f"seed must be a whole number, got {seed!r}")
+        check_whole("probes", probes, at_least=1)
+        check_whole("seed", seed)
         self.probes = probes
         self.seed = seed
 
     @property
     @override
-    def own_normalization(self) -> Normalization:
+    def default_normalization(self) -> Normalization:
         """It is a change of the loss."""
         return "none"
 
     @override
-    def watch(self, model: nn.Module, graph: ChannelGraph, *, event: int = 0) -> Scorer:
+    def scorer(self, model: nn.Module, graph: ChannelGraph, *, event: int = 0) -> Scorer:
         """Place a gate on every layer that reads a channel of the graph."""
         return _CurvatureScorer(model, graph, self.probes, f"{self.seed}/{event}")
 
 
 @final
-class _CurvatureScorer(Scorer):
+class _CurvatureScorer(HookedScorer[ConsumerHooks["_Gate"]]):
     def __init__(self, model: nn.Module, graph: ChannelGraph, probes: int, key: str) -> None:
-        self._watch = Watch(model, graph, lambda reader: _Gate(reader.module, reader.width))
-        self._gates = self._watch.hooks
-        self._assembly = self._watch.assembly()
-        device = self._watch.device
-        self._channel_of = _channels_of_entries(graph, self._watch.readers, device)
-        self._sums = ChannelSums(self._assembly.channels, dtype=self._assembly.dtype, device=device)
+        hooks = ConsumerHooks(model, graph, lambda consumer: _Gate(consumer.module, consumer.width))
+        self._matrix = hooks.channel_matrix()
+        self._sums = ChannelSums(self._matrix.channels, dtype=self._matrix.dtype, device=hooks.device)
+        super().__init__(hooks, self._sums)
+        self._channel_of = _channels_of_entries(graph, hooks.consumers, hooks.device)
         self._probes, self._key, self._draws = probes, key, 0
         self._curvatures: list[tuple[Tensor, Tensor]] = []
         self._examples = 1
 
-    @property
     @override
-    def blind(self) -> Mapping[str, str]:
-        return self._watch.blind
-
-    @property
-    @override
-    def metric(self) -> ChannelSums:
-        return self._sums
-
-    @override
-    def pause(self) -> None:
-        self._watch.pause()
-
-    @override
-    def resume(self) -> None:
-        self._watch.resume()
-
-    @override
-    def see_batch(self, batch: Any) -> None:
+    def on_batch(self, batch: Any) -> None:
         self._examples = max(1, batch_size(batch))
 
     @override
-    def see_loss(self, loss: Tensor) -> None:
-        calls = [(name, gate_LI) for name, gate in self._gates.items() for gate_LI in gate.calls]
+    def on_loss(self, loss: Tensor) -> None:
+        calls = [(name, gate_LI) for name, gate in self.hooks.by_layer.items() for gate_LI in gate.calls]
         if not calls or not loss.requires_grad:
             return
         first = _derivatives(loss, calls, create_graph=True)
         if not first:
             return
         # Signs of its own for each example; one for all, if nobody can say which entry belongs to which example.
-        told_apart = all(len(gate_LI) % self._examples == 0 for _, gate_LI in calls)
-        examples = self._examples if told_apart else 1
-        total_C = torch.zeros(self._assembly.channels, dtype=self._assembly.dtype, device=self._assembly.device)
+        divisible = all(len(gate_LI) % self._examples == 0 for _, gate_LI in calls)
+        examples = self._examples if divisible else 1
+        total_C = torch.zeros(self._matrix.channels, dtype=self._matrix.dtype, device=self._matrix.device)
         for _ in range(self._probes):
             probe_CN = self._draw(examples)
             total_C += (probe_CN * self._hessian_times(probe_CN, first, calls)).sum(1)
-        self._curvatures.append((total_C / self._probes, self._assembly.fed_by(calls[place][0] for place in first)))
+        self._curvatures.append((total_C / self._probes, self._matrix.channels_of(calls[place][0] for place in first)))
 
     def _hessian_times(self, probe_CN: Tensor, first: dict[int, Tensor], calls: list[tuple[str, Tensor]]) -> Tensor:
         """Shape ``(C, N)``: the derivative of the gates' gradient in the direction of a probe."""
@@ -164,11 +145,11 @@ class _CurvatureScorer(Scorer):
         for place, second_LI in _derivatives(slope, calls, create_graph=False).items():
             name, second_NI = calls[place][0], fold_examples(second_LI, examples)
             entries[name] = entries[name] + second_NI if name in entries else second_NI
-        return self._assembly(entries, examples)
+        return self._matrix(entries, examples)
 
     def _draw(self, examples: int) -> Tensor:
         self._draws += 1
-        signs_CN = draw_signs(f"{self._key}/{self._draws}", self._assembly.channels, examples)
+        signs_CN = draw_signs(f"{self._key}/{self._draws}", self._matrix.channels, examples)
         return signs_CN.to(self._sums.total)
 
     @override
@@ -187,12 +168,12 @@ class _CurvatureScorer(Scorer):
         self._curvatures = []
 
     def _forget_calls(self) -> None:
-        for gate in self._gates.values():
+        for gate in self.hooks.by_layer.values():
             gate.calls = []
 
     @override
     def scores(self) -> dict[str, Tensor]:
-        return self._assembly.by_group(self._sums.mean())
+        return self._matrix.by_group(self._sums.mean())
 
     @override
     def state(self) -> dict[str, Tensor]:
@@ -205,42 +186,34 @@ class _CurvatureScorer(Scorer):
 
     @override
     def close(self) -> None:
-        self._watch.close()
+        super().close()
         self._forget_calls()
-        self.drop_batch()
 
 
 @final
-class _Gate:
+class _Gate(InputHook):
     """A forward pre-hook that multiplies a layer's input by ones, anew in every call."""
 
     def __init__(self, module: nn.Module, width: int) -> None:
-        self._maps = isinstance(module, _ConvNd)
-        self._batched = len(module.kernel_size) + 2 if isinstance(module, _ConvNd) else 2
+        super().__init__(module)
         self._width = width
         self.calls: list[Tensor] = []
-        self.paused = False
 
     @torch.compiler.disable
     def __call__(
         self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
-        """Called before the layer's forward pass: let its input pass through the gate."""
-        x = args[0] if args else kwargs.get("input")
-        if self.paused or not (torch.is_grad_enabled() and isinstance(x, Tensor) and x.is_floating_point()):
+        """Let the layer's input pass through the gate, before its forward pass."""
+        x = self.input_of(args, kwargs)
+        if x is None or not x.is_floating_point():
             return None
-        batched = x.ndim >= self._batched
+        batched = x.ndim >= self.batched
         leading = x.shape[0] if batched else 1
         gate_LI = torch.ones(leading, self._width, dtype=x.dtype, device=x.device, requires_grad=True)
         self.calls.append(gate_LI)
-        positions = [1] * (self._batched - 2 if self._maps else max(0, x.ndim - 2))
-        shape = (leading, self._width, *positions) if self._maps else (leading, *positions, self._width)
-        gated = x * gate_LI.view(shape if batched else shape[1:])
-        return ((gated, *args[1:]), kwargs) if args else (args, {**kwargs, "input": gated})
-
-    def __reduce__(self) -> tuple[Callable[[], Callable[..., None]], tuple[()]]:
-        # A copy of the model carries a hook that does nothing.
-        return _make_idle, ()
+        positions = [1] * (self.batched - 2 if self.maps else max(0, x.ndim - 2))
+        shape = (leading, self._width, *positions) if self.maps else (leading, *positions, self._width)
+        return with_input(args, kwargs, x * gate_LI.view(shape if batched else shape[1:]))
 
 
 def draw_signs(key: str, *shape: int) -> Tensor:
@@ -253,7 +226,7 @@ def draw_signs(key: str, *shape: int) -> Tensor:
 def _derivatives(value: Tensor, calls: list[tuple[str, Tensor]], *, create_graph: bool) -> dict[int, Tensor]:
     """Place of a call -> the derivative by its gate, of those that had a part in the value."""
     try:
-        found = torch.autograd.grad(
+        grads = torch.autograd.grad(
             value, [gate for _, gate in calls], create_graph=create_graph, retain_graph=True, allow_unused=True
         )
     except (RuntimeError, NotImplementedError) as error:
@@ -262,27 +235,19 @@ def _derivatives(value: Tensor, calls: list[tuple[str, Tensor]], *, create_graph
             "torch.compile, fused attention and reentrant checkpointing, or score with Taylor() or TaylorBatch(), "
             "which need one derivative"
         ) from error
-    return {place: grad for place, grad in enumerate(found) if grad is not None}
+    return {place: grad for place, grad in enumerate(grads) if grad is not None}
 
 
 def _channels_of_entries(
-    graph: ChannelGraph, readers: Mapping[str, list[Any]], device: torch.device
+    graph: ChannelGraph, consumers: Mapping[str, list[Any]], device: torch.device
 ) -> dict[str, Tensor]:
-    """Reader -> shape ``(I,)``, int64: the channel that each input entry belongs to; one past the last for none."""
+    """Consumer -> shape ``(I,)``, int64: the channel that each input entry belongs to; one past the last for none."""
     total = sum(group.size for group in graph.groups.values())
-    found: dict[str, Tensor] = {}
+    channels: dict[str, Tensor] = {}
     start = 0
     for name, group in graph.groups.items():
-        for reader in readers.get(name, []):
-            channel_I = found.setdefault(reader.name, torch.full((reader.width,), total))
-            channel_I[reader.index] = torch.arange(start, start + group.size)[:, None].expand_as(reader.index)
+        for consumer in consumers.get(name, []):
+            channel_I = channels.setdefault(consumer.name, torch.full((consumer.width,), total))
+            channel_I[consumer.index] = torch.arange(start, start + group.size)[:, None].expand_as(consumer.index)
         start += group.size
-    return {name: channel_I.to(device) for name, channel_I in found.items()}
-
-
-def _idle(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-    return None
-
-
-def _make_idle() -> Callable[..., None]:
-    return _idle
+    return {name: channel_I.to(device) for name, channel_I in channels.items()}

@@ -15,12 +15,13 @@ from torch import Tensor, nn
 from typing_extensions import override
 
 from lightning_taylor.criteria.base import Criterion, Scorer
+from lightning_taylor.criteria.hooked import HookedScorer
 from lightning_taylor.graph.channel_graph import ChannelGraph
 from lightning_taylor.scores.accumulator import ChannelSums
 from lightning_taylor.scores.formulas import Absolute, Positions, fold_examples, taylor
-from lightning_taylor.scores.input_hooks import Watch
+from lightning_taylor.scores.input_hooks import ConsumerHooks
 from lightning_taylor.scores.normalize import Normalization
-from lightning_taylor.scores.taylor_hook import Tap
+from lightning_taylor.scores.taylor_hook import TaylorHook
 
 __all__ = [
     "Taylor",
@@ -80,68 +81,50 @@ class Taylor(Criterion):
 
     @property
     @override
-    def own_normalization(self) -> Normalization:
+    def default_normalization(self) -> Normalization:
         """Where positions are summed it is the change of the loss, of one unit everywhere; a mean wants "l2"."""
         return "none" if self.positions == "sum" else "l2"
 
     @property
     @override
-    def own_flops_power(self) -> float:
+    def default_flops_power(self) -> float:
         """Between what a channel is worth and what it is worth per FLOP; better than both where it was measured."""
         return 0.5 if self.positions == "sum" else 0.0
 
     @override
-    def watch(self, model: nn.Module, graph: ChannelGraph, *, event: int = 0) -> Scorer:
-        """Place a tap on every layer that reads a channel of the graph."""
+    def scorer(self, model: nn.Module, graph: ChannelGraph, *, event: int = 0) -> Scorer:
+        """Place a hook on every layer that reads a channel of the graph."""
         return _TaylorScorer(model, graph, self.positions, self.absolute)
 
 
 @final
-class _TaylorScorer(Scorer):
+class _TaylorScorer(HookedScorer[ConsumerHooks[TaylorHook]]):
     needs_input_gradient = True
 
     def __init__(self, model: nn.Module, graph: ChannelGraph, positions: Positions, absolute: Absolute) -> None:
         self._absolute: Absolute = absolute
-        self._watch = Watch(model, graph, lambda reader: Tap(reader.module, positions))
-        self._taps = self._watch.hooks
+        hooks = ConsumerHooks(model, graph, lambda consumer: TaylorHook(consumer.module, positions))
         # A channel that owns several entries (a flattened map) has its positions there.
-        self._assembly = self._watch.assembly(mean=positions == "mean")
-        self._sums = ChannelSums(self._assembly.channels, dtype=self._assembly.dtype, device=self._assembly.device)
+        self._matrix = hooks.channel_matrix(mean=positions == "mean")
+        self._sums = ChannelSums(self._matrix.channels, dtype=self._matrix.dtype, device=self._matrix.device)
+        super().__init__(hooks, self._sums)
         self._examples: int | None = None  # of the batches that compiled code can gather
-
-    @property
-    @override
-    def blind(self) -> Mapping[str, str]:
-        return self._watch.blind
-
-    @property
-    @override
-    def metric(self) -> ChannelSums:
-        return self._sums
-
-    @override
-    def pause(self) -> None:
-        self._watch.pause()
-
-    @override
-    def resume(self) -> None:
-        self._watch.resume()
 
     @override
     def before_backward(self) -> None:
-        for tap in self._taps.values():
-            tap.drop()
+        for hook in self.hooks.by_layer.values():
+            hook.drop()
 
     @override
     def after_backward(self) -> None:
-        for tap in self._taps.values():
-            tap.keep()
+        for hook in self.hooks.by_layer.values():
+            hook.keep()
 
     @override
     def end_batch(self, *, examples: int, grad_scale: float | Tensor = 1.0) -> None:
         if examples < 1:
             raise ValueError(f"examples must be at least 1, got {examples}")
-        gathered = {name: calls for name, tap in self._taps.items() if (calls := tap.take())}
+        gathered = {name: calls for name, hook in self.hooks.by_layer.items() if (calls := hook.take())}
         if not gathered:
             return
         # A fit may go on at the smaller last batch of an epoch: the larger ones after it are those to be compiled for.
@@ -149,13 +132,13 @@ class _TaylorScorer(Scorer):
             self._make_gates({name: len(calls[0]) for name, calls in gathered.items()}, examples)
         with torch.no_grad():
             entries = {name: _sum_calls(calls, examples) for name, calls in gathered.items()}
-            score_C = taylor(self._assembly(entries, examples), self._absolute) / grad_scale
-            self._sums.update(score_C, self._assembly.fed_by(gathered), examples)
+            score_C = taylor(self._matrix(entries, examples), self._absolute) / grad_scale
+            self._sums.update(score_C, self._matrix.channels_of(gathered), examples)
 
     def _make_gates(self, entries: Mapping[str, int], examples: int) -> None:
-        zero = torch.zeros((), dtype=self._assembly.dtype, device=self._assembly.device)
+        zero = torch.zeros((), dtype=self._matrix.dtype, device=self._matrix.device)
         for name, length in entries.items():
-            self._taps[name].make_gate(zero, length, self._assembly.widths[name])
+            self.hooks.by_layer[name].make_gate(zero, length, self._matrix.widths[name])
         self._examples = examples
 
     @override
@@ -163,25 +146,22 @@ class _TaylorScorer(Scorer):
         return self._examples == examples
 
     @override
-    def follow(self, before: Scorer, remove: Mapping[str, Tensor]) -> None:
+    def carry_over(self, before: Scorer, remove: Mapping[str, Tensor]) -> None:
         if isinstance(before, _TaylorScorer) and before._examples:
-            lengths = {name: tap.entries for name, tap in before._taps.items() if name in self._taps}
+            lengths = {
+                name: hook.entries for name, hook in before.hooks.by_layer.items() if name in self.hooks.by_layer
+            }
             self._make_gates({name: length for name, length in lengths.items() if length}, before._examples)
 
     @override
     def drop_batch(self) -> None:
-        for tap in self._taps.values():
-            tap.take()
+        for hook in self.hooks.by_layer.values():
+            hook.take()
 
     @override
     def scores(self) -> dict[str, Tensor]:
         mean_C = self._sums.mean()
-        return self._assembly.by_group(mean_C.abs() if self._absolute == "window" else mean_C)
-
-    @override
-    def close(self) -> None:
-        self._watch.close()
-        self.drop_batch()
+        return self._matrix.by_group(mean_C.abs() if self._absolute == "window" else mean_C)
 
 
 def _sum_calls(calls: list[Tensor], examples: int) -> Tensor:

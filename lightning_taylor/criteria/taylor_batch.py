@@ -16,10 +16,11 @@ from lightning_taylor.criteria.base import Criterion, Scorer
 from lightning_taylor.graph.channel_graph import ChannelGraph
 from lightning_taylor.graph.types import Axis, Role
 from lightning_taylor.scores.accumulator import ChannelSums
-from lightning_taylor.scores.channel_matrix import Assembly, Part
-from lightning_taylor.scores.consumers import checked_parameter
+from lightning_taylor.scores.channel_matrix import Block, ChannelMatrix
+from lightning_taylor.scores.consumers import traced_parameter
 from lightning_taylor.scores.formulas import batch_contributions
 from lightning_taylor.scores.normalize import Normalization
+from lightning_taylor.utilities.checks import is_number
 
 __all__ = [
     "History",
@@ -57,24 +58,24 @@ class TaylorBatch(Criterion):
     """
 
     def __init__(self, momentum: float = 0.0) -> None:
-        if isinstance(momentum, bool) or not isinstance(momentum, int | float) or not 0 <= momentum < 1:
+        if not is_number(momentum) or not 0 <= momentum < 1:
             raise ValueError(f"momentum must be a number in [0, 1), got {momentum!r}")
         self.momentum = float(momentum)
 
     @property
     @override
-    def own_normalization(self) -> Normalization:
+    def default_normalization(self) -> Normalization:
         """It is the change of the loss, squared."""
         return "none"
 
     @property
     @override
-    def own_flops_power(self) -> float:
+    def default_flops_power(self) -> float:
         """Twice that of ``Taylor``, since it is a square; better than 0 on both nets where it was measured."""
         return 1.0
 
     @override
-    def watch(self, model: nn.Module, graph: ChannelGraph, *, event: int = 0) -> Scorer:
+    def scorer(self, model: nn.Module, graph: ChannelGraph, *, event: int = 0) -> Scorer:
         """Remember the weights that read channels; the model is not touched."""
         return _TaylorBatchScorer(model, graph, self.momentum)
 
@@ -83,12 +84,12 @@ class TaylorBatch(Criterion):
 class _TaylorBatchScorer(Scorer):
     def __init__(self, model: nn.Module, graph: ChannelGraph, momentum: float) -> None:
         self._history = History(graph, momentum)
-        self._blind: dict[str, str] = {}
+        self._unscorable: dict[str, str] = {}
         self._weights: dict[Axis, nn.Parameter] = {}
         parts = self._find_parts(model, graph)
         first = next(iter(self._weights.values()), None)
         double = any(w.dtype == torch.float64 for w in self._weights.values())
-        self._assembly = Assembly(
+        self._matrix = ChannelMatrix(
             graph,
             {axis: weight.shape[axis[1]] for axis, weight in self._weights.items()},
             parts,
@@ -96,28 +97,28 @@ class _TaylorBatchScorer(Scorer):
             device=first.device if first is not None else torch.device("cpu"),
         )
         self._pending: dict[Axis, Tensor] = {}
-        self._sums = ChannelSums(self._assembly.channels, dtype=self._assembly.dtype, device=self._assembly.device)
+        self._sums = ChannelSums(self._matrix.channels, dtype=self._matrix.dtype, device=self._matrix.device)
 
-    def _find_parts(self, model: nn.Module, graph: ChannelGraph) -> list[Part[Axis]]:
-        """The slices of all groups that are read through parameters only; the others become blind."""
-        parts: list[Part[Axis]] = []
+    def _find_parts(self, model: nn.Module, graph: ChannelGraph) -> list[Block[Axis]]:
+        """Find the slices of all groups that are read through parameters only; the others become unscorable."""
+        parts: list[Block[Axis]] = []
         for name, group in graph.groups.items():
             # What a product loses is the derivative by one of its sides.
             consumers = group.of(Role.CONSUMER, Role.QUERY)
-            weights = {s.axis: checked_parameter(model, graph, s.tensor) for s in consumers}
+            weights = {s.axis: traced_parameter(model, graph, s.tensor) for s in consumers}
             buffers = [axis[0] for axis, weight in weights.items() if weight is None]
             if buffers or not consumers:
                 reason = f"read through the buffer {buffers[0]!r}, which has no gradient" if buffers else None
-                self._blind[name] = reason or "no layer reads its channels"
+                self._unscorable[name] = reason or "no layer reads its channels"
                 continue
             self._weights.update({axis: weight for axis, weight in weights.items() if weight is not None})
-            parts.extend(Part(name, s.axis, s.index) for s in consumers)
+            parts.extend(Block(name, s.axis, s.index) for s in consumers)
         return parts
 
     @property
     @override
-    def blind(self) -> Mapping[str, str]:
-        return self._blind
+    def unscorable(self) -> Mapping[str, str]:
+        return self._unscorable
 
     @property
     @override
@@ -127,12 +128,12 @@ class _TaylorBatchScorer(Scorer):
 
     @override
     def before_step(self, parameters: Iterable[Tensor] | None = None, *, grad_scale: float | Tensor = 1.0) -> None:
-        own = None if parameters is None else {id(p) for p in parameters}
+        stepped = None if parameters is None else {id(p) for p in parameters}
         with torch.no_grad():
             entries = {
                 axis: _unscaled(batch_contributions(weight.detach(), weight.grad, dim=axis[1])[None], grad_scale)
                 for axis, weight in self._weights.items()
-                if weight.grad is not None and (own is None or id(weight) in own)
+                if weight.grad is not None and (stepped is None or id(weight) in stepped)
             }
             # The layers of one group may have different optimizers, whose steps come one after the other.
             if entries.keys() & self._pending.keys():
@@ -156,16 +157,16 @@ class _TaylorBatchScorer(Scorer):
                 for axis, weight in self._weights.items()
                 if not weight.requires_grad or (weight.grad is not None and axis not in entries)
             ]
-            seen_C = self._assembly.fed_by(entries) & ~self._assembly.fed_by(missing)
-            self._sums.update(self._assembly(entries, 1).squeeze(1).square(), seen_C, 1)
+            seen_C = self._matrix.channels_of(entries) & ~self._matrix.channels_of(missing)
+            self._sums.update(self._matrix(entries, 1).squeeze(1).square(), seen_C, 1)
 
     @override
     def scores(self) -> dict[str, Tensor]:
-        return self._history.blend(self._assembly.by_group(self.metric.mean()))
+        return self._history.blend(self._matrix.by_group(self.metric.mean()))
 
     @override
-    def follow(self, before: Scorer, remove: Mapping[str, Tensor]) -> None:
-        self._history.follow(before.scores(), remove)
+    def carry_over(self, before: Scorer, remove: Mapping[str, Tensor]) -> None:
+        self._history.carry_over(before.scores(), remove)
 
     @override
     def state(self) -> dict[str, Tensor]:
@@ -201,7 +202,7 @@ class History:
         >>> from lightning_taylor.trace.api import trace_channels
         >>> net = torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.Linear(2, 1))
         >>> history = History(trace_channels(net, torch.rand(1, 2)), momentum=0.5)
-        >>> history.follow({"0": torch.tensor([1.0, 2.0, 3.0])}, {"0": torch.tensor([1])})
+        >>> history.carry_over({"0": torch.tensor([1.0, 2.0, 3.0])}, {"0": torch.tensor([1])})
         >>> history.blend({"0": torch.tensor([5.0, 5.0])})
         {'0': tensor([3., 4.])}
     """
@@ -219,7 +220,7 @@ class History:
             for name, score_C in scores.items()
         }
 
-    def follow(self, scores: Mapping[str, Tensor], remove: Mapping[str, Tensor]) -> None:
+    def carry_over(self, scores: Mapping[str, Tensor], remove: Mapping[str, Tensor]) -> None:
         """Remember the blended scores at an event, of the channels that stay.
 
         Args:

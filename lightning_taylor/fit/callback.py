@@ -219,7 +219,7 @@ class TaylorPruning(Callback):
         if fetched:
             self._listening.clear()
             self._batch = None if self._session.traced else batch
-            self._session.scorer.see_batch(batch)
+            self._session.scorer.on_batch(batch)
         self._session.start_batch(self._examples)
 
     @override
@@ -230,7 +230,7 @@ class TaylorPruning(Callback):
         if pl_module.automatic_optimization:
             # An optimizer with a closure, such as LBFGS, evaluates a batch several times; only the last one counts.
             scorer.drop_batch()
-        scorer.see_loss(loss)
+        scorer.on_loss(loss)
         scorer.before_backward()
 
     @override

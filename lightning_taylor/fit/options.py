@@ -73,10 +73,10 @@ class Options:
             [0.5, 0.0]
         """
         target = Target.of(target)
-        scale = normalization or ("l2" if flops_penalty else criterion.own_normalization)
+        scale = normalization or ("l2" if flops_penalty else criterion.default_normalization)
         if flops_power is None:
-            own = target.flops is not None and scale == criterion.own_normalization and not flops_penalty
-            flops_power = criterion.own_flops_power if own else 0.0
+            own = target.flops is not None and scale == criterion.default_normalization and not flops_penalty
+            flops_power = criterion.default_flops_power if own else 0.0
         return cls(target, criterion, scale, flops_penalty, min_channels, round_to, flops_power)
 
     def on(self, device: torch.device) -> Options:

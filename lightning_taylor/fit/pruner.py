@@ -112,8 +112,8 @@ class Pruner:
         """Start to gather scores at the present widths; the scores so far are dropped."""
         self.close()
         with signals_deferred():  # a Ctrl-C among its hooks would leave some that nobody knows
-            self.scorer = self.options.criterion.watch(self.model, self.graph, event=len(self.record.events))
-        self.blind = {**self._without_gradient(), **self.scorer.blind}
+            self.scorer = self.options.criterion.scorer(self.model, self.graph, event=len(self.record.events))
+        self.blind = {**self._without_gradient(), **self.scorer.unscorable}
 
     def _without_gradient(self) -> dict[str, str]:
         """Return the groups that a criterion of gradients can never score, since none reaches what reads them."""
@@ -187,7 +187,7 @@ class Pruner:
             self.record.append(event)
         if not self.done:
             self.watch()
-            self.scorer.follow(before, remove)
+            self.scorer.carry_over(before, remove)
         return event
 
     def _check_shapes(self) -> None:

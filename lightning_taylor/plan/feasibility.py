@@ -13,6 +13,7 @@ from lightning_taylor.graph.channel_graph import ChannelGraph
 from lightning_taylor.measure.meter import Measure
 from lightning_taylor.plan.cost import Cost, CostModel
 from lightning_taylor.plan.target import Target
+from lightning_taylor.utilities.checks import check_whole
 
 __all__ = [
     "allowed_widths",
@@ -38,8 +39,7 @@ def allowed_widths(size: int, *, min_channels: int = 1, round_to: int = 1) -> ND
         array([20, 16,  8])
     """
     for name, value in (("min_channels", min_channels), ("round_to", round_to)):
-        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-            raise ValueError(f"{name} must be a whole number of at least 1, got {value!r}")
+        check_whole(name, value, at_least=1)
     highest = (size - 1) // round_to * round_to
     return np.concatenate([[size], np.arange(highest, min_channels - 1, -round_to)])
 

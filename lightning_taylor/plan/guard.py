@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from numbers import Real
 from typing import Literal, get_args
+
+from lightning_taylor.utilities.checks import is_number
 
 __all__ = ["Guard"]
 
@@ -46,8 +47,7 @@ class Guard:
     def __post_init__(self) -> None:
         if not isinstance(self.monitor, str) or not self.monitor:
             raise ValueError(f"monitor must be the name of a metric such as 'val_acc', got {self.monitor!r}")
-        number = isinstance(self.max_drop, Real) and not isinstance(self.max_drop, bool)
-        if not number or not 0 <= self.max_drop < math.inf:
+        if not is_number(self.max_drop) or not 0 <= self.max_drop < math.inf:
             raise ValueError(f"max_drop must be a number of at least 0, got {self.max_drop!r}")
         for name, value, known in (("action", self.action, get_args(Action)), ("mode", self.mode, get_args(Mode))):
             if value not in known:

@@ -10,6 +10,7 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass
 
 from lightning_taylor.plan.target import Curve, Target
+from lightning_taylor.utilities.checks import check_whole
 
 __all__ = ["Demand", "Gradual", "Iterative", "OneShot", "Schedule", "default_schedule"]
 
@@ -86,9 +87,9 @@ class Iterative(Schedule):
     start_step: int = 0
 
     def __post_init__(self) -> None:
-        _check_at_least("every_n_steps", self.every_n_steps, 1)
-        _check_at_least("channels_per_event", self.channels_per_event, 1)
-        _check_at_least("start_step", self.start_step, 0)
+        check_whole("every_n_steps", self.every_n_steps, 1)
+        check_whole("channels_per_event", self.channels_per_event, 1)
+        check_whole("start_step", self.start_step, 0)
 
     def is_event(self, step: int) -> bool:
         """Whether channels are removed after this many optimizer steps; nothing happens once the target is met."""
@@ -129,9 +130,9 @@ class Gradual(Schedule):
     curve: Curve = "cubic"
 
     def __post_init__(self) -> None:
-        _check_at_least("every_n_steps", self.every_n_steps, 1)
-        _check_at_least("start_step", self.start_step, 0)
-        _check_at_least("end_step", self.end_step, self.start_step + 1)
+        check_whole("every_n_steps", self.every_n_steps, 1)
+        check_whole("start_step", self.start_step, 0)
+        check_whole("end_step", self.end_step, self.start_step + 1)
         Target(flops=1.0).interpolate(0.0, self.curve)
 
     def is_event(self, step: int) -> bool:
@@ -166,7 +167,7 @@ class OneShot(Schedule):
     step: int
 
     def __post_init__(self) -> None:
-        _check_at_least("step", self.step, 1)
+        check_whole("step", self.step, 1)
 
     def is_event(self, step: int) -> bool:
         """Whether this is the one step."""
@@ -212,11 +213,6 @@ def default_schedule(total_steps: float) -> Gradual:
         )
     start, end = steps // 10, 2 * steps // 3
     return Gradual(max(1, round((end - start) / _EVENTS)), start, end)
-
-
-def _check_at_least(name: str, value: int, minimum: int) -> None:
-    if isinstance(value, bool) or not isinstance(value, int) or value < minimum:
-        raise ValueError(f"{name} must be a whole number of at least {minimum}, got {value!r}")
 
 
 def _check_reaches(schedule: Schedule, needed: int, total_steps: int, purpose: str) -> None:

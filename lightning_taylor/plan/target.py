@@ -10,10 +10,10 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from fractions import Fraction
-from numbers import Real
 from typing import Literal
 
 from lightning_taylor.plan.cost import Cost
+from lightning_taylor.utilities.checks import is_number
 
 __all__ = ["Curve", "Target"]
 
@@ -57,7 +57,7 @@ class Target:
             names = ", ".join(f"{field.name}=" for field in fields(self))
             raise ValueError(f"a target needs at least one of {names}, e.g. Target(flops=0.5)")
         for name, fraction in self.asked.items():
-            if isinstance(fraction, bool) or not isinstance(fraction, Real):
+            if not is_number(fraction):
                 raise ValueError(
                     f"target {name}={fraction!r} is not a number: write the fraction of the dense model that may "
                     "remain, such as 0.5"

@@ -17,8 +17,8 @@ from torch import Tensor
 from lightning_taylor.graph.channel_graph import ChannelGraph
 
 __all__ = [
-    "Assembly",
-    "Part",
+    "Block",
+    "ChannelMatrix",
 ]
 
 Source = TypeVar("Source", bound=Hashable)
@@ -27,7 +27,7 @@ Key = TypeVar("Key", bound=Hashable)
 
 
 @dataclass(frozen=True, eq=False)
-class Part(Generic[Source]):
+class Block(Generic[Source]):
     """The entries of one source that belong to one group.
 
     Attributes:
@@ -43,7 +43,7 @@ class Part(Generic[Source]):
     scale: float = 1.0
 
 
-class Assembly(Generic[Source]):
+class ChannelMatrix(Generic[Source]):
     """Adds up the entries of all sources into channels: ``channel_CN = A_CE @ entry_EN``, with ``A`` sparse.
 
     Args:
@@ -58,7 +58,7 @@ class Assembly(Generic[Source]):
         self,
         graph: ChannelGraph,
         widths: Mapping[Source, int],
-        parts: Iterable[Part[Source]],
+        parts: Iterable[Block[Source]],
         *,
         dtype: torch.dtype,
         device: torch.device,
@@ -107,8 +107,8 @@ class Assembly(Generic[Source]):
             include_last_offset=True,
         )
 
-    def fed_by(self, sources: Iterable[Source]) -> Tensor:
-        """Shape ``(C,)``, bool: the channels of groups that have entries in any of these sources."""
+    def channels_of(self, sources: Iterable[Source]) -> Tensor:
+        """Return shape ``(C,)``, bool: the channels of groups that have entries in any of these sources."""
         key = frozenset(sources)
         if key not in self._masks:
             groups = {group for source in key for group in self._groups_of[source]}
@@ -119,7 +119,7 @@ class Assembly(Generic[Source]):
         return self._masks[key]
 
     def by_group(self, mean_C: Tensor) -> dict[str, Tensor]:
-        """Group name -> its ``(C,)`` scores, float32 on the CPU; groups with a nan (never seen) are left out."""
+        """Split into group name -> ``(C,)`` scores, float32 on the CPU; groups with a nan (never seen) are left out."""
         mean_C = mean_C.detach().to("cpu", torch.float32)
         unseen_C = mean_C.isnan().numpy()
         return {name: mean_C[span].clone() for name, span in self._spans.items() if not unseen_C[span].any()}
@@ -134,7 +134,7 @@ def _spans(sizes: Mapping[Key, int]) -> dict[Key, slice]:
 
 
 def _entries(
-    parts: list[Part[Source]], rows: Mapping[str, slice], columns: Mapping[Source, slice]
+    parts: list[Block[Source]], rows: Mapping[str, slice], columns: Mapping[Source, slice]
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Row, column and value of every nonzero of the matrix, sorted by row and without repetition."""
     if not parts:
@@ -152,6 +152,6 @@ def _entries(
     return pair // width, pair % width, value
 
 
-def _rows_of(part: Part[Source], span: slice) -> Tensor:
+def _rows_of(part: Block[Source], span: slice) -> Tensor:
     row = torch.arange(span.start, span.stop)
     return row if part.index.shape[1] == 1 else row.repeat_interleave(part.index.shape[1])

@@ -1,4 +1,4 @@
-"""Which layers read a group's channels, and which of them a hook can watch.
+"""The layers that read a group's channels, as far as a hook can watch them.
 
 Queries are read by no weight: they are watched where they are made. The change of the loss when a product goes is the
 derivative by one of its sides; that by the other is the same number.
@@ -23,12 +23,13 @@ from lightning_taylor.errors import UncoupledChannelsError
 from lightning_taylor.graph.channel_graph import ChannelGraph
 from lightning_taylor.graph.types import Role, Slice
 from lightning_taylor.modules.attention_registry import hands_queries_on, headwise, is_stock, projection_of
+from lightning_taylor.utilities.hooks import InertCopy
 
 __all__ = [
-    "Reader",
-    "Readers",
-    "checked_parameter",
-    "find_readers",
+    "Consumer",
+    "Consumers",
+    "find_consumers",
+    "traced_parameter",
 ]
 
 _READING = ("weight", "weight_ih", "weight_ih_l0")
@@ -36,7 +37,7 @@ _READING = ("weight", "weight_ih", "weight_ih_l0")
 
 
 @dataclass(frozen=True, eq=False)
-class Reader:
+class Consumer:
     """One module that reads a group's channels.
 
     Attributes:
@@ -61,7 +62,7 @@ class Reader:
         return self.module.register_forward_pre_hook(hook, with_kwargs=True)
 
 
-class _After:
+class _After(InertCopy):
     """A forward pre-hook as a forward hook: it is shown the output as if the next layer read it alone."""
 
     def __init__(self, hook: Callable[..., Any]) -> None:
@@ -71,20 +72,8 @@ class _After:
         changed = self._hook(module, (out,), {})
         return None if changed is None else changed[0][0]
 
-    def __reduce__(self) -> tuple[Callable[[], Callable[..., None]], tuple[()]]:
-        # A copy of the model carries a hook that does nothing.
-        return _make_idle, ()
 
-
-def _idle(module: nn.Module, args: Any, out: Any) -> None:
-    return None
-
-
-def _make_idle() -> Callable[..., None]:
-    return _idle
-
-
-class Readers:
+class Consumers:
     """Finds the modules behind consumer slices; tied weights have several.
 
     Args:
@@ -101,72 +90,72 @@ class Readers:
                 if parameter is not None:
                     self._owners[id(parameter)].append((f"{name}.{attribute}".lstrip("."), module))
 
-    def of(self, consumer: Slice) -> list[Reader] | str:
-        """Every module that reads through this slice, or the reason why it cannot be watched."""
-        parameter = checked_parameter(self._model, self._graph, consumer.tensor)
+    def of(self, read: Slice) -> list[Consumer] | str:
+        """Find every module that reads through this slice, or say why it cannot be watched."""
+        parameter = traced_parameter(self._model, self._graph, read.tensor)
         if parameter is None:
-            return f"read through the buffer {consumer.tensor!r}, whose layer no hook can see"
-        found = []
+            return f"read through the buffer {read.tensor!r}, whose layer no hook can see"
+        consumers = []
         for tensor, module in self._owners[id(parameter)]:
             if isinstance(module, nn.RNNBase) and tensor.endswith("weight_ih_l0_reverse"):
                 continue  # reads what ``weight_ih_l0`` reads
             dim = _input_dim(module)
             if isinstance(module, NonDynamicallyQuantizableLinear) and not self._can_be_opened(tensor):
                 return f"read through {tensor!r}, which its attention passes on without a call"
-            if dim != consumer.dim or tensor.rpartition(".")[2] not in _READING:
+            if dim != read.dim or tensor.rpartition(".")[2] not in _READING:
                 return f"read through {tensor!r}, which reads nothing that its module is called with"
-            index = _input_channels(module, consumer)
-            found.append(Reader(tensor.rpartition(".")[0], module, _input_width(module, parameter), index))
-        return found
+            index = _input_channels(module, read)
+            consumers.append(Consumer(tensor.rpartition(".")[0], module, _input_width(module, parameter), index))
+        return consumers
 
-    def of_queries(self, query: Slice) -> list[Reader] | str:
-        """What makes the queries of this slice, to be watched there, or the reason why it cannot be."""
-        parameter = checked_parameter(self._model, self._graph, query.tensor)
+    def of_queries(self, query: Slice) -> list[Consumer] | str:
+        """Find what makes the queries of this slice, to be watched there, or say why it cannot be."""
+        parameter = traced_parameter(self._model, self._graph, query.tensor)
         if parameter is None or parameter.ndim == 1:  # a bias is part of what its layer makes
             return [] if parameter is not None else f"queries are made by the buffer {query.tensor!r}"
-        found = []
+        consumers = []
         for tensor, module in self._owners[id(parameter)]:
             name = tensor.rpartition(".")[0]
             attention = next((n for n in (name, name.rpartition(".")[0]) if self._hands_on(n)), None)
             if attention is not None:
                 width = parameter.shape[0] // (3 if tensor.endswith("in_proj_weight") else 1)
-                found.append(Reader(f"{attention}:queries", self._handing[attention], width, query.index))
+                consumers.append(Consumer(f"{attention}:queries", self._handing[attention], width, query.index))
             elif _output_dim(module) == query.dim and tensor.rpartition(".")[2] == "weight":
-                found.append(Reader(f"{name}:output", module, parameter.shape[query.dim], query.index, made=True))
+                consumers.append(Consumer(f"{name}:output", module, parameter.shape[query.dim], query.index, made=True))
             else:
                 return f"queries are made by {tensor!r}, whose output no hook can see"
-        return found
+        return consumers
 
     def _hands_on(self, name: str) -> bool:
-        """Whether a module is an attention whose headwise class hands its queries to a module of ours."""
+        """Return whether a module is an attention whose headwise class hands its queries to a module of ours."""
         if hands_queries_on(self._model.get_submodule(name)):
             self._handing.setdefault(name, nn.Identity())
             return True
         return False
 
     def _can_be_opened(self, tensor: str) -> bool:
-        """Whether the attention around an output projection can be made to call it; see ``scores.opening``."""
+        """Return whether the attention around an output projection can be made to call it; see ``OpenHeads``."""
         around, _, layer = tensor.rpartition(".")[0].rpartition(".")
         module = self._model.get_submodule(around)
         return projection_of(module) == layer and (headwise(module) is not None or not is_stock(module))
 
 
-def find_readers(model: nn.Module, graph: ChannelGraph) -> tuple[dict[str, list[Reader]], dict[str, str]]:
-    """Group name -> its readers; and the groups with one that cannot be watched -> the reason in words."""
-    readers, found, blind = Readers(model, graph), {}, {}
+def find_consumers(model: nn.Module, graph: ChannelGraph) -> tuple[dict[str, list[Consumer]], dict[str, str]]:
+    """Return group name -> its consumers; and the groups with one that cannot be watched -> the reason in words."""
+    finder, consumers, unscorable = Consumers(model, graph), {}, {}
     for name, group in graph.groups.items():
-        each = [readers.of(consumer) for consumer in group.of(Role.CONSUMER)]
-        each += [readers.of_queries(query) for query in group.of(Role.QUERY)]
+        each = [finder.of(s) for s in group.of(Role.CONSUMER)]
+        each += [finder.of_queries(s) for s in group.of(Role.QUERY)]
         reasons = [reason for reason in each if isinstance(reason, str)]
         if reasons or not any(each):
-            blind[name] = reasons[0] if reasons else "no layer reads its channels"
+            unscorable[name] = reasons[0] if reasons else "no layer reads its channels"
         else:
-            found[name] = [reader for some in each if not isinstance(some, str) for reader in some]
-    return found, blind
+            consumers[name] = [consumer for some in each if not isinstance(some, str) for consumer in some]
+    return consumers, unscorable
 
 
-def checked_parameter(model: nn.Module, graph: ChannelGraph, name: str) -> nn.Parameter | None:
-    """The parameter of that name; None if it is a buffer.
+def traced_parameter(model: nn.Module, graph: ChannelGraph, name: str) -> nn.Parameter | None:
+    """Return the parameter of that name; None if it is a buffer.
 
     Raises:
         UncoupledChannelsError: if it is gone, or has not the shape that the graph says.
@@ -184,25 +173,25 @@ def checked_parameter(model: nn.Module, graph: ChannelGraph, name: str) -> nn.Pa
 
 
 def _input_dim(module: nn.Module) -> int | None:
-    """The dimension of the module's weight that reads its input; None if its call cannot be watched."""
+    """Return the dimension of the module's weight that reads its input; None if its call cannot be watched."""
     if isinstance(module, _ConvTransposeNd):
         return 0
     return 1 if isinstance(module, _ConvNd | nn.Linear | nn.RNNBase | nn.RNNCellBase) else None
 
 
 def _output_dim(module: nn.Module) -> int | None:
-    """The dimension of the module's weight that makes its output."""
+    """Return the dimension of the module's weight that makes its output."""
     if isinstance(module, _ConvTransposeNd):
         return 1 if module.groups == 1 else None
     return 0 if isinstance(module, _ConvNd | nn.Linear) else None
 
 
-def _input_channels(module: nn.Module, consumer: Slice) -> Tensor:
-    """The slice's entries as input channels: a grouped convolution reads one per group through the same entry."""
+def _input_channels(module: nn.Module, read: Slice) -> Tensor:
+    """Return a slice's entries as input channels: a grouped convolution reads one per group through an entry."""
     if not isinstance(module, _ConvNd) or isinstance(module, _ConvTransposeNd) or module.groups == 1:
-        return consumer.index
+        return read.index
     step = module.in_channels // module.groups
-    return torch.cat([consumer.index + group * step for group in range(module.groups)], dim=1)
+    return torch.cat([read.index + group * step for group in range(module.groups)], dim=1)
 
 
 def _input_width(module: nn.Module, parameter: nn.Parameter) -> int:

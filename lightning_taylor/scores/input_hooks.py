@@ -6,7 +6,7 @@ Shape legend: C = channels of all groups, M = entries that one channel owns in a
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Generic, Protocol, TypeVar, final
+from typing import Generic, TypeVar, final
 
 import torch
 from torch import nn
@@ -16,26 +16,20 @@ from lightning_taylor.graph.channel_graph import ChannelGraph
 from lightning_taylor.modules.attention import hand_queries_to
 from lightning_taylor.modules.attention_registry import headwise, projection_of
 from lightning_taylor.modules.attributes import follow_shapes
-from lightning_taylor.scores.channel_matrix import Assembly, Part
-from lightning_taylor.scores.consumers import Reader, find_readers
+from lightning_taylor.scores.channel_matrix import Block, ChannelMatrix
+from lightning_taylor.scores.consumers import Consumer, find_consumers
+from lightning_taylor.utilities.hooks import InputHook
 
 __all__ = [
+    "ConsumerHooks",
     "OpenHeads",
-    "Watch",
 ]
 
 
-class _Hook(Protocol):
-    """A forward pre-hook with keyword arguments."""
-
-    paused: bool
+H = TypeVar("H", bound=InputHook)
 
 
-H = TypeVar("H", bound=_Hook)
-
-
-@final
-class Watch(Generic[H]):
+class ConsumerHooks(Generic[H]):
     """One forward pre-hook on each layer that reads a channel of the graph, until it is closed.
 
     Args:
@@ -44,41 +38,41 @@ class Watch(Generic[H]):
         hook: makes the hook of a layer.
 
     Attributes:
-        readers: group name -> the layers that read it.
-        blind: group name -> why no hook can see it.
-        hooks: layer name -> its hook.
+        consumers: group name -> the layers that read it.
+        unscorable: group name -> why no hook can see it.
+        by_layer: layer name -> its hook.
         device: of the layers' weights.
         double: whether one of them is in double precision.
     """
 
-    def __init__(self, model: nn.Module, graph: ChannelGraph, hook: Callable[[Reader], H]) -> None:
+    def __init__(self, model: nn.Module, graph: ChannelGraph, hook: Callable[[Consumer], H]) -> None:
         self._graph = graph
-        self.readers, self.blind = find_readers(model, graph)
-        self._layers = {reader.name: reader for found in self.readers.values() for reader in found}
-        weights = [p for reader in self._layers.values() for p in reader.module.parameters(recurse=False)]
+        self.consumers, self.unscorable = find_consumers(model, graph)
+        self._layers = {consumer.name: consumer for layers in self.consumers.values() for consumer in layers}
+        weights = [p for consumer in self._layers.values() for p in consumer.module.parameters(recurse=False)]
         self.device = weights[0].device if weights else torch.device("cpu")
         self.double = any(w.dtype == torch.float64 for w in weights)
         self._heads = OpenHeads(model, self._layers)
-        self.hooks = {name: hook(reader) for name, reader in self._layers.items()}
+        self.by_layer = {name: hook(consumer) for name, consumer in self._layers.items()}
         self._handles: list[RemovableHandle] = [
-            reader.watch(self.hooks[name])  # type: ignore[arg-type]
-            for name, reader in self._layers.items()
+            consumer.watch(self.by_layer[name])  # type: ignore[arg-type]
+            for name, consumer in self._layers.items()
         ]
 
-    def assembly(self, dtype: torch.dtype | None = None, *, mean: bool = False) -> Assembly[str]:
-        """What puts the layers' findings together.
+    def channel_matrix(self, dtype: torch.dtype | None = None, *, mean: bool = False) -> ChannelMatrix[str]:
+        """Build what adds up the entries of all layers into channels.
 
         Args:
             dtype: of the sums; by default as precise as the weights, at least single.
             mean: of the M entries of a channel (a flattened map's positions), instead of their sum.
         """
-        return Assembly(
+        return ChannelMatrix(
             self._graph,
-            {name: reader.width for name, reader in self._layers.items()},
+            {name: consumer.width for name, consumer in self._layers.items()},
             [
-                Part(group, reader.name, reader.index, 1 / reader.index.shape[1] if mean else 1.0)
-                for group, found in self.readers.items()
-                for reader in found
+                Block(group, consumer.name, consumer.index, 1 / consumer.index.shape[1] if mean else 1.0)
+                for group, layers in self.consumers.items()
+                for consumer in layers
             ],
             dtype=dtype or (torch.float64 if self.double else torch.float32),
             device=self.device,
@@ -86,12 +80,12 @@ class Watch(Generic[H]):
 
     def pause(self) -> None:
         """Leave the passes alone until ``resume``."""
-        for hook in self.hooks.values():
+        for hook in self.by_layer.values():
             hook.paused = True
 
     def resume(self) -> None:
-        """Watch the passes again."""
-        for hook in self.hooks.values():
+        """ConsumerHooks the passes again."""
+        for hook in self.by_layer.values():
             hook.paused = False
 
     def close(self) -> None:
@@ -112,7 +106,7 @@ class OpenHeads:
 
     Example:
         >>> model = nn.ModuleDict({"attention": nn.MultiheadAttention(8, 2)})
-        >>> heads = OpenHeads(model, {"attention.out_proj": Reader("attention.out_proj", nn.Identity(), 8, None)})
+        >>> heads = OpenHeads(model, {"attention.out_proj": Consumer("attention.out_proj", nn.Identity(), 8, None)})
         >>> type(model["attention"]).__name__
         'PrunedMultiheadAttention'
         >>> heads.close()
@@ -120,7 +114,7 @@ class OpenHeads:
         'MultiheadAttention'
     """
 
-    def __init__(self, model: nn.Module, watched: Mapping[str, Reader]) -> None:
+    def __init__(self, model: nn.Module, watched: Mapping[str, Consumer]) -> None:
         self._opened: list[nn.Module] = []
         for name, module in model.named_modules():
             own_class, projection = headwise(module), projection_of(module)

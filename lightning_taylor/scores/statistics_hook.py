@@ -14,15 +14,16 @@ from typing import Any, final
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.conv import _ConvNd
+from typing_extensions import override
 
 from lightning_taylor.graph.channel_graph import ChannelGraph
 from lightning_taylor.scores.formulas import fold_examples
-from lightning_taylor.scores.input_hooks import Watch
+from lightning_taylor.scores.input_hooks import ConsumerHooks
+from lightning_taylor.utilities.hooks import InputHook
 
 __all__ = [
-    "Looks",
     "Statistic",
+    "StatisticsHooks",
 ]
 
 Statistic = Callable[[Tensor, int], Tensor]
@@ -30,7 +31,7 @@ Statistic = Callable[[Tensor, int], Tensor]
 
 
 @final
-class Looks:
+class StatisticsHooks(ConsumerHooks["_Look"]):
     """Gathers statistics of the inputs of all layers that read a channel of the graph.
 
     Args:
@@ -40,12 +41,10 @@ class Looks:
     """
 
     def __init__(self, model: nn.Module, graph: ChannelGraph, statistic: Statistic) -> None:
-        self._watch = Watch(model, graph, lambda reader: _Look(reader.module, statistic))
-        self._hooks = self._watch.hooks
-        self.blind, self.device = self._watch.blind, self._watch.device
+        super().__init__(model, graph, lambda consumer: _Look(consumer.module, statistic))
         # Differences of large sums need the digits; Apple's GPUs have none to spare.
         self.dtype = torch.float32 if self.device.type == "mps" else torch.float64
-        self.assembly = self._watch.assembly(self.dtype, mean=True)
+        self.matrix = self.channel_matrix(self.dtype, mean=True)
         self._shares: dict[frozenset[str], Tensor] = {}
 
     def take(self, examples: int) -> tuple[Tensor, Tensor] | None:
@@ -63,38 +62,31 @@ class Looks:
         """
         if examples < 1:
             raise ValueError(f"examples must be at least 1, got {examples}")
-        gathered = {name: calls for name, hook in self._hooks.items() if (calls := hook.take())}
+        gathered = {name: calls for name, hook in self.by_layer.items() if (calls := hook.take())}
         if not gathered:
             return None
         with torch.no_grad():
             means = {name: _mean_of_calls(calls, examples) for name, calls in gathered.items()}
             statistics = len(next(iter(means.values())))
             sum_SCN = torch.stack(
-                [self.assembly({n: mean[s] for n, mean in means.items()}, examples) for s in range(statistics)]
+                [self.matrix({n: mean[s] for n, mean in means.items()}, examples) for s in range(statistics)]
             )
-            seen_C = self.assembly.fed_by(gathered)
+            seen_C = self.matrix.channels_of(gathered)
             return torch.where(seen_C[:, None], sum_SCN / self._share(gathered)[:, None], 0), seen_C
 
     def _share(self, names: Iterable[str]) -> Tensor:
         """Shape ``(C,)``: how many of these layers read each channel."""
         key = frozenset(names)
         if key not in self._shares:
-            ones = {n: torch.ones(1, self.assembly.widths[n], device=self.device) for n in key}
-            self._shares[key] = self.assembly(ones, 1).squeeze(1)
+            ones = {n: torch.ones(1, self.matrix.widths[n], device=self.device) for n in key}
+            self._shares[key] = self.matrix(ones, 1).squeeze(1)
         return self._shares[key]
 
-    def pause(self) -> None:
-        """Leave the passes alone until ``resume``."""
-        self._watch.pause()
-
-    def resume(self) -> None:
-        """Watch the passes again."""
-        self._watch.resume()
-
+    @override
     def close(self) -> None:
         """Take the hooks off, and forget what they hold."""
-        self._watch.close()
-        for hook in self._hooks.values():
+        super().close()
+        for hook in self.by_layer.values():
             hook.take()
 
 
@@ -107,38 +99,24 @@ def _mean_of_calls(calls: list[Tensor], examples: int) -> Tensor:
     return torch.stack(folded).mean(0)
 
 
-class _Look:
+class _Look(InputHook):
     """A forward pre-hook that gathers the statistics of one layer's input, call by call."""
 
     def __init__(self, module: nn.Module, statistic: Statistic) -> None:
-        self._maps = isinstance(module, _ConvNd)
-        self._batched = len(module.kernel_size) + 2 if isinstance(module, _ConvNd) else 2
+        super().__init__(module)
         self._statistic = statistic
         self._calls: list[Tensor] = []
-        self.paused = False
 
     @torch.compiler.disable
     def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        """Called before the layer's forward pass; passes without gradients are evaluation, and do not count."""
-        x = args[0] if args else kwargs.get("input")
-        if self.paused or not torch.is_grad_enabled() or not isinstance(x, Tensor) or not x.numel():
+        """Gather statistics before the layer's forward pass."""
+        x = self.input_of(args, kwargs)
+        if x is None or not x.numel():
             return
         with torch.no_grad(), torch.autocast(x.device.type, enabled=False):
-            x = x.detach() if x.ndim >= self._batched else x.detach().unsqueeze(0)
-            self._calls.append(self._statistic(x, 1 if self._maps else x.ndim - 1))
-
-    def __reduce__(self) -> tuple[Callable[[], Callable[..., None]], tuple[()]]:
-        # A copy of the model carries a hook that does nothing.
-        return _make_idle, ()
+            x = x.detach() if x.ndim >= self.batched else x.detach().unsqueeze(0)
+            self._calls.append(self._statistic(x, 1 if self.maps else x.ndim - 1))
 
     def take(self) -> list[Tensor]:
         calls, self._calls = self._calls, []
         return calls
-
-
-def _idle(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-    return None
-
-
-def _make_idle() -> Callable[..., None]:
-    return _idle

@@ -24,12 +24,12 @@ from typing import Any, NamedTuple, final
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.conv import _ConvNd
 
 from lightning_taylor.scores.formulas import Positions, taylor_contributions
+from lightning_taylor.utilities.hooks import InputHook, with_input
 
 __all__ = [
-    "Tap",
+    "TaylorHook",
 ]
 
 _CASTING = frozenset(
@@ -51,7 +51,7 @@ class _Kind(NamedTuple):
 
 
 @final
-class Tap:
+class TaylorHook(InputHook):
     """A forward pre-hook that gathers the contributions of one layer's input channels, call by call.
 
     Args:
@@ -60,32 +60,26 @@ class Tap:
     """
 
     def __init__(self, module: nn.Module, positions: Positions) -> None:
-        maps = isinstance(module, _ConvNd)
-        batched = len(module.kernel_size) + 2 if isinstance(module, _ConvNd) else 2
+        super().__init__(module)
         time_first = isinstance(module, nn.RNNBase) and not module.batch_first
-        self._kind = _Kind(maps, 3 if isinstance(module, nn.RNNBase) else batched, time_first, positions)
+        self._kind = _Kind(self.maps, 3 if isinstance(module, nn.RNNBase) else self.batched, time_first, positions)
         self._casts = type(module).forward in _CASTING
         self._calls: list[Tensor] = []
         self._kept: list[Tensor] = []
         self._gate_LI: Tensor | None = None
-        self.paused = False
 
     def __call__(
         self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
-        """Called before the layer's forward pass: let its input pass through the identity."""
-        x = args[0] if args else kwargs.get("input")
-        if self.paused or not (torch.is_grad_enabled() and isinstance(x, Tensor) and x.requires_grad):
+        """Let the layer's input pass through the identity, before its forward pass."""
+        x = self.input_of(args, kwargs)
+        if x is None or not x.requires_grad:
             return None
         if self._casts and x.dtype == torch.float32 and torch.is_autocast_enabled(x.device.type):
             # The layer would, and save the copy for its backward pass: else the input is kept in both precisions.
             x = x.to(torch.get_autocast_dtype(x.device.type))
         tapped = self._through_gate(x) if torch.compiler.is_compiling() else _Identity.apply(x, self)
-        return ((tapped, *args[1:]), kwargs) if args else (args, {**kwargs, "input": tapped})
-
-    def __reduce__(self) -> tuple[Callable[[], Callable[..., None]], tuple[()]]:
-        # A copy of the model (an averaged one, a pickled one) carries a hook that does nothing.
-        return _make_idle, ()
+        return with_input(args, kwargs, tapped)
 
     def _through_gate(self, x: Tensor) -> Tensor:
         """In compiled code."""
@@ -144,7 +138,7 @@ class _Identity(torch.autograd.Function):
     """Hands its input on, and in the backward pass shows input and gradient to a tap."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, tap: Tap) -> Tensor:
+    def forward(ctx: Any, x: Tensor, tap: TaylorHook) -> Tensor:
         ctx.save_for_backward(x)
         ctx.tap = tap
         return x.view_as(x)
@@ -156,7 +150,7 @@ class _Identity(torch.autograd.Function):
         return grads[0], None
 
 
-def _uncompiled(x: Tensor, tap: Tap) -> Any:
+def _uncompiled(x: Tensor, tap: TaylorHook) -> Any:
     return _Identity.apply(x, tap)
 
 
@@ -190,11 +184,3 @@ def _contributions(x: Tensor, grad: Tensor, kind: _Kind) -> Tensor:
 def _entries(x: Tensor, kind: _Kind) -> int:
     """L, of one call."""
     return 1 if x.ndim < kind.batched else x.shape[1 if kind.time_first else 0]
-
-
-def _idle(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-    return None
-
-
-def _make_idle() -> Callable[..., None]:
-    return _idle

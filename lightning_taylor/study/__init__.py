@@ -2,7 +2,6 @@
 
 from lightning_taylor.study.correlation import SCOPES, Correlations, correlate, spearman
 from lightning_taylor.study.correlation_table import CorrelationTable
-from lightning_taylor.study.curvature import gather_curvature
 from lightning_taylor.study.curve_table import CurveTable, measured_steps
 from lightning_taylor.study.curves import DENSE, Curve, CurveFile, CurvePoint
 from lightning_taylor.study.oracle import Oracle, measure_oracle, sample_channels
@@ -21,7 +20,6 @@ __all__ = [
     "Oracle",
     "correlate",
     "every_criterion",
-    "gather_curvature",
     "gather_scores",
     "measure_oracle",
     "measured_steps",

@@ -123,7 +123,7 @@ def correlate(
     if not common:
         raise ValueError(
             f"no group was measured and has a score by all of {', '.join(names)}: leave out the criterion that can "
-            "score the fewest (its scorer's `blind` says why)"
+            "score the fewest (its scorer's `unscorable` says why)"
         )
 
     def truth(weight_B: Tensor | None = None) -> dict[str, Tensor]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import mean
@@ -185,8 +185,3 @@ def _whiskers(cells: Sequence[Cell]) -> list[list[float]] | None:
     below = [max(0.0, c.value - (c.low or 0.0)) for c in cells]
     above = [max(0.0, (c.high or 0.0) - c.value) for c in cells]
     return [below, above]
-
-
-def read_runs(plain: Iterable[Mapping[str, Any]]) -> list[Correlations]:
-    """The runs behind a table from what ``Correlations.to_plain`` gave."""
-    return [Correlations(**run) for run in plain]

@@ -27,7 +27,7 @@ from torch.nn.modules.conv import _ConvNd
 
 from lightning_taylor.graph.channel_graph import ChannelGraph
 from lightning_taylor.graph.types import Role
-from lightning_taylor.scores.consumers import Reader, find_readers
+from lightning_taylor.scores.consumers import Consumer, find_consumers
 from lightning_taylor.scores.input_hooks import OpenHeads
 from lightning_taylor.utilities.calls import batch_size, evaluating, moved
 
@@ -122,7 +122,7 @@ def measure_oracle(
     .. math::  \Delta_c = C(D \mid g_c = 0) - C(D)
 
     in evaluation mode and without gradients; the model is left as it was. Takes about one forward pass of the layers
-    behind the channel's first reader for each channel and batch.
+    behind the channel's first consumer for each channel and batch.
 
     Args:
         model: any module.
@@ -171,10 +171,10 @@ class _Probe:
 
     def __init__(self, model: nn.Module, graph: ChannelGraph, loss: Loss, copies: int) -> None:
         self._model, self._graph, self._loss, self._copies = model, graph, loss, max(1, copies)
-        self._readers, _ = find_readers(model, graph)
+        self._consumers, _ = find_consumers(model, graph)
         first = next(iter(model.parameters()), None)
         self.device = first.device if first is not None else torch.device("cpu")
-        everyone = {reader.name: reader for found in self._readers.values() for reader in found}
+        everyone = {consumer.name: consumer for found in self._consumers.values() for consumer in found}
         self._heads = OpenHeads(model, everyone)
         # A mask on the queries is no removal where products are divided by their lengths, and those of the keys.
         self._stubborn = {name for name, group in graph.groups.items() if group.of(Role.QUERY)}
@@ -196,23 +196,25 @@ class _Probe:
 
     def _without(self, name: str, channel_K: Tensor, batch: Any) -> Tensor:
         """Shape ``(K,)``, float64 on the CPU: the loss of K copies, each without one channel."""
-        if name in self._readers and name not in self._stubborn:
+        if name in self._consumers and name not in self._stubborn:
             try:
-                return self._together(self._readers[name], channel_K, batch).to("cpu", torch.float64)
+                return self._together(self._consumers[name], channel_K, batch).to("cpu", torch.float64)
             except (RuntimeError, ValueError):
                 # Code that vmap cannot follow: an operation in place across copies, a branch on a value.
                 self._stubborn.add(name)
         return torch.tensor([self._alone(name, channel, batch) for channel in channel_K], dtype=torch.float64)
 
-    def _together(self, readers: list[Reader], channel_K: Tensor, batch: Any) -> Tensor:
-        masks = {reader.name: torch.ones(len(channel_K), reader.width, device=self.device) for reader in readers}
-        for reader in readers:
-            rows = torch.arange(len(channel_K))[:, None].expand(-1, reader.index.shape[1])
-            masks[reader.name][rows, reader.index[channel_K]] = 0
-        watched = {reader.name: reader for reader in readers}
+    def _together(self, consumers: list[Consumer], channel_K: Tensor, batch: Any) -> Tensor:
+        masks = {
+            consumer.name: torch.ones(len(channel_K), consumer.width, device=self.device) for consumer in consumers
+        }
+        for consumer in consumers:
+            rows = torch.arange(len(channel_K))[:, None].expand(-1, consumer.index.shape[1])
+            masks[consumer.name][rows, consumer.index[channel_K]] = 0
+        watched = {consumer.name: consumer for consumer in consumers}
 
         def run(mask: dict[str, Tensor]) -> Tensor:
-            hooks = {name: _Masking(reader.module, mask[name]) for name, reader in watched.items()}
+            hooks = {name: _Masking(consumer.module, mask[name]) for name, consumer in watched.items()}
             handles = [watched[name].watch(hook) for name, hook in hooks.items()]
             try:
                 losses = self._loss(self._model, batch)

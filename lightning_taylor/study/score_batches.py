@@ -55,7 +55,7 @@ class Gathered:
         """
         scorer, states = self._scorers[name], self._states[name]
         chosen = states if batches is None else [states[b] for b in batches]
-        scorer.load_state(scorer.join(chosen))
+        scorer.load_state(scorer.merge_states(chosen))
         return scorer.scores()
 
 
@@ -76,7 +76,7 @@ def gather_scores(
     Raises:
         ValueError: if there is no batch.
     """
-    final_scorers = {name: criterion.watch(model, graph) for name, criterion in criteria.items()}
+    final_scorers = {name: criterion.scorer(model, graph) for name, criterion in criteria.items()}
     for scorer in final_scorers.values():
         scorer.close()
     states: dict[str, list[Mapping[str, Tensor]]] = {name: [] for name in criteria}
@@ -84,7 +84,7 @@ def gather_scores(
     with evaluating(model):
         for place, batch in enumerate(batches):
             # The place stands for an event, so that random probes differ from batch to batch.
-            scorers = {name: criterion.watch(model, graph, event=place) for name, criterion in criteria.items()}
+            scorers = {name: criterion.scorer(model, graph, event=place) for name, criterion in criteria.items()}
             try:
                 _pass(model, list(scorers.values()), moved(batch, device), loss)
                 for name, scorer in scorers.items():
@@ -102,10 +102,10 @@ def _pass(model: nn.Module, scorers: list[Scorer], batch: Any, loss: Loss) -> No
     """One training step without the step, as the callback would tell it to a scorer."""
     model.zero_grad(set_to_none=True)
     for scorer in scorers:
-        scorer.see_batch(batch)
+        scorer.on_batch(batch)
     value = loss(model, batch)
     for scorer in scorers:
-        scorer.see_loss(value)
+        scorer.on_loss(value)
     for scorer in scorers:
         scorer.before_backward()
     value.backward()

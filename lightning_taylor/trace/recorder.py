@@ -7,7 +7,6 @@ that is not made from inside another one is recorded; the trace repeats them on 
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, final
 
@@ -17,6 +16,7 @@ from torch.utils.hooks import RemovableHandle
 
 from lightning_taylor.utilities.atomic import signals_deferred
 from lightning_taylor.utilities.calls import ForwardCall, tensors_in
+from lightning_taylor.utilities.hooks import FunctionHook
 
 __all__ = [
     "CallRecorder",
@@ -48,7 +48,7 @@ class CallRecorder:
         self._stance = torch.compiler.set_stance("force_eager") if "torch._dynamo" in sys.modules else None
         for name, module in model.named_modules():
             if next(module.parameters(), None) is not None:
-                enter, leave = _Hook(self._entering(name)), _Hook(self._leave)
+                enter, leave = FunctionHook(self._entering(name)), FunctionHook(self._leave)
                 self._handles.append(module.register_forward_pre_hook(enter, with_kwargs=True))
                 self._handles.append(module.register_forward_hook(leave, always_call=True))
 
@@ -93,20 +93,6 @@ class CallRecorder:
         if (call.module, shapes) not in self._seen:
             self._seen.add((call.module, shapes))
             self.calls.append(call)
-
-
-class _Hook:
-    """A function that stays behind when the module it hangs on is copied or pickled: there the hook does nothing."""
-
-    def __init__(self, run: Callable[..., None] | None = None) -> None:
-        self.run = run
-
-    def __call__(self, *args: Any) -> None:
-        if self.run is not None:
-            self.run(*args)
-
-    def __reduce__(self) -> tuple[type[_Hook], tuple[()]]:
-        return _Hook, ()
 
 
 def _is_redirected(module: nn.Module) -> bool:

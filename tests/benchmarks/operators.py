@@ -33,7 +33,7 @@ def measured(setting: Setting, steps: int, top: int) -> list[dict[str, Any]]:
     for criterion in (None, Taylor(), TaylorBatch()):
         training = Training(setting, copy.deepcopy(net))
         if criterion:
-            training.scorer = criterion.watch(training.net, graph)
+            training.scorer = criterion.scorer(training.net, graph)
         found[type(criterion).__name__ if criterion else "no scores"] = own_times(training, steps)
     plain = found["no scores"]
     most = sorted(plain, key=lambda key: -plain[key])[: top // 2]

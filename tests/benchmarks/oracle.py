@@ -15,6 +15,7 @@ import io
 import itertools
 import json
 import logging
+import sys
 import time
 import warnings
 import zipfile
@@ -24,7 +25,11 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+
+sys.path.insert(0, str(Path(__file__).parent.parent))
+
 from flowers12 import fine_tuned
+from study.curvature import gather_curvature
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, Subset
 from torchvision.io import decode_image
@@ -34,7 +39,6 @@ from lightning_taylor.recipes.folder import ImageFolder
 from lightning_taylor.recipes.weights import read_state_dict
 from lightning_taylor.study.correlation import Correlations, correlate
 from lightning_taylor.study.correlation_table import CorrelationTable
-from lightning_taylor.study.curvature import gather_curvature
 from lightning_taylor.study.oracle import measure_oracle, sample_channels
 from lightning_taylor.study.score_batches import Gathered, every_criterion, gather_scores
 from lightning_taylor.trace.api import trace_channels

@@ -81,7 +81,7 @@ def measured(setting: Setting, turns: int, times: int, limit: float) -> dict[str
     trainings = {"none": Training(setting, copy.deepcopy(net))}
     for criterion in (Taylor(), TaylorBatch()):
         training = Training(setting, copy.deepcopy(net))
-        training.scorer = criterion.watch(training.net, graph)
+        training.scorer = criterion.scorer(training.net, graph)
         trainings[type(criterion).__name__] = training
     for training in trainings.values():
         training.warm_up()
@@ -89,7 +89,7 @@ def measured(setting: Setting, turns: int, times: int, limit: float) -> dict[str
     if setting.device == "cuda" and not setting.compiled:
         slow = trainings["Taylor on torch's operators"] = Training(setting, copy.deepcopy(net))
         with mock.patch.object(tap, "_CASTING", frozenset()):
-            slow.scorer = Taylor().watch(slow.net, graph)
+            slow.scorer = Taylor().scorer(slow.net, graph)
 
         def without() -> None:
             with mock.patch.object(products, "_kernels", return_value=None):

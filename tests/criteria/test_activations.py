@@ -102,7 +102,7 @@ def test_a_small_spread_about_a_large_mean_survives_single_precision() -> None:
 
 def test_passes_without_gradients_do_not_count() -> None:
     model, graph, x = case("residual")
-    scorer = ActivationMean().watch(model, graph)
+    scorer = ActivationMean().scorer(model, graph)
     with torch.no_grad():
         model(100 * x)
     train_batch(model, scorer, x)
@@ -149,26 +149,26 @@ def test_a_batch_that_is_not_finite_is_dropped(criterion: Criterion) -> None:
 @pytest.mark.parametrize("criterion", CRITERIA, ids=repr)
 def test_half_gathered_statistics_go_on_where_they_were(criterion: Criterion) -> None:
     model, graph, x = case("concat", examples=4)
-    first, second = criterion.watch(model, graph), None
+    first, second = criterion.scorer(model, graph), None
     train_batch(model, first, x[:3])
     first.close()
-    second = criterion.watch(model, graph, event=1)
+    second = criterion.scorer(model, graph, event=1)
     second.load_state(first.state())
     train_batch(model, second, x[3:])
     second.close()
     whole = scored(criterion, model, graph, x[:3], x[3:])
     assert all(torch.equal(second.scores()[name], score_C) for name, score_C in whole.items())
-    one, other = (criterion.watch(model, graph) for _ in range(2))
+    one, other = (criterion.scorer(model, graph) for _ in range(2))
     one.close()
     train_batch(model, other, x[3:])
     other.close()
-    one.load_state(one.join([first.state(), other.state()]))
+    one.load_state(one.merge_states([first.state(), other.state()]))
     assert_same(one.scores(), whole)
 
 
 def test_statistics_of_other_widths_are_refused() -> None:
     model, graph, _ = case("vgg")
-    scorer = ActivationStd().watch(model, graph)
+    scorer = ActivationStd().scorer(model, graph)
     state = {name: tensor[:, 1:] for name, tensor in scorer.state().items()}
     with pytest.raises(ValueError, match="24 channels in its groups"):
         scorer.load_state(state)
@@ -179,7 +179,7 @@ def test_windows_folded_into_the_batch_are_averaged_within_their_example() -> No
     net = nn.Sequential(conv(3, 6), nn.ReLU(), conv(6, 4), nn.AdaptiveAvgPool2d(1), nn.Flatten()).double()
     graph = trace_channels(net, torch.randn(1, 3, 8, 8))
     x = torch.randn(12, 3, 8, 8, dtype=torch.float64)
-    scorer = ActivationMean().watch(net, graph)
+    scorer = ActivationMean().scorer(net, graph)
     net(x)
     scorer.end_batch(examples=3)
     scorer.close()
@@ -189,9 +189,9 @@ def test_windows_folded_into_the_batch_are_averaged_within_their_example() -> No
 def test_nothing_is_left_on_the_model_and_copies_carry_nothing() -> None:
     model, graph, x = case("residual")
     before = {name: len(m._forward_pre_hooks) for name, m in model.named_modules()}
-    scorer = APoZ().watch(model, graph)
+    scorer = APoZ().scorer(model, graph)
     twin = copy.deepcopy(model)
-    train_batch(twin, APoZ().watch(twin, graph), x)
+    train_batch(twin, APoZ().scorer(twin, graph), x)
     assert scorer.scores() == {}
     scorer.close()
     assert before == {name: len(m._forward_pre_hooks) for name, m in model.named_modules()}
@@ -199,7 +199,7 @@ def test_nothing_is_left_on_the_model_and_copies_carry_nothing() -> None:
 
 def test_a_paused_scorer_sees_nothing() -> None:
     model, graph, x = case("vgg")
-    scorer = ActivationMean().watch(model, graph)
+    scorer = ActivationMean().scorer(model, graph)
     scorer.pause()
     train_batch(model, scorer, x)
     assert scorer.scores() == {}

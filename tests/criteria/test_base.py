@@ -38,7 +38,7 @@ class PeakWeight(Criterion):
     def __init__(self, power: float = 1.0) -> None:
         self.power = power
 
-    def watch(self, model: nn.Module, graph: ChannelGraph, *, event: int = 0) -> Scorer:
+    def scorer(self, model: nn.Module, graph: ChannelGraph, *, event: int = 0) -> Scorer:
         return PeakWeightScorer(model, graph, self.power)
 
 
@@ -117,10 +117,10 @@ def test_every_criterion_leaves_the_training_as_it_is(criterion: Criterion) -> N
     model = Residual()
     twin, x, y = copy.deepcopy(model), torch.randn(6, 3, 12, 12), torch.arange(6) % 5
     graph = trace_channels(model, x)
-    scorer = criterion.watch(model, graph)
-    scorer.see_batch((x, y))
+    scorer = criterion.scorer(model, graph)
+    scorer.on_batch((x, y))
     loss = nn.functional.cross_entropy(model(x), y)
-    scorer.see_loss(loss)
+    scorer.on_loss(loss)
     scorer.before_backward()
     loss.backward()
     scorer.after_backward()
@@ -134,3 +134,20 @@ def test_every_criterion_leaves_the_training_as_it_is(criterion: Criterion) -> N
         torch.testing.assert_close(p.grad, other[1].grad, msg=name)
     for mine, other in zip(model.buffers(), twin.buffers(), strict=True):
         torch.testing.assert_close(mine, other)
+
+
+@pytest.mark.parametrize("old", ["watch", "own_normalization", "own_flops_power"])
+def test_a_criterion_with_an_old_name_names_the_new_one(old: str) -> None:
+    with pytest.raises(TypeError, match=f"Mine defines '{old}', which is called '(scorer|default_\\w+)' now"):
+        type("Mine", (Criterion,), {old: None})
+
+
+@pytest.mark.parametrize("old", ["blind", "follow", "join", "see_batch", "see_loss"])
+def test_a_scorer_with_an_old_name_names_the_new_one(old: str) -> None:
+    with pytest.raises(TypeError, match=f"Mine defines '{old}', which is called '\\w+' now"):
+        type("Mine", (Scorer,), {old: None})
+
+
+def test_a_criterion_for_two_releases_may_have_both_names() -> None:
+    both = {"watch": None, "scorer": lambda self, model, graph, *, event=0: None, "own_normalization": "l1"}
+    assert type("Mine", (Criterion,), {**both, "default_normalization": "l1"})().default_normalization == "l1"

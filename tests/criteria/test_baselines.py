@@ -38,16 +38,16 @@ def test_magnitude_is_the_mean_square_over_all_kernels_of_the_channel(name: str)
 def test_chance_depends_on_seed_event_and_group_only() -> None:
     model, graph, _ = case("residual")
     state = torch.get_rng_state()
-    first = Random(3).watch(model, graph, event=2).scores()
+    first = Random(3).scorer(model, graph, event=2).scores()
     assert torch.equal(state, torch.get_rng_state())
     torch.rand(17)
-    again = Random(3).watch(model, graph, event=2).scores()
+    again = Random(3).scorer(model, graph, event=2).scores()
     assert all(torch.equal(first[name], again[name]) for name in graph.groups)
     fewer = dataclasses.replace(graph, groups={name: graph.groups[name] for name in reversed(graph.groups)})
-    assert all(torch.equal(first[n], s) for n, s in Random(3).watch(model, fewer, event=2).scores().items())
+    assert all(torch.equal(first[n], s) for n, s in Random(3).scorer(model, fewer, event=2).scores().items())
     flat = torch.cat(list(first.values()))
     assert len(flat.unique()) == len(flat)
-    for other in (Random(4).watch(model, graph, event=2), Random(3).watch(model, graph, event=3)):
+    for other in (Random(4).scorer(model, graph, event=2), Random(3).scorer(model, graph, event=3)):
         assert not any(torch.equal(first[name], score_C) for name, score_C in other.scores().items())
 
 
@@ -56,10 +56,10 @@ def test_a_model_that_changed_since_the_trace_is_refused(criterion: Criterion) -
     model, graph, _ = case("vgg")
     model[8] = torch.nn.Linear(16, 10)
     with pytest.raises(UncoupledChannelsError, match=r"'8\.weight' has shape \(10, 16\)"):
-        criterion.watch(model, graph).scores()
+        criterion.scorer(model, graph).scores()
     del model[8:]
     with pytest.raises(UncoupledChannelsError, match="is gone"):
-        criterion.watch(model, graph).scores()
+        criterion.scorer(model, graph).scores()
 
 
 _SCORES = st.lists(st.floats(0, 1e6, width=32, allow_subnormal=False), min_size=1, max_size=8)

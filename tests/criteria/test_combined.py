@@ -29,17 +29,17 @@ def test_scores_are_the_weighted_sum_of_the_normalised_ones(name: str, how: str)
 
 def test_a_group_that_one_cannot_score_has_none() -> None:
     model, graph, x = case("shared")
-    both = Combined(WeightMagnitude(), Taylor()).watch(model, graph)
+    both = Combined(WeightMagnitude(), Taylor()).scorer(model, graph)
     train_batch(model, both, x)
     both.close()
-    assert set(both.blind) == {"stem"}
+    assert set(both.unscorable) == {"stem"}
     assert set(both.scores()) == set(graph.groups) - {"stem"}
 
 
 def test_half_gathered_scores_go_on_and_join() -> None:
     model, graph, x = case("concat", examples=4)
     criterion = Combined(Taylor(), Combined(TaylorBatch(), ActivationMean()))
-    first, second = criterion.watch(model, graph), criterion.watch(model, graph)
+    first, second = criterion.scorer(model, graph), criterion.scorer(model, graph)
     second.pause()
     train_batch(model, first, x[:3])
     first.close()
@@ -49,20 +49,20 @@ def test_half_gathered_scores_go_on_and_join() -> None:
     second.close()
     whole = scored(criterion, model, graph, x[:3], x[3:])
     assert all(torch.equal(second.scores()[name], score_C) for name, score_C in whole.items())
-    alone = criterion.watch(model, graph)
+    alone = criterion.scorer(model, graph)
     train_batch(model, alone, x[3:])
     alone.close()
-    joined = first.join([first.state(), alone.state()])
+    joined = first.merge_states([first.state(), alone.state()])
     second.load_state(joined)
     assert_same(second.scores(), whole, rtol=1e-5)
 
 
 def test_batch_and_loss_reach_both() -> None:
     model, graph, x = case("vgg", examples=6)
-    scorer = Combined(MutualInformation(bins=2), OBD()).watch(model, graph)
-    scorer.see_batch((x, torch.arange(6) % 2))
+    scorer = Combined(MutualInformation(bins=2), OBD()).scorer(model, graph)
+    scorer.on_batch((x, torch.arange(6) % 2))
     loss = model(x).square().mean()
-    scorer.see_loss(loss)
+    scorer.on_loss(loss)
     scorer.before_backward()
     loss.backward()
     scorer.after_backward()
@@ -76,11 +76,11 @@ def test_an_error_in_the_second_leaves_no_hook_of_the_first() -> None:
     model, graph, _ = case("vgg")
 
     class Broken(WeightMagnitude):  # type: ignore[misc]
-        def watch(self, *_: object, **__: object) -> None:  # type: ignore[override]
+        def scorer(self, *_: object, **__: object) -> None:  # type: ignore[override]
             raise RuntimeError("broken")
 
     with pytest.raises(RuntimeError, match="broken"):
-        Combined(Taylor(), Broken()).watch(model, graph)
+        Combined(Taylor(), Broken()).scorer(model, graph)
     assert not any(m._forward_pre_hooks for m in model.modules())
 
 

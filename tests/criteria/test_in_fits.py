@@ -61,20 +61,20 @@ def test_ranks_have_equal_scores_and_remove_the_same(criterion: Criterion, tmp_p
 
 def test_after_an_event_a_scorer_follows_the_one_before_it(tmp_path: Path) -> None:
     recording, followed = Recording(TaylorBatch(momentum=0.5)), []
-    watch = recording.watch
+    start = recording.scorer
 
     def noting(*args: Any, **kwargs: Any) -> Scorer:
-        scorer = watch(*args, **kwargs)
-        follow = scorer.follow
+        scorer = start(*args, **kwargs)
+        carry_over = scorer.carry_over
 
         def note(before: Scorer, remove: Mapping[str, Tensor]) -> None:
             followed.append((before, {name: index_R.tolist() for name, index_R in remove.items()}))
-            follow(before, remove)
+            carry_over(before, remove)
 
-        scorer.follow = note  # type: ignore[method-assign]
+        scorer.carry_over = note  # type: ignore[method-assign]
         return scorer
 
-    recording.watch = noting  # type: ignore[method-assign]
+    recording.scorer = noting  # type: ignore[method-assign]
     pruner = TaylorPruning(0.5, SCHEDULE, recording, measure_latency=False)
     trainer([pruner], max_epochs=EPOCHS, default_root_dir=tmp_path).fit(Module())
     events = pruner.state_dict()["record"]["events"]

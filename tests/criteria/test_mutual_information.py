@@ -61,14 +61,14 @@ def labelled(examples: int = 24) -> tuple[nn.Module, ChannelGraph, Tensor, Tenso
 
 
 def train(model: nn.Module, scorer: Scorer, x: Tensor, y: Tensor) -> None:
-    scorer.see_batch((x, y))
+    scorer.on_batch((x, y))
     train_batch(model, scorer, x)
     scorer.sync()
 
 
 def test_scores_equal_the_table_of_mean_activations() -> None:
     model, graph, x, y = labelled()
-    scorer = MutualInformation(bins=4).watch(model, graph)
+    scorer = MutualInformation(bins=4).scorer(model, graph)
     maps: list[Tensor] = []
     handle = model[4].register_forward_pre_hook(lambda _m, args: maps.append(args[0].detach()))
     for part in (slice(0, 10), slice(10, 24)):
@@ -83,11 +83,11 @@ def test_scores_equal_the_table_of_mean_activations() -> None:
 
 def test_only_the_last_examples_are_kept() -> None:
     model, graph, x, y = labelled()
-    short = MutualInformation(bins=2, examples=8).watch(model, graph)
+    short = MutualInformation(bins=2, examples=8).scorer(model, graph)
     for start in range(0, 24, 4):
         train(model, short, x[start : start + 4], y[start : start + 4])
     short.pause()
-    fresh = MutualInformation(bins=2, examples=8).watch(model, graph)
+    fresh = MutualInformation(bins=2, examples=8).scorer(model, graph)
     for start in (16, 20):
         train(model, fresh, x[start : start + 4], y[start : start + 4])
     short.close()
@@ -99,14 +99,14 @@ def test_only_the_last_examples_are_kept() -> None:
 def test_half_gathered_examples_go_on_where_they_were_and_join() -> None:
     model, graph, x, y = labelled()
     criterion = MutualInformation(bins=4)
-    whole, first, rest, resumed = (criterion.watch(model, graph) for _ in range(4))
+    whole, first, rest, resumed = (criterion.scorer(model, graph) for _ in range(4))
     for scorer in (whole, first, rest, resumed):
         scorer.pause()
     for scorer, part in ((whole, (0, 24)), (first, (0, 10)), (rest, (10, 24))):
         scorer.resume()
         train(model, scorer, x[slice(*part)], y[slice(*part)])
         scorer.pause()
-    resumed.load_state(first.join([first.state(), rest.state()]))
+    resumed.load_state(first.merge_states([first.state(), rest.state()]))
     assert all(torch.equal(resumed.scores()[name], score_C) for name, score_C in whole.scores().items())
     for scorer in (whole, first, rest, resumed):
         scorer.close()
@@ -114,14 +114,14 @@ def test_half_gathered_examples_go_on_where_they_were_and_join() -> None:
 
 def test_a_batch_that_is_not_finite_is_dropped() -> None:
     model, graph, x, y = labelled()
-    with_broken, without = (MutualInformation().watch(model, graph) for _ in range(2))
+    with_broken, without = (MutualInformation().scorer(model, graph) for _ in range(2))
     broken = x.clone()
     broken[0] = float("nan")
     without.pause()
     train(model, with_broken, broken, y)
     without.resume()
     for scorer in (with_broken, without):
-        scorer.see_batch((x, y))
+        scorer.on_batch((x, y))
     model(x)
     for scorer in (with_broken, without):
         scorer.end_batch(examples=len(x))
@@ -143,8 +143,8 @@ def test_a_layer_that_some_batches_skip_has_the_examples_of_the_others() -> None
 
     model, x, y = Sometimes().double(), torch.randn(12, 3, 8, 8, dtype=torch.float64), torch.arange(12) % 3
     graph = trace_channels(model, x)
-    scorer = MutualInformation(bins=3).watch(model, graph)
-    both = MutualInformation(bins=3).watch(model, graph)
+    scorer = MutualInformation(bins=3).scorer(model, graph)
+    both = MutualInformation(bins=3).scorer(model, graph)
     train(model, both, x, y)
     model.aside = False
     both.close()
@@ -163,8 +163,8 @@ def test_a_layer_that_some_batches_skip_has_the_examples_of_the_others() -> None
 )
 def test_labels_are_found(batch: object, target: int | str | None) -> None:
     model, graph, x, _ = labelled(4)
-    scorer = MutualInformation(target=target).watch(model, graph)
-    scorer.see_batch(batch)
+    scorer = MutualInformation(target=target).scorer(model, graph)
+    scorer.on_batch(batch)
     train_batch(model, scorer, x)
     scorer.close()
     assert scorer.state()["labels"].tolist() == [3, 1, 2, 0]
@@ -181,9 +181,9 @@ def test_labels_are_found(batch: object, target: int | str | None) -> None:
 )
 def test_a_batch_without_one_label_an_example_is_described(batch: object, target: int | None, message: str) -> None:
     model, graph, _, _ = labelled(4)
-    scorer = MutualInformation(target=target).watch(model, graph)
+    scorer = MutualInformation(target=target).scorer(model, graph)
     with pytest.raises(ValueError, match=message):
-        scorer.see_batch(batch)
+        scorer.on_batch(batch)
     scorer.close()
 
 
@@ -196,7 +196,7 @@ def test_wrong_settings_are_named(settings_: dict[str, object]) -> None:
 def _gather_on_a_rank(rank: int, folder: str) -> None:
     dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=2)
     model, graph, x, y = labelled()
-    scorer = MutualInformation(bins=3).watch(model, graph)
+    scorer = MutualInformation(bins=3).scorer(model, graph)
     for step in range(2):
         mine = slice(12 * step + 5 * rank, 12 * step + 5 + 7 * rank)
         train(model, scorer, x[mine], y[mine])
@@ -211,7 +211,7 @@ def test_ranks_keep_the_examples_of_all(tmp_path: Path) -> None:
     assert all(torch.equal(one["state"][key], value) for key, value in other["state"].items())
     torch.manual_seed(0)
     model, graph, x, y = labelled()
-    scorer = MutualInformation(bins=3).watch(model, graph)
+    scorer = MutualInformation(bins=3).scorer(model, graph)
     train(model, scorer, x, y)
     scorer.close()
     assert_same(one["scores"], scorer.scores())

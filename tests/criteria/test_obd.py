@@ -25,7 +25,7 @@ from lightning_taylor.trace.api import trace_channels
 def train(model: nn.Module, scorer: Scorer, x: Tensor, *, scale: float = 1.0) -> None:
     model.zero_grad()
     loss = losses(model(x)).mean() * scale
-    scorer.see_loss(loss)
+    scorer.on_loss(loss)
     scorer.before_backward()
     loss.backward()
     scorer.after_backward()
@@ -33,7 +33,7 @@ def train(model: nn.Module, scorer: Scorer, x: Tensor, *, scale: float = 1.0) ->
 
 
 def run(criterion: OBD, model: nn.Module, graph: ChannelGraph, *batches: Tensor) -> dict[str, Tensor]:
-    scorer = criterion.watch(model, graph)
+    scorer = criterion.scorer(model, graph)
     for x in batches:
         train(model, scorer, x)
     scorer.close()
@@ -83,8 +83,8 @@ def test_each_probe_is_an_exact_product_with_the_hessian(name: str) -> None:
 @pytest.mark.parametrize("name", ["vgg", "residual", "concat", "decoder", "line"])
 def test_each_example_has_signs_of_its_own_where_the_batch_is_known(name: str) -> None:
     model, graph, x = case(name, examples=4)
-    scorer = OBD().watch(model, graph)
-    scorer.see_batch((x, torch.arange(4)))
+    scorer = OBD().scorer(model, graph)
+    scorer.on_batch((x, torch.arange(4)))
     train(model, scorer, x)
     scorer.close()
     hessians = [hessian(model, graph, example) for example in x.split(1)]
@@ -104,8 +104,8 @@ def test_windows_folded_into_the_batch_share_the_signs_of_their_example() -> Non
 
     model, x = Clips().double(), torch.randn(3, 2, 3, 8, 8, dtype=torch.float64)
     graph = trace_channels(model, x)
-    scorer = OBD().watch(model, graph)
-    scorer.see_batch(x)
+    scorer = OBD().scorer(model, graph)
+    scorer.on_batch(x)
     train(model, scorer, x)
     scorer.close()
     hessians = [hessian(model, graph, example) for example in x.split(1)]
@@ -133,7 +133,7 @@ def test_batches_are_averaged_by_their_examples_and_the_scale_cancels() -> None:
         probes = [draw_signs(f"0/0/{place + n}", len(H), 1)[:, 0].double() for n in (1, 2)]
         parts.append(len(part) * sum(v * (H @ v) for v in probes) / 2)
     assert_same(found, split(graph, sum(parts) / 5))  # type: ignore[arg-type]
-    scorer = OBD().watch(model, graph)
+    scorer = OBD().scorer(model, graph)
     train(model, scorer, x, scale=64.0)
     scorer.close()
     assert_same(scorer.scores(), run(OBD(), model, graph, x))
@@ -164,10 +164,10 @@ def test_a_relu_net_behind_its_gates_is_never_negative() -> None:
     sums = {name: torch.zeros(group.size) for name, group in graph.groups.items()}
     # The rows of a Hadamard matrix are probes whose mean is the diagonal itself.
     for row in _hadamard(16)[:, :11]:
-        scorer = OBD().watch(net, graph)
+        scorer = OBD().scorer(net, graph)
         scorer._draw = lambda _, row=row: row[:, None]  # type: ignore[attr-defined]
         loss = F.cross_entropy(net(x), y)
-        scorer.see_loss(loss)
+        scorer.on_loss(loss)
         scorer.end_batch(examples=8)
         scorer.close()
         sums = {name: total + scorer.scores()[name] / 16 for name, total in sums.items()}
@@ -201,7 +201,7 @@ def test_checkpointed_layers_are_seen() -> None:
     model.reentrant = False
     assert_same(run(OBD(), model, graph, x, x), plain)
     model.reentrant = True
-    scorer = OBD().watch(model, graph)
+    scorer = OBD().scorer(model, graph)
     with pytest.raises(UnsupportedModelError, match=r"differentiates the loss twice.*Taylor\(\)"):
         train(model, scorer, x)
     scorer.close()
@@ -209,8 +209,8 @@ def test_checkpointed_layers_are_seen() -> None:
 
 def test_an_evaluation_that_is_repeated_counts_once() -> None:
     model, graph, x = case("vgg")
-    scorer = OBD().watch(model, graph)
-    scorer.see_loss(losses(model(10 * x)).mean())
+    scorer = OBD().scorer(model, graph)
+    scorer.on_loss(losses(model(10 * x)).mean())
     scorer.drop_batch()
     scorer._draws = 0  # type: ignore[attr-defined]
     train(model, scorer, x)
@@ -220,10 +220,10 @@ def test_an_evaluation_that_is_repeated_counts_once() -> None:
 
 def test_half_gathered_probes_go_on_where_they_were() -> None:
     model, graph, x = case("concat", examples=4)
-    first = OBD().watch(model, graph)
+    first = OBD().scorer(model, graph)
     train(model, first, x[:3])
     first.close()
-    second = OBD().watch(model, graph)
+    second = OBD().scorer(model, graph)
     second.load_state(first.state())
     train(model, second, x[3:])
     second.close()
@@ -236,7 +236,7 @@ def test_a_batch_that_is_not_finite_is_dropped(bad: float) -> None:
     model, graph, x = case("vgg")
     broken = x.clone()
     broken[0, 0, 0, 0] = bad
-    scorer, clean = OBD().watch(model, graph), OBD().watch(model, graph)
+    scorer, clean = OBD().scorer(model, graph), OBD().scorer(model, graph)
     clean.close()
     train(model, scorer, broken)
     assert scorer.scores() == {}
@@ -248,7 +248,7 @@ def test_a_batch_that_is_not_finite_is_dropped(bad: float) -> None:
 def test_no_gate_is_left_and_none_is_needed_without_a_loss() -> None:
     model, graph, x = case("residual")
     expected = model(x)
-    scorer = OBD().watch(model, graph)
+    scorer = OBD().scorer(model, graph)
     assert torch.equal(model(x), expected)
     scorer.end_batch(examples=3)
     assert scorer.scores() == {}
@@ -261,7 +261,7 @@ def test_passes_of_its_own_do_not_reach_the_criterion_beside_it() -> None:
     expected = scored(Taylor(), model, graph, x)
     for pair in ((Taylor(), OBD(2)), (OBD(2), Taylor())):
         both = Combined(*pair, share=0.0 if isinstance(pair[0], Taylor) else 1.0, normalization="none")
-        scorer = both.watch(model, graph)
+        scorer = both.scorer(model, graph)
         train(model, scorer, x)
         scorer.close()
         assert_same(scorer.scores(), expected)

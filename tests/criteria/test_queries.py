@@ -80,10 +80,10 @@ def test_every_criterion_scores_them_and_leaves_nothing_on_the_model(name: str, 
     names, kinds = list(model.state_dict()), [type(m) for m in model.modules()]
     attributes = [sorted(vars(m)) for m in model.modules()]
     with sdpa_kernel(SDPBackend.MATH):
-        scorer = criterion.watch(model, graph)
-        assert not set(scorer.blind) & set(products)
+        scorer = criterion.scorer(model, graph)
+        assert not set(scorer.unscorable) & set(products)
         assert list(model.state_dict()) == names
-        scorer.see_batch((x, torch.zeros(len(x), dtype=torch.int64)))
+        scorer.on_batch((x, torch.zeros(len(x), dtype=torch.int64)))
         train_batch(model, scorer, x) if not isinstance(criterion, OBD) else run(criterion, model, graph, x)
         pickle.dumps(copy.deepcopy(model))
         scorer.close()

@@ -66,11 +66,11 @@ def test_batches_are_averaged_by_their_examples(name: str) -> None:
 
 def test_a_bare_parameter_is_reported_and_not_scored() -> None:
     model, graph, x = case("shared")
-    scorer = Taylor().watch(model, graph)
+    scorer = Taylor().scorer(model, graph)
     train_batch(model, scorer, x)
     scorer.close()
-    assert set(scorer.blind) == {"stem"}
-    assert "'matrix'" in scorer.blind["stem"]
+    assert set(scorer.unscorable) == {"stem"}
+    assert "'matrix'" in scorer.unscorable["stem"]
     assert scorer.scores() == {}
 
 
@@ -96,7 +96,7 @@ def test_mean_over_positions_is_the_papers_feature_map_after_l2() -> None:
     ).double()
     x, target = torch.randn(6, 3, 8, 8, dtype=torch.float64), torch.randint(4, (6,))
     graph = trace_channels(net, x)
-    scorer = Taylor(positions="mean").watch(net, graph)
+    scorer = Taylor(positions="mean").scorer(net, graph)
     maps: dict[str, Tensor] = {}
 
     def keep(name: str, out: Tensor) -> None:
@@ -132,7 +132,7 @@ def test_two_sizes_of_one_group_are_averaged_each_over_its_own_positions() -> No
     out.cos().sum(1).mean().backward()
     expected = sum(2 * torch.mul(z, z.grad).mean((2, 3)) for z in (fine, coarse))
     assert isinstance(expected, Tensor)
-    scorer = Taylor(positions="mean").watch(net, graph)
+    scorer = Taylor(positions="mean").scorer(net, graph)
     net(x).cos().sum(1).mean().backward()
     scorer.end_batch(examples=2)
     assert_same(scorer.scores(), {"stem": expected.abs().mean(0).detach()})
@@ -168,7 +168,7 @@ def _inside(graph: ChannelGraph, prefix: str) -> ChannelGraph:
 def test_gradient_scale_cancels() -> None:
     model, graph, x = case("residual")
     plain = scored(Taylor(), model, graph, x)
-    scorer = Taylor().watch(model, graph)
+    scorer = Taylor().scorer(model, graph)
     for scale in (1024.0, 0.25):
         train_batch(model, scorer, x, scale=scale)
     scorer.close()
@@ -185,7 +185,7 @@ def test_a_batch_that_is_not_finite_is_dropped_and_the_others_kept(bad: float) -
 
 def test_a_dropped_batch_leaves_no_trace() -> None:
     model, graph, x = case("vgg")
-    scorer = Taylor().watch(model, graph)
+    scorer = Taylor().scorer(model, graph)
     model(10 * x).sum().backward()
     scorer.drop_batch()
     train_batch(model, scorer, x)
@@ -196,7 +196,7 @@ def test_a_dropped_batch_leaves_no_trace() -> None:
 def test_a_frozen_part_has_no_score_until_it_is_unfrozen() -> None:
     model, graph, x = case("vgg")
     model[:5].requires_grad_(False)
-    scorer = Taylor().watch(model, graph)
+    scorer = Taylor().scorer(model, graph)
     train_batch(model, scorer, x)
     assert set(scorer.scores()) == {"8"}
     assert set(graph.groups) == {"0", "4", "8"}
@@ -209,7 +209,7 @@ def test_a_frozen_part_has_no_score_until_it_is_unfrozen() -> None:
 
 def test_no_batch_means_no_scores() -> None:
     model, graph, _ = case("vgg")
-    scorer = Taylor().watch(model, graph)
+    scorer = Taylor().scorer(model, graph)
     scorer.end_batch(examples=3)
     assert scorer.scores() == {}
     scorer.close()
@@ -217,10 +217,10 @@ def test_no_batch_means_no_scores() -> None:
 
 def test_half_gathered_scores_go_on_where_they_were() -> None:
     model, graph, x = case("concat", examples=4)
-    first = Taylor().watch(model, graph)
+    first = Taylor().scorer(model, graph)
     train_batch(model, first, x[:3])
     first.close()
-    second = Taylor().watch(model, graph, event=1)
+    second = Taylor().scorer(model, graph, event=1)
     second.load_state(first.state())
     train_batch(model, second, x[3:])
     second.close()
@@ -230,7 +230,7 @@ def test_half_gathered_scores_go_on_where_they_were() -> None:
 
 def test_scores_of_other_widths_are_refused() -> None:
     model, graph, _ = case("vgg")
-    scorer = Taylor().watch(model, graph)
+    scorer = Taylor().scorer(model, graph)
     state = {name: tensor[1:] for name, tensor in scorer.state().items()}
     with pytest.raises(ValueError, match="channels in its groups"):
         scorer.load_state(state)

@@ -64,7 +64,7 @@ def test_a_frozen_consumer_takes_its_group_out() -> None:
 
 def test_a_step_without_gradients_counts_for_nothing() -> None:
     model, graph, x = case("vgg")
-    scorer = TaylorBatch().watch(model, graph)
+    scorer = TaylorBatch().scorer(model, graph)
     scorer.before_step()
     assert scorer.scores() == {}
     train_batch(model, scorer, x)
@@ -74,7 +74,7 @@ def test_a_step_without_gradients_counts_for_nothing() -> None:
 def after_an_event(momentum: float) -> tuple[Scorer, dict[str, Tensor], dict[str, Tensor]]:
     """A scorer after one event; what the survivors had at the event; what they have since, by themselves."""
     model, graph, x = case("residual")
-    before = TaylorBatch(momentum).watch(model, graph)
+    before = TaylorBatch(momentum).scorer(model, graph)
     train_batch(model, before, x)
     before.close()
     remove = {"stem.0": torch.tensor([1, 5]), "two.0": torch.tensor([0])}
@@ -84,8 +84,8 @@ def after_an_event(momentum: float) -> tuple[Scorer, dict[str, Tensor], dict[str
     }
     past = {name: score_C[stays[name]] for name, score_C in before.scores().items()}
     smaller = prune_channels(model, graph, remove)
-    after = TaylorBatch(momentum).watch(model, smaller)
-    after.follow(before, remove)
+    after = TaylorBatch(momentum).scorer(model, smaller)
+    after.carry_over(before, remove)
     train_batch(model, after, 2 * x)
     after.close()
     return after, past, scored(TaylorBatch(), model, smaller, 2 * x)
@@ -106,10 +106,10 @@ def test_the_memory_is_in_the_state() -> None:
     scorer, _, _ = after_an_event(momentum=0.75)
     model, graph, _ = case("residual")
     smaller = prune_channels(model, graph, {"stem.0": [1, 5], "two.0": [0]})
-    resumed = TaylorBatch(0.75).watch(model, smaller)
+    resumed = TaylorBatch(0.75).scorer(model, smaller)
     resumed.load_state(scorer.state())
     assert all(torch.equal(resumed.scores()[name], score_C) for name, score_C in scorer.scores().items())
-    dense = TaylorBatch(0.75).watch(*case("residual")[:2])
+    dense = TaylorBatch(0.75).scorer(*case("residual")[:2])
     with pytest.raises(ValueError, match=r"remembered scores of group 'stem\.0' are 6, and it has 8 channels"):
         dense.load_state(scorer.state())
 

@@ -26,8 +26,8 @@ class Recording(Criterion):
         self.scorers: list[Scorer] = []
         self.graphs: list[ChannelGraph] = []
 
-    def watch(self, model: nn.Module, graph: ChannelGraph, *, event: int = 0) -> Scorer:
-        scorer = self.inner.watch(model, graph, event=event)
+    def scorer(self, model: nn.Module, graph: ChannelGraph, *, event: int = 0) -> Scorer:
+        scorer = self.inner.scorer(model, graph, event=event)
         scores = scorer.scores
 
         def record() -> dict[str, Tensor]:

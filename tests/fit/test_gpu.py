@@ -201,8 +201,8 @@ def test_an_event_frees_what_it_removes(tmp_path: Path) -> None:
 class Strict(Recording):
     """From its third batch on a scorer may not wait for the device: torch raises if it does."""
 
-    def watch(self, model: nn.Module, graph: ChannelGraph, *, event: int = 0) -> Scorer:
-        scorer = super().watch(model, graph, event=event)
+    def scorer(self, model: nn.Module, graph: ChannelGraph, *, event: int = 0) -> Scorer:
+        scorer = super().scorer(model, graph, event=event)
         end_batch, self.calls = scorer.end_batch, 0
 
         def strictly(**kwargs: Any) -> None:

@@ -65,7 +65,7 @@ def train_batch(model: nn.Module, scorer: Scorer, x: Tensor, *, scale: float = 1
 
 def scored(criterion: Criterion, model: nn.Module, graph: ChannelGraph, *batches: Tensor) -> dict[str, Tensor]:
     """The scores after some batches, with nothing left on the model."""
-    scorer = criterion.watch(model, graph)
+    scorer = criterion.scorer(model, graph)
     try:
         for x in batches:
             train_batch(model, scorer, x)

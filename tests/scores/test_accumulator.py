@@ -15,7 +15,7 @@ from torch import Tensor
 from lightning_taylor.graph.channel_graph import ChannelGraph
 from lightning_taylor.graph.types import ChannelGroup, Role, Slice
 from lightning_taylor.scores.accumulator import ChannelSums
-from lightning_taylor.scores.channel_matrix import Assembly, Part
+from lightning_taylor.scores.channel_matrix import Block, ChannelMatrix
 
 Batch = tuple[Tensor, Tensor, float]
 
@@ -104,9 +104,9 @@ def test_the_assembly_equals_the_loop_over_channels(data: st.DataObject) -> None
         row = st.lists(st.integers(0, widths[source] - 1), min_size=2, max_size=2, unique=widths[source] > 1)
         index = torch.tensor([data.draw(row)[: min(2, widths[source])] for _ in range(sizes[group])])
         if not any(p.group == f"g{group}" and p.source == source for p in parts):
-            parts.append(Part(f"g{group}", source, index, data.draw(st.sampled_from([1.0, 0.5]))))
+            parts.append(Block(f"g{group}", source, index, data.draw(st.sampled_from([1.0, 0.5]))))
     graph = _graph({f"g{g}": size for g, size in enumerate(sizes)})
-    assembly = Assembly(graph, dict(enumerate(widths)), parts, dtype=torch.float64, device=torch.device("cpu"))
+    assembly = ChannelMatrix(graph, dict(enumerate(widths)), parts, dtype=torch.float64, device=torch.device("cpu"))
     entries = {
         s: torch.randn(examples, w, dtype=torch.float64) for s, w in enumerate(widths) if data.draw(st.booleans())
     }
@@ -124,20 +124,20 @@ def test_the_assembly_equals_the_loop_over_channels(data: st.DataObject) -> None
 def test_the_assembly_knows_which_groups_a_source_feeds() -> None:
     graph = _graph({"a": 2, "b": 1})
     parts = [
-        Part("a", "x", torch.tensor([[0], [1]])),
-        Part("b", "x", torch.tensor([[2]])),
-        Part("a", "y", torch.zeros(2, 1).long()),
+        Block("a", "x", torch.tensor([[0], [1]])),
+        Block("b", "x", torch.tensor([[2]])),
+        Block("a", "y", torch.zeros(2, 1).long()),
     ]
-    assembly = Assembly(graph, {"x": 3, "y": 1}, parts, dtype=torch.float32, device=torch.device("cpu"))
-    assert assembly.fed_by(["x"]).tolist() == [True, True, True]
-    assert assembly.fed_by(["y"]).tolist() == [True, True, False]
-    assert assembly.fed_by([]).tolist() == [False, False, False]
+    assembly = ChannelMatrix(graph, {"x": 3, "y": 1}, parts, dtype=torch.float32, device=torch.device("cpu"))
+    assert assembly.channels_of(["x"]).tolist() == [True, True, True]
+    assert assembly.channels_of(["y"]).tolist() == [True, True, False]
+    assert assembly.channels_of([]).tolist() == [False, False, False]
 
 
 def test_an_entry_named_twice_for_a_channel_counts_once() -> None:
     graph = _graph({"a": 1})
-    parts = [Part("a", "x", torch.tensor([[0]])), Part("a", "x", torch.tensor([[0]]))]
-    assembly = Assembly(graph, {"x": 1}, parts, dtype=torch.float32, device=torch.device("cpu"))
+    parts = [Block("a", "x", torch.tensor([[0]])), Block("a", "x", torch.tensor([[0]]))]
+    assembly = ChannelMatrix(graph, {"x": 1}, parts, dtype=torch.float32, device=torch.device("cpu"))
     assert assembly({"x": torch.tensor([[3.0]])}, 1).item() == pytest.approx(3.0)
 
 

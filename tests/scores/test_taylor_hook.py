@@ -70,7 +70,7 @@ def test_channels_last_does_not_change_the_scores() -> None:
 def test_mixed_precision_gives_the_scores_in_float32(backward_inside: bool) -> None:
     model, graph, x = net(dtype=torch.float32)
     expected = scored(Taylor(), model, graph, x)
-    scorer = Taylor().watch(model, graph)
+    scorer = Taylor().scorer(model, graph)
     with torch.autocast("cpu", torch.bfloat16):
         loss = losses(model(x).float()).mean()
         if backward_inside:
@@ -87,7 +87,7 @@ def test_the_gradients_of_training_are_bitwise_the_same() -> None:
     model, graph, x = net(dtype=torch.float32)
     losses(model(x)).mean().backward()
     before = [p.grad for p in model.parameters()]
-    scorer = Taylor().watch(model, graph)
+    scorer = Taylor().scorer(model, graph)
     train_batch(model, scorer, x)
     scorer.close()
     after = [p.grad for p in model.parameters()]
@@ -96,7 +96,7 @@ def test_the_gradients_of_training_are_bitwise_the_same() -> None:
 
 def test_passes_without_gradient_are_not_gathered() -> None:
     model, graph, x = net()
-    scorer = Taylor().watch(model, graph)
+    scorer = Taylor().scorer(model, graph)
     train_batch(model, scorer, x)
     with torch.no_grad():
         model(x)
@@ -118,7 +118,7 @@ def test_a_second_derivative_goes_through_the_tap() -> None:
         return torch.autograd.grad(grad.square().sum(), next(model.parameters()))[0]
 
     expected = penalty()
-    scorer = Taylor().watch(model, graph)
+    scorer = Taylor().scorer(model, graph)
     torch.testing.assert_close(penalty(), expected, rtol=1e-12, atol=1e-12)
     scorer.close()
 
@@ -126,7 +126,7 @@ def test_a_second_derivative_goes_through_the_tap() -> None:
 def test_activations_die_with_the_graph() -> None:
     model, graph, x = net()
     alive: list[StorageWeakRef] = []
-    scorer = Taylor().watch(model, graph)
+    scorer = Taylor().scorer(model, graph)
     spies = [
         layer.register_forward_hook(lambda _m, args, _out: alive.append(StorageWeakRef(args[0].untyped_storage())))
         for layer in (model.body[0], model.body[2], model.head)
@@ -157,7 +157,7 @@ def test_closing_leaves_nothing_on_the_model_however_often() -> None:
     model, graph, x = net()
     model(x)
     before = _trace_of(model.eval())
-    scorer = Taylor().watch(model, graph)
+    scorer = Taylor().scorer(model, graph)
     assert _trace_of(model) != before
     train_batch(model, scorer, x)
     model.zero_grad()
@@ -168,7 +168,7 @@ def test_closing_leaves_nothing_on_the_model_however_often() -> None:
 
 def test_copies_of_a_watched_model_are_not_watched() -> None:
     model, graph, x = net()
-    scorer = Taylor().watch(model, graph)
+    scorer = Taylor().scorer(model, graph)
     file = io.BytesIO()
     torch.save(model, file)
     file.seek(0)
@@ -183,7 +183,7 @@ def test_linear_layers_sum_over_every_dimension_between_example_and_channel() ->
     model = nn.Sequential(nn.Linear(3, 5), nn.ReLU(), nn.Linear(5, 2)).double()
     x = torch.randn(4, 6, 7, 3, dtype=torch.float64)
     graph = trace_channels(model, x)
-    scorer = Taylor().watch(model, graph)
+    scorer = Taylor().scorer(model, graph)
     hidden = model[1](model[0](x)).detach().requires_grad_()
     model[2](hidden).cos().sum((1, 2, 3)).mean().backward()
     assert hidden.grad is not None
@@ -198,11 +198,11 @@ def test_layers_without_a_batch_dimension_see_one_example() -> None:
     model = nn.Sequential(conv(3, 5), nn.ReLU(), conv(5, 4), nn.ReLU()).double()
     x = torch.randn(1, 3, 6, 6, dtype=torch.float64)
     graph = trace_channels(model, x)
-    batched, alone = Taylor().watch(model, graph), None
+    batched, alone = Taylor().scorer(model, graph), None
     model(x).cos().sum().backward()
     batched.end_batch(examples=1)
     batched.close()
-    alone = Taylor().watch(model, graph)
+    alone = Taylor().scorer(model, graph)
     model(x[0]).cos().sum().backward()
     alone.end_batch(examples=1)
     alone.close()

@@ -96,10 +96,10 @@ def test_batches_gathered_apart_and_joined_are_one_pass(name: str) -> None:
         assert not torch.equal(*(gathered.scores(name, [b])["stem.0"] for b in (0, 1)))
         return
     for chosen in ([0, 1, 2, 3], [2], [1, 1, 3]):
-        scorer = CRITERIA[name].watch(model, graph)
+        scorer = CRITERIA[name].scorer(model, graph)
         for batch in (data[b] for b in chosen):
             model.zero_grad()
-            scorer.see_batch(batch)
+            scorer.on_batch(batch)
             loss(model, batch).backward()
             scorer.before_step()
             scorer.end_batch(examples=3)

@@ -13,9 +13,9 @@ from zoo import build, conv
 from lightning_taylor.criteria.obd import OBD
 from lightning_taylor.graph.channel_graph import ChannelGraph
 from lightning_taylor.graph.types import Role
-from lightning_taylor.study.curvature import gather_curvature
 from lightning_taylor.study.score_batches import gather_scores
 from lightning_taylor.trace.api import trace_channels
+from study.curvature import gather_curvature
 
 Batch = tuple[Tensor, Tensor]
 

@@ -80,7 +80,7 @@ def test_inputs_and_hidden_units_can_go_and_the_rest_computes_the_same(name: str
 @pytest.mark.parametrize("name", NETS)
 def test_what_a_recurrent_layer_reads_is_scored_by_the_gate_on_its_input(name: str) -> None:
     model, graph = traced(name)
-    scorer = Taylor().watch(model, graph)
+    scorer = Taylor().scorer(model, graph)
     target = torch.tensor([0, 1, 3])
     nn.functional.cross_entropy(model(X), target).backward()
     scorer.end_batch(examples=3)
@@ -184,10 +184,10 @@ def test_a_cell_of_the_users_own_with_several_gates_is_followed() -> None:
 
 def test_hidden_units_are_left_to_criteria_that_need_no_hook() -> None:
     model, graph = traced("LSTM plain")
-    taylor, batch = Taylor().watch(model, graph), TaylorBatch().watch(model, graph)
+    taylor, batch = Taylor().scorer(model, graph), TaylorBatch().scorer(model, graph)
     taylor.close()
-    assert "rnn.weight_hh_l0" in taylor.blind["rnn"]
-    assert not batch.blind
+    assert "rnn.weight_hh_l0" in taylor.unscorable["rnn"]
+    assert not batch.unscorable
 
 
 def test_a_state_of_the_users_own_keeps_the_units() -> None:

@@ -17,11 +17,11 @@ from torch import Tensor, nn
 
 from lightning_taylor.criteria.obd import OBD
 from lightning_taylor.graph.channel_graph import ChannelGraph
-from lightning_taylor.scores.channel_matrix import Assembly, Part
-from lightning_taylor.scores.consumers import find_readers
+from lightning_taylor.scores.channel_matrix import Block, ChannelMatrix
+from lightning_taylor.scores.consumers import find_consumers
 from lightning_taylor.scores.formulas import fold_examples
 from lightning_taylor.scores.input_hooks import OpenHeads
-from lightning_taylor.scores.taylor_hook import Tap
+from lightning_taylor.scores.taylor_hook import TaylorHook
 from lightning_taylor.study.score_batches import Gathered
 from lightning_taylor.utilities.calls import evaluating, moved
 
@@ -56,18 +56,18 @@ def gather_curvature(
     Raises:
         ValueError: if the logits are not of shape ``(N, K)``; if there is no batch.
     """
-    reader = _Slopes(model, graph)
+    consumer = _Slopes(model, graph)
     states: list[Mapping[str, Tensor]] = []
     try:
         with evaluating(model):
             for batch in batches:
-                states.append(reader.state(logits(model, moved(batch, reader.device))))
+                states.append(consumer.state(logits(model, moved(batch, consumer.device))))
     finally:
-        reader.close()
+        consumer.close()
         model.zero_grad(set_to_none=True)
     if not states:
         raise ValueError("scores need data, and there is no batch")
-    scorer = OBD().watch(model, graph)  # keeps sums of the same layout
+    scorer = OBD().scorer(model, graph)  # keeps sums of the same layout
     scorer.close()
     return Gathered({name: scorer}, {name: states})
 
@@ -76,20 +76,20 @@ class _Slopes:
     """Derivatives of logits by the gates, example by example, through the taps of the Taylor criterion."""
 
     def __init__(self, model: nn.Module, graph: ChannelGraph) -> None:
-        readers, _ = find_readers(model, graph)
-        everyone = {reader.name: reader for found in readers.values() for reader in found}
-        weights = [p for reader in everyone.values() for p in reader.module.parameters(recurse=False)]
+        consumers, _ = find_consumers(model, graph)
+        everyone = {consumer.name: consumer for found in consumers.values() for consumer in found}
+        weights = [p for consumer in everyone.values() for p in consumer.module.parameters(recurse=False)]
         self.device = weights[0].device if weights else torch.device("cpu")
-        self._assembly = Assembly(
+        self._assembly = ChannelMatrix(
             graph,
-            {name: reader.width for name, reader in everyone.items()},
-            [Part(group, reader.name, reader.index) for group, found in readers.items() for reader in found],
+            {name: consumer.width for name, consumer in everyone.items()},
+            [Block(group, consumer.name, consumer.index) for group, found in consumers.items() for consumer in found],
             dtype=torch.promote_types(weights[0].dtype, torch.float32) if weights else torch.float32,
             device=self.device,
         )
         self._heads = OpenHeads(model, everyone)
-        self._taps = {name: Tap(reader.module, "sum") for name, reader in everyone.items()}
-        self._handles = [reader.watch(self._taps[name]) for name, reader in everyone.items()]
+        self._taps = {name: TaylorHook(consumer.module, "sum") for name, consumer in everyone.items()}
+        self._handles = [consumer.watch(self._taps[name]) for name, consumer in everyone.items()]
 
     def state(self, logit_NK: Tensor) -> dict[str, Tensor]:
         """One batch's sums, as ``ChannelSums`` keeps them."""
@@ -108,7 +108,7 @@ class _Slopes:
             mean_CN = mean_CN + share_NK[:, k] * slope_CN
             read |= set(calls)
         total_C = (square_CN - mean_CN.square()).sum(1)
-        seen_C = self._assembly.fed_by(read) & torch.isfinite(total_C).all()
+        seen_C = self._assembly.channels_of(read) & torch.isfinite(total_C).all()
         count_C = (seen_C * examples).to(total_C.dtype)
         return {"total": torch.where(seen_C, total_C, 0).cpu(), "examples": count_C.cpu()}
 
