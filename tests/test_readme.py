@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from lightning_taylor.cli.commands import COMMANDS
 from lightning_taylor.cli.lightning_cli import TaylorCLI
-from lightning_taylor.cli.main import COMMANDS, main
+from lightning_taylor.cli.main import main
 
 README = Path(__file__).parent.parent / "README.md"
 BLOCKS = re.findall(r"^```(\w+)\n(.*?)^```", README.read_text(), flags=re.MULTILINE | re.DOTALL)

@@ -10,21 +10,22 @@ from dataclasses import dataclass, replace
 from importlib import import_module
 from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
 from lightning_taylor.checkpoint.load import load_pruned
 from lightning_taylor.checkpoint.widths import STATE_KEY, origin_of
-from lightning_taylor.cli.config import FitConfig
-from lightning_taylor.cli.exit import debugging, fail
-from lightning_taylor.cli.messages import nearest
+from lightning_taylor.cli.exit import debugging, fail, nearest
 from lightning_taylor.errors import PruningError
 from lightning_taylor.export.verified_write import evaluating
 from lightning_taylor.graph.serialize import call_from_plain, follower_from_plain
 from lightning_taylor.graph.types import Follower
 from lightning_taylor.utilities.calls import Inputs
+
+if TYPE_CHECKING:
+    from lightning_taylor.cli.config import FitConfig
 
 __all__ = [
     "Trained",
