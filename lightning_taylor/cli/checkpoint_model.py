@@ -228,7 +228,10 @@ def import_class(class_path: str) -> Any:
     if not hasattr(module, name):
         names = [n for n, value in vars(module).items() if isinstance(value, type)]
         fail(2, f"--model {class_path}: {module.__name__} has no {name!r}{nearest(name, names)}")
-    return getattr(module, name)
+    value = getattr(module, name)
+    if not isinstance(value, type):
+        fail(2, f"--model {class_path}: that is a {type(value).__name__}; give a LightningModule class")
+    return value
 
 
 MOST_EXAMPLES = 8

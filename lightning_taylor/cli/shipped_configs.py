@@ -6,8 +6,6 @@ from difflib import get_close_matches
 from importlib.resources import files
 from pathlib import Path
 
-import yaml
-
 from lightning_taylor.cli.commands import TRAINER_COMMANDS
 from lightning_taylor.cli.exit import fail
 
@@ -67,6 +65,8 @@ def config_path(value: str) -> str:
 
 def _check_yaml(path: str) -> None:
     """Refuse what is no configuration by the name of its file, which jsonargparse does not tell."""
+    import yaml  # half of the time that --version would take
+
     try:
         with open(path, encoding="utf-8") as file:
             content = yaml.safe_load(file)

@@ -131,7 +131,9 @@ class Gradual(Schedule):
     def __post_init__(self) -> None:
         _check_at_least("every_n_steps", self.every_n_steps, 1)
         _check_at_least("start_step", self.start_step, 0)
-        _check_at_least("end_step", self.end_step, self.start_step + 1)
+        _check_at_least("end_step", self.end_step, 1)
+        if self.end_step <= self.start_step:
+            raise ValueError(f"end_step={self.end_step} must be larger than start_step={self.start_step}")
         Target(flops=1.0).interpolate(0.0, self.curve)
 
     def is_event(self, step: int) -> bool:

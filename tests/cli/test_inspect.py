@@ -214,6 +214,7 @@ def test_a_model_without_removable_channels_ends_with_the_reasons_and_one(run: R
 
 
 WRONG = {
+    "name with a shape": (["resnet81", "--input-shape", "1", "3", "32", "32"], "no model of torchvision is called"),
     "name": (["resnet81"], "no model of torchvision is called 'resnet81'; did you mean resnet18"),
     "configuration as a name": (["digits"], "digits is a configuration: write --config digits"),
     "file": (["runs/last.ckpt"], "no file 'runs/last.ckpt'"),

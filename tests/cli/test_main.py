@@ -331,7 +331,11 @@ import sys
 for name in ("jsonargparse", "docstring_parser", "sklearn", "onnx", "onnxruntime", "onnxscript"):
     sys.modules[name] = None
 from lightning_taylor.cli import main
-main(sys.argv[1:])
+for line in sys.argv[1:]:
+    try:
+        main(line.split())
+    except SystemExit:
+        pass
 """
 WITHOUT_EXTRAS = {
     "fit": "missing jsonargparse, docstring_parser, sklearn: pip install 'lightning-taylor[cli,recipes]'",
@@ -345,11 +349,10 @@ WITHOUT_EXTRAS = {
 }
 
 
-@pytest.mark.parametrize("line", WITHOUT_EXTRAS)
-def test_without_the_extras_a_command_works_or_says_what_to_install(line: str) -> None:
-    command = [sys.executable, "-W", "ignore", "-c", BARE, *line.split()]
+def test_without_the_extras_a_command_works_or_says_what_to_install() -> None:
+    command = [sys.executable, "-W", "ignore", "-c", BARE, *WITHOUT_EXTRAS]
     answer = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert answer.stderr.splitlines()[0] == f"lightning-taylor: error: {WITHOUT_EXTRAS[line]}"
+    assert answer.stderr.splitlines() == [f"lightning-taylor: error: {said}" for said in WITHOUT_EXTRAS.values()]
 
 
 def test_the_console_script_is_this_function() -> None:
