@@ -81,7 +81,10 @@ def export_onnx(
     def write(program: ExportedProgram, folder: Path) -> Sequence[Path]:
         written = _write(program, folder / name, opset)
         if opset not in (None, written):
-            raise ExportError(_other_opset(program, folder / name, opset, written))
+            raise ExportError(
+                f"torch {torch.__version__} writes this model in opset {written} and cannot convert it to {opset}: "
+                f"the lowest that works is {written}"
+            )
         return [folder / name]
 
     return keep(model, path, program_candidates(model, inputs, dynamic_batch, write, _load), tolerance)
@@ -103,14 +106,6 @@ def _write(program: ExportedProgram, path: Path, opset: int | None) -> int:
         )
     versions = {each.domain: each.version for each in onnx.load(str(path)).opset_import}
     return versions.get("") or versions["ai.onnx"]
-
-
-def _other_opset(program: ExportedProgram, path: Path, asked: int, written: int) -> str:
-    """Say which opset works in place of one that does not, after trying."""
-    if asked > written:
-        return f"opset {asked} is newer than torch {torch.__version__} writes: give opset={written} or less"
-    lowest = next(opset for opset in range(asked + 1, written + 1) if _write(program, path, opset) == opset)
-    return f"torch {torch.__version__} cannot write this model in opset {asked}: the lowest that works is {lowest}"
 
 
 def onnx_session(path: str | Path, threads: int | None = None) -> Callable[[Inputs], list[Tensor]]:
