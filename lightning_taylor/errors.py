@@ -5,6 +5,7 @@ Every message names the thing (a qualified module or tensor name), the value or 
 """
 
 __all__ = [
+    "ExportError",
     "NothingToPruneError",
     "OptimizerStateError",
     "PruningError",
@@ -36,3 +37,7 @@ class OptimizerStateError(PruningError):
 
 class TargetUnreachableError(PruningError):
     """The target asks for less than what remains when every group is at its minimum."""
+
+
+class ExportError(PruningError):
+    """A model cannot be written in a format, or what was written computes something else; no file was left."""

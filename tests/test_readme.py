@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from lightning_taylor.cli.commands import COMMANDS
 from lightning_taylor.cli.lightning_cli import TaylorCLI
-from lightning_taylor.cli.main import COMMANDS, main
+from lightning_taylor.cli.main import main
 
 README = Path(__file__).parent.parent / "README.md"
 BLOCKS = re.findall(r"^```(\w+)\n(.*?)^```", README.read_text(), flags=re.MULTILINE | re.DOTALL)
@@ -46,4 +47,4 @@ def test_commands_name_what_exists() -> None:
 
 
 def test_the_readme_stays_within_a_screenful_or_three() -> None:
-    assert len(README.read_text().splitlines()) <= 150
+    assert len(README.read_text().splitlines()) <= 170

@@ -7,8 +7,7 @@ import re
 from collections.abc import Callable, Sequence
 from typing import NoReturn
 
-from lightning_taylor.cli.exit import fail
-from lightning_taylor.cli.messages import nearest
+from lightning_taylor.cli.exit import fail, nearest
 from lightning_taylor.cli.shipped_configs import config_path
 
 __all__ = ["Parser", "add_model_options", "add_trust", "one_of", "positive"]

@@ -10,21 +10,22 @@ from dataclasses import dataclass, replace
 from importlib import import_module
 from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
 from lightning_taylor.checkpoint.load import load_pruned
 from lightning_taylor.checkpoint.widths import STATE_KEY, origin_of
-from lightning_taylor.cli.config import FitConfig
-from lightning_taylor.cli.exit import debugging, fail
-from lightning_taylor.cli.messages import nearest
+from lightning_taylor.cli.exit import debugging, fail, nearest
 from lightning_taylor.errors import PruningError
 from lightning_taylor.export.verified_write import evaluating
 from lightning_taylor.graph.serialize import call_from_plain, follower_from_plain
 from lightning_taylor.graph.types import LinkedAttribute
 from lightning_taylor.utilities.calls import Inputs
+
+if TYPE_CHECKING:
+    from lightning_taylor.cli.config import FitConfig
 
 __all__ = [
     "Trained",
@@ -227,7 +228,10 @@ def import_class(class_path: str) -> Any:
     if not hasattr(module, name):
         names = [n for n, value in vars(module).items() if isinstance(value, type)]
         fail(2, f"--model {class_path}: {module.__name__} has no {name!r}{nearest(name, names)}")
-    return getattr(module, name)
+    value = getattr(module, name)
+    if not isinstance(value, type):
+        fail(2, f"--model {class_path}: that is a {type(value).__name__}; give a LightningModule class")
+    return value
 
 
 MOST_EXAMPLES = 8

@@ -1,10 +1,18 @@
-"""The commands that no Trainer runs, each in a module of its own with a ``run(args)``."""
+"""The commands: their names, what each does in a line, and how those that no Trainer runs are started."""
 
 from __future__ import annotations
 
 from importlib import import_module
 
-__all__ = ["COMMANDS", "DESCRIPTION", "run_command"]
+__all__ = ["COMMANDS", "EVERY_COMMAND", "OVERVIEW", "TRAINER_COMMANDS", "run_command"]
+
+TRAINER_COMMANDS: dict[str, str] = {
+    "fit": "train a network and prune it on the way; without options, a small one on handwritten digits",
+    "validate": "evaluate a checkpoint, pruned or not, on the validation set",
+    "test": "evaluate a checkpoint, pruned or not, on the test set",
+    "predict": "write a checkpoint's predictions to a file",
+}
+"""LightningCLI's commands -> what each does, in a line."""
 
 COMMANDS: dict[str, str] = {
     "benchmark": "time the dense and the pruned network of a checkpoint at several batch sizes",
@@ -12,12 +20,27 @@ COMMANDS: dict[str, str] = {
     "export": "write the network of a checkpoint as ONNX, torch.export program or state dict",
     "inspect": "show what can be pruned of a network, why layers stay, and what a schedule would leave",
 }
-"""Command -> what it does, in a line; the module of that name beside this one runs it."""
+"""Command -> what it does, in a line; the module of that name beside this one has its ``run(args)``."""
 
-DESCRIPTION = (
-    "Prune a network while it trains. `lightning-taylor fit` alone runs a small example. "
-    f"Commands beside the ones below: {'; '.join(f'{name}: {what}' for name, what in COMMANDS.items())}."
-)
+EVERY_COMMAND = {**TRAINER_COMMANDS, **COMMANDS}
+
+_LISTED = "\n".join(f"  {name:<10} {what}" for name, what in EVERY_COMMAND.items())
+
+OVERVIEW = f"""\
+usage: lightning-taylor COMMAND [options]
+
+Prune a network while it trains.
+
+commands:
+{_LISTED}
+
+examples:
+  lightning-taylor inspect resnet18 --target 0.5
+  lightning-taylor fit --config my.yaml --trainer.callbacks.target 0.5
+  lightning-taylor export last.ckpt --format onnx --model my_project.Net
+
+`lightning-taylor COMMAND --help` lists the options of a command; `lightning-taylor --version` prints the version."""
+"""What ``lightning-taylor --help`` prints."""
 
 
 def run_command(name: str, args: list[str]) -> None:

@@ -1,6 +1,6 @@
 """``lightning-taylor compare``: how well each criterion ranks the channels of one's own trained network.
 
-With ``--curves``, which ``cli.curves`` runs: what is left of the network's accuracy when each of them prunes it.
+With ``--curves``, which ``compare_curves`` runs: what is left of the network's accuracy when each of them prunes it.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import sys
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from rich.console import Console
@@ -21,10 +21,10 @@ from torch.utils.data import DataLoader, Subset
 from lightning_taylor.cli.arguments import Parser, add_model_options, positive
 from lightning_taylor.cli.checkpoint_model import Trained, read_trained
 from lightning_taylor.cli.compare_curves import add_curve_options, run_curves
-from lightning_taylor.cli.config import FitConfig, find_config
 from lightning_taylor.cli.criteria import check_criteria, known_criteria
-from lightning_taylor.cli.dry_fit import start_checkpoint
 from lightning_taylor.cli.exit import fail
+from lightning_taylor.cli.extras import require_extras
+from lightning_taylor.cli.find_config import find_config
 from lightning_taylor.fit.callback import TaylorPruning
 from lightning_taylor.fit.options import OF_THE_TRACE
 from lightning_taylor.study.correlation import Correlations, correlate
@@ -33,6 +33,9 @@ from lightning_taylor.study.oracle import measure_oracle, sample_channels
 from lightning_taylor.study.score_batches import gather_scores
 from lightning_taylor.study.spot_check import training_loss
 from lightning_taylor.trace.api import require_groups, trace_channels
+
+if TYPE_CHECKING:
+    from lightning_taylor.cli.config import FitConfig
 
 __all__ = ["run"]
 
@@ -68,6 +71,7 @@ def run(args: list[str]) -> None:
             fail(2, f"--{name.replace('_', '-')} has no meaning {'with' if asked.curves else 'without'} --curves")
     if asked.out.exists() and not asked.out.is_dir():
         fail(2, f"--out {asked.out} is a file: give a folder for what is measured")
+    require_extras("cli")  # it needs a configuration in any case
     config = find_config(asked.model, of_fit)
     if config is None:
         named = f"{asked.model} is a class, and " if asked.model else ""
@@ -101,6 +105,8 @@ def _checkpoints(asked: argparse.Namespace, config: FitConfig) -> list[str]:
         return given
     if named := config.content.get("ckpt_path"):
         return [named]
+    from lightning_taylor.cli.dry_fit import start_checkpoint  # needs the extra cli
+
     start = start_checkpoint(config, asked.out / "start.ckpt")
     print(f"no checkpoint was given: this is the network as {config.name} builds it, {start}", file=sys.stderr)
     return [str(start)]

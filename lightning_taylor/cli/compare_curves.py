@@ -8,21 +8,22 @@ import json
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
 from lightning_taylor.checkpoint.widths import was_pruned
 from lightning_taylor.cli.arguments import positive
 from lightning_taylor.cli.checkpoint_model import read_checkpoint
-from lightning_taylor.cli.config import FitConfig
-from lightning_taylor.cli.criteria import check_criteria, known_criteria, own_criterion
-from lightning_taylor.cli.curve_fit import WITH_FLOPS, fit_curve
+from lightning_taylor.cli.criteria import WITH_FLOPS, check_criteria, known_criteria, own_criterion
 from lightning_taylor.cli.exit import fail
 from lightning_taylor.report.figures.style import png
 from lightning_taylor.study.curve_table import CurveTable
 from lightning_taylor.study.curves import DENSE, CurveFile
 from lightning_taylor.utilities.atomic import write_file
+
+if TYPE_CHECKING:
+    from lightning_taylor.cli.config import FitConfig
 
 __all__ = [
     "add_curve_options",
@@ -87,6 +88,8 @@ def run_curves(asked: argparse.Namespace, config: FitConfig, checkpoints: Callab
     Raises:
         SystemExit: with 2 for a mistake on the command line, in the configuration or a checkpoint.
     """
+    from lightning_taylor.cli.curve_fit import fit_curve  # needs the extra cli
+
     _check_length(asked, config)
     pruning = config.pruning()
     own = [own_criterion(pruning)] if pruning else []

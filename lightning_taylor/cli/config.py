@@ -13,14 +13,15 @@ from lightning.pytorch import Callback, LightningDataModule
 from lightning.pytorch.cli import LightningArgumentParser
 
 from lightning_taylor.cli.exit import debugging, fail
+from lightning_taylor.cli.extras import require_extras_of_data
 from lightning_taylor.cli.lightning_cli import TaylorCLI
 from lightning_taylor.cli.messages import readable
-from lightning_taylor.cli.shipped_configs import config_path, shipped_configs
+from lightning_taylor.cli.shipped_configs import config_path
 from lightning_taylor.fit.callback import TaylorPruning
 
 __all__ = [
     "FitConfig",
-    "find_config",
+    "read_config",
 ]
 
 
@@ -95,18 +96,16 @@ class FitConfig:
             fail(2, f"{self.name}: {readable(str(error))}")
 
 
-def find_config(named: str | None, options: Sequence[str] = ()) -> FitConfig | None:
-    """The configuration that ``--model`` or ``--config`` names; None if it names a class, or nothing.
+def read_config(named: str, options: Sequence[str] = ()) -> FitConfig:
+    """Read the configuration of a fit.
 
     Args:
-        named: a file, the name of a configuration that ships, or something else.
+        named: a file, or the name of a configuration that ships.
         options: of ``lightning-taylor fit``, which override it.
 
     Raises:
         SystemExit: with 2, after a line or two on stderr with the file, the key and the names it could have meant.
     """
-    if named is None or not (named in shipped_configs() or named.endswith((".yaml", ".yml")) or Path(named).is_file()):
-        return None
     path = config_path(named)
     written = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
     model = written.get("model")
@@ -114,9 +113,10 @@ def find_config(named: str | None, options: Sequence[str] = ()) -> FitConfig | N
         expected = "expected a configuration of a fit, such as the config.yaml beside its logs"
         fail(2, f"{named} {_without('model', written)}: {expected}")
     config = FitConfig(named, path, tuple(options), written, written)
-    if isinstance(model, dict) and "class_path" not in model and not options:
-        return config
-    return replace(config, content=_Understood(config.args).config["fit"].as_dict())
+    if not isinstance(model, dict) or "class_path" in model or options:
+        config = replace(config, content=_Understood(config.args).config["fit"].as_dict())
+    require_extras_of_data(config.content.get("data"))
+    return config
 
 
 def _with_class(given: Any) -> dict[str, Any]:

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable
 
-from lightning_taylor.cli.exit import fail
-from lightning_taylor.cli.messages import nearest
+from lightning_taylor.cli.exit import fail, nearest
 from lightning_taylor.criteria.base import Criterion
 from lightning_taylor.fit.callback import TaylorPruning
 from lightning_taylor.study.score_batches import every_criterion
 
-__all__ = ["check_criteria", "known_criteria", "own_criterion"]
+__all__ = ["WITH_FLOPS", "check_criteria", "known_criteria", "own_criterion"]
+
+WITH_FLOPS = "Taylor+FLOPs"
+"""The name of the criterion that counts what a channel costs, with the penalty of the command line."""
 
 
 def known_criteria(pruning: TaylorPruning | None, *, seed: int = 0) -> dict[str, Criterion]:

@@ -23,20 +23,17 @@ from lightning.pytorch.utilities.seed import isolate_rng
 from typing_extensions import override
 
 from lightning_taylor.cli.config import FitConfig
-from lightning_taylor.cli.criteria import known_criteria
-from lightning_taylor.cli.exit import debugging, fail
+from lightning_taylor.cli.criteria import WITH_FLOPS, known_criteria
+from lightning_taylor.cli.exit import debugging, fail, nearest
 from lightning_taylor.cli.lightning_cli import TaylorCLI
-from lightning_taylor.cli.messages import nearest
 from lightning_taylor.fit.callback import TaylorPruning
 from lightning_taylor.fit.trainer_state import remaining_steps
 from lightning_taylor.plan.schedule import Gradual, Schedule, default_schedule
 from lightning_taylor.study.curve_table import measured_steps
 from lightning_taylor.study.curves import DENSE, Curve, CurvePoint
 
-__all__ = ["WITH_FLOPS", "fit_curve"]
+__all__ = ["fit_curve"]
 
-WITH_FLOPS = "Taylor+FLOPs"
-"""The name of the criterion that counts what a channel costs, with the penalty of the command line."""
 LEFT_OUT = (TaylorPruning, Checkpoint, EarlyStopping, Timer, ProgressBar, ModelSummary)
 """Of the configuration's callbacks: what ends a fit before its time, and what writes or prints."""
 

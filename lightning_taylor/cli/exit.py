@@ -1,14 +1,17 @@
-"""How a command ends that cannot do what was asked: one line on stderr, and an exit code."""
+"""How a command ends that cannot do what was asked: a line on stderr, with the name that was meant, and a code."""
 
 from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Collection
+from difflib import get_close_matches
 from typing import NoReturn
 
 __all__ = [
     "debugging",
     "fail",
+    "nearest",
 ]
 
 DEBUG = "JSONARGPARSE_DEBUG"
@@ -28,3 +31,10 @@ def fail(code: int, message: str) -> NoReturn:
 def debugging() -> bool:
     """Whether a mistake should show its traceback."""
     return os.environ.get(DEBUG, "").lower() == "true"
+
+
+def nearest(name: str, known: Collection[str]) -> str:
+    """Name the known names that are like a wrong one, or all of them if they are few."""
+    if near := get_close_matches(name, sorted(set(known)), n=3, cutoff=0.7):
+        return f"; did you mean {' or '.join(near)}?"
+    return f"; there are {', '.join(known)}" if 0 < len(known) <= 15 else ""

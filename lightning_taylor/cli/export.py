@@ -11,8 +11,9 @@ from torch import nn
 
 from lightning_taylor.cli.arguments import Parser, add_model_options, one_of, positive
 from lightning_taylor.cli.checkpoint_model import Trained, read_trained
-from lightning_taylor.cli.config import find_config
 from lightning_taylor.cli.exit import debugging, fail
+from lightning_taylor.cli.extras import require_extras
+from lightning_taylor.cli.find_config import find_config
 from lightning_taylor.export.onnx import export_onnx
 from lightning_taylor.export.program import export_program
 from lightning_taylor.export.state_dict import export_state_dict, torchvision_builders
@@ -39,6 +40,8 @@ def run(args: list[str]) -> None:
     output = Path(asked.output or Path(asked.checkpoint).with_suffix(ENDINGS[asked.format]))
     if output.is_dir():
         fail(2, f"--output {output} is a folder: give the name of a file in it")
+    if asked.format == "onnx":
+        require_extras("export")
     trained = read_trained(asked.checkpoint, asked, find_config(asked.model))
     share = asked.tolerance
     writers: dict[str, Callable[[], Exported]] = {

@@ -9,26 +9,22 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any, NoReturn, get_args
+from typing import get_args
 
 import torch
-import torchvision
 from rich.console import Console
-from torch import nn
 
 from lightning_taylor.checkpoint.widths import STATE_KEY
 from lightning_taylor.cli.arguments import Parser, add_trust, positive
 from lightning_taylor.cli.checkpoint_model import read_checkpoint
-from lightning_taylor.cli.dry_fit import look
-from lightning_taylor.cli.exit import fail
-from lightning_taylor.cli.messages import nearest
-from lightning_taylor.cli.shipped_configs import resolve_configs, shipped_configs
+from lightning_taylor.cli.exit import fail, nearest
+from lightning_taylor.cli.extras import require_extras
+from lightning_taylor.cli.shipped_configs import resolve_configs
 from lightning_taylor.errors import NothingToPruneError
 from lightning_taylor.graph.serialize import graph_from_plain
 from lightning_taylor.plan.record import Record
 from lightning_taylor.plan.schedule import default_schedule
 from lightning_taylor.plan.target import Target
-from lightning_taylor.recipes.models import create_model, model_names
 from lightning_taylor.report.inspection import Inspection, inspect_model
 from lightning_taylor.report.inspection_table import inspection_tables
 from lightning_taylor.trace.options import AttentionHeads, ConvGroups, TraceOptions
@@ -154,12 +150,12 @@ def _parser(*, with_source: bool) -> Parser:
     )
     parser.add_argument(
         "--conv-groups",
-        options=get_args(ConvGroups),
+        choices=get_args(ConvGroups),
         help="what goes from a grouped convolution: whole groups, or the same channels of every group",
     )
     parser.add_argument(
         "--attention-heads",
-        options=get_args(AttentionHeads),
+        choices=get_args(AttentionHeads),
         help="what goes from an attention: whole heads, or the same coordinates of every head",
     )
     parser.add_argument("--json", action="store_true", help="print everything as JSON, every event included")
@@ -185,10 +181,6 @@ def _target(text: str) -> Target:
         ) from error
 
 
-FRAMES = 16
-"""Of a video, at a rate at which the video models of torchvision were trained."""
-
-
 @dataclass(frozen=True)
 class Request:
     """What the command line asks for; None is left to the configuration, or to the defaults of ``TaylorPruning``."""
@@ -205,9 +197,12 @@ class Request:
 
 def of_name(name: str, request: Request, shape: Sequence[int] | None) -> Inspection:
     """A model of torchvision, or the one for the digits, with random weights."""
-    inputs = torch.rand(*(shape or _usual_shape(name)), generator=torch.Generator().manual_seed(0))
+    from lightning_taylor.cli import torchvision_models  # a second, which a checkpoint does not need
+
+    torchvision_models.check_name(name)
+    inputs = torch.rand(*(shape or torchvision_models.usual_shape(name)), generator=torch.Generator().manual_seed(0))
     given = {key: value for key, value in vars(request).items() if value is not None}
-    return inspect_model(_model(name), inputs, **given)
+    return inspect_model(torchvision_models.build(name), inputs, **given)
 
 
 def of_checkpoint(path: str, *, trust: bool) -> Inspection:
@@ -233,6 +228,9 @@ def of_config(args: list[str], request: Request) -> Inspection:
     Raises:
         ValueError: if the fit is too short for its schedule, or of unknown length and has none.
     """
+    require_extras("cli")
+    from lightning_taylor.cli.dry_fit import look
+
     chosen = {f.name: value for f in fields(TraceOptions) if (value := getattr(request, f.name)) is not None}
     looked = look(args, request.ignore, chosen)
     pruner, options = looked.pruner, looked.pruner.options
@@ -246,34 +244,3 @@ def of_config(args: list[str], request: Request) -> Inspection:
         min_channels=request.min_channels or options.min_channels,
         round_to=request.round_to or options.on(device).multiple,
     )
-
-
-def _model(name: str) -> nn.Module:
-    if name in model_names():
-        return create_model(name, num_classes=10 if name == "digits_cnn" else 1000)
-    builder = torchvision.models.get_model_builder(name)
-    # A segmentation or detection net would fetch weights for its backbone.
-    backbone = {"weights_backbone": None} if "weights_backbone" in builder.__annotations__ else {}
-    return torchvision.models.get_model(name, weights=None, **backbone)
-
-
-def _usual_shape(name: str) -> list[int]:
-    """One example as the model's published weights are evaluated on, without fetching them."""
-    if name == "digits_cnn":
-        return [1, 1, 8, 8]
-    if name not in torchvision.models.list_models():
-        _unknown(name)
-    presets: Any = next(iter(torchvision.models.get_model_weights(name))).transforms
-    preset = presets()
-    side = getattr(preset, "crop_size", None) or getattr(preset, "resize_size", None) or [224]
-    side = list(side) * (2 if len(side) == 1 else 1)
-    return [1, 3, *([FRAMES] if "video" in type(preset).__name__.lower() else []), *side]
-
-
-def _unknown(name: str) -> NoReturn:
-    if name in shipped_configs() or name.endswith((".yaml", ".yml")):
-        fail(2, f"{name} is a configuration: write --config {name}")
-    if name.endswith((".ckpt", ".pt", ".pth")) or "/" in name:
-        fail(2, f"no file {name!r}")
-    known = ["digits_cnn", *torchvision.models.list_models()]
-    fail(2, f"no model of torchvision is called {name!r}{nearest(name, known)}")

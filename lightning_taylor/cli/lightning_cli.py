@@ -19,11 +19,11 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import CSVLogger
 
-from lightning_taylor.cli.commands import DESCRIPTION
 from lightning_taylor.cli.exit import debugging, fail
+from lightning_taylor.cli.extras import require_extras_of_data
 from lightning_taylor.cli.messages import options_of, readable
 from lightning_taylor.cli.shipped_configs import shipped_configs
-from lightning_taylor.fit.callback import TaylorPruning
+from lightning_taylor.fit import TaylorPruning
 
 __all__ = [
     "TaylorCLI",
@@ -49,7 +49,7 @@ class TaylorCLI(LightningCLI):
             parser_class=_Parser,
             parser_kwargs={
                 "prog": "lightning-taylor",
-                "description": DESCRIPTION,
+                "description": "Prune a network while it trains.",
                 "version": metadata.version("lightning-taylor"),
                 # Else --trainer.max_epoch would be taken for --trainer.max_epochs, and --trainer.max for an error.
                 "allow_abbrev": False,
@@ -74,6 +74,7 @@ class TaylorCLI(LightningCLI):
 
     def instantiate_classes(self) -> None:
         """Build model, data and trainer; a value that one of them refuses is a mistake on the command line."""
+        require_extras_of_data(self._get(self.config, "data"))
         try:
             super().instantiate_classes()
         except (ValueError, FileNotFoundError) as error:

@@ -11,21 +11,17 @@ import traceback
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from importlib import import_module
-from importlib.util import find_spec
+from importlib import import_module, metadata
 
-from lightning.fabric.utilities.exceptions import MisconfigurationException
-
-from lightning_taylor.cli.commands import COMMANDS, run_command
-from lightning_taylor.cli.exit import debugging, fail
-from lightning_taylor.cli.shipped_configs import resolve_configs
+from lightning_taylor.cli.commands import COMMANDS, EVERY_COMMAND, OVERVIEW, TRAINER_COMMANDS, run_command
+from lightning_taylor.cli.exit import debugging, fail, nearest
+from lightning_taylor.cli.extras import require_extras
+from lightning_taylor.cli.shipped_configs import resolve_configs, shipped_configs
 from lightning_taylor.errors import PruningError
 
 __all__ = [
     "main",
 ]
-
-EXTRAS = ("jsonargparse", "docstring_parser", "sklearn")
 
 WARNINGS = (
     # The recipes' small data lies in memory: worker processes would slow it down.
@@ -59,8 +55,6 @@ def main(args: Sequence[str] | None = None) -> None:
             model cannot be pruned or Ctrl-C stopped the run; the message is on stderr. With ``JSONARGPARSE_DEBUG=true``
             in the environment, a mistake raises what it raised.
     """
-    if missing := [name for name in EXTRAS if find_spec(name) is None]:
-        fail(1, f"missing {', '.join(missing)}: pip install 'lightning-taylor[cli,recipes]'")
     try:
         with _quiet(), _from_here():
             _dispatch(list(sys.argv[1:] if args is None else args))
@@ -83,12 +77,32 @@ def _shortly(error: Exception) -> str:
 
 
 def _dispatch(args: list[str]) -> None:
-    if args and args[0] in COMMANDS:
-        run_command(args[0], args[1:])
-        return
+    """Answer what needs no library by itself, and import only what the first word needs."""
+    word = args[0] if args else ""
+    if word == "--version":
+        print(f"lightning-taylor {metadata.version('lightning-taylor')}")
+    elif word in ("--help", "-h"):
+        print(OVERVIEW)
+    elif word in COMMANDS:
+        run_command(word, args[1:])
+    elif word in TRAINER_COMMANDS or word.startswith("-"):
+        _run_trainer(args)
+    else:
+        wrong = f"no command {word!r}{nearest(word, EVERY_COMMAND)}" if word else _choices()
+        fail(2, f"{wrong}\n`lightning-taylor --help` lists the commands")
+
+
+def _choices() -> str:
+    return f"choose one of {', '.join(EVERY_COMMAND)}; `lightning-taylor fit` alone runs a small example"
+
+
+def _run_trainer(args: list[str]) -> None:
+    resolved = resolve_configs(args)
+    digits = str(shipped_configs()["digits"]) in resolved
+    require_extras("cli", *(["recipes"] if digits else []))
     lightning_cli = import_module("lightning_taylor.cli.lightning_cli")
     if not lightning_cli.show_nested_help(args):
-        lightning_cli.TaylorCLI(resolve_configs(args))
+        lightning_cli.TaylorCLI(resolved)
 
 
 @contextmanager
@@ -126,7 +140,9 @@ def _from_here() -> Iterator[None]:
 
 def _says_what_to_change(error: Exception) -> bool:
     """Whether ours or Lightning's code raised it on purpose; anything else is a bug and keeps its traceback."""
-    if debugging() or not isinstance(error, ValueError | FileNotFoundError | MisconfigurationException):
+    # By its name: to import Lightning takes seconds, and who raises it has imported it.
+    misconfigured = type(error).__name__ == "MisconfigurationException"
+    if debugging() or not (misconfigured or isinstance(error, ValueError | FileNotFoundError)):
         return False
     *_, (frame, line) = traceback.walk_tb(error.__traceback__)
     raises = linecache.getline(frame.f_code.co_filename, line).lstrip().startswith("raise ")

@@ -4,18 +4,17 @@ from __future__ import annotations
 
 import inspect
 import re
-from collections.abc import Collection, Iterator, Sequence
-from difflib import get_close_matches
+from collections.abc import Iterator, Sequence
 from importlib import import_module
 
-from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+from lightning.pytorch.cli import LightningArgumentParser
 
-from lightning_taylor.cli.commands import COMMANDS
+from lightning_taylor.cli.exit import nearest
 from lightning_taylor.cli.shipped_configs import shipped_configs
 from lightning_taylor.criteria.base import Criterion
 from lightning_taylor.plan.schedule import Schedule
 
-__all__ = ["nearest", "options_of", "readable"]
+__all__ = ["options_of", "readable"]
 
 RECIPES = ("ImageClassifier", "Digits", "ImageFolder", "Flowers102", "CIFAR10")
 """Classes that are imported when the command starts, and so known without a path."""
@@ -76,20 +75,8 @@ def _explain(text: str, owner: str, key: str, options: Sequence[str]) -> str:
             return f"no option {hit[1]!r}{near}"
         part, known = hit[1].split(".")[0], {option.split(".")[0] for option in options}
         return f"no option {(hit[1] if part in known else part)!r}{nearest(part, options)}"
-    commands = [*LightningCLI.subcommands(), *COMMANDS]
-    if text.startswith('expected "subcommand"'):
-        return f"choose one of {', '.join(commands)}; `lightning-taylor fit` alone runs a small example"
-    if hit := re.match("argument subcommand: invalid choice: '(.+?)' ", text):
-        return f"no command {hit[1]!r}{nearest(hit[1], commands)}"
     text = re.sub(r"a (?:typing\.)?Literal\[(.+?)\]", r"one of \1", text)
     return re.sub(r"(?:a )?<class '(?:\w+\.)*(\w+)'>", r"\1", text)
-
-
-def nearest(name: str, known: Collection[str]) -> str:
-    """The known names that are like a wrong one, or all of them if they are few."""
-    if near := get_close_matches(name, sorted(set(known)), n=3, cutoff=0.7):
-        return f"; did you mean {' or '.join(near)}?"
-    return f"; there are {', '.join(known)}" if 0 < len(known) <= 15 else ""
 
 
 def _classes(key: str) -> list[str]:

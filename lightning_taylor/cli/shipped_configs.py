@@ -6,9 +6,7 @@ from difflib import get_close_matches
 from importlib.resources import files
 from pathlib import Path
 
-import yaml
-from lightning.pytorch.cli import LightningCLI
-
+from lightning_taylor.cli.commands import TRAINER_COMMANDS
 from lightning_taylor.cli.exit import fail
 
 __all__ = [
@@ -44,7 +42,7 @@ def resolve_configs(args: list[str]) -> list[str]:
         resolved.append(arg)
     # Who chooses a model or data has left the main job: its callbacks would only be in the way.
     chooses = any(arg in ("--model", "--data") or arg.startswith(("--model=", "--data=")) for arg in args)
-    if args and args[0] in LightningCLI.subcommands() and not names_config and not chooses:
+    if args and args[0] in TRAINER_COMMANDS and not names_config and not chooses:
         resolved[1:1] = ["--config", str(shipped_configs()[DEFAULT])]
     return resolved
 
@@ -67,6 +65,8 @@ def config_path(value: str) -> str:
 
 def _check_yaml(path: str) -> None:
     """Refuse what is no configuration by the name of its file, which jsonargparse does not tell."""
+    import yaml  # half of the time that --version would take
+
     try:
         with open(path, encoding="utf-8") as file:
             content = yaml.safe_load(file)

@@ -52,14 +52,15 @@ def export_onnx(
         path: the file; its folder is made. A file of that name is replaced, atomically.
         dynamic_batch: let the file take any number of examples where the model's code allows it; what came of it is
             in the result.
-        opset: the version of the ONNX operators; by default the one that torch writes best.
+        opset: the version of the ONNX operators, which is that of the file; by default the one that torch writes best.
         tolerance: see above; by default 1e-4 in float32, 1e-8 in float64 and 1e-2 in float16.
 
     Returns:
         The file, the largest difference, its size and the shapes it was compared on.
 
     Raises:
-        ExportError: if the model cannot be exported, or the file computes something else: no file is left then.
+        ExportError: if the model cannot be exported, or not in this opset (the lowest that works is named), or the
+            file computes something else: no file is left then.
         ModuleNotFoundError: if the extra ``export`` is not installed.
         ValueError: if ``example_inputs`` has no tensor, or no example; if an input or a parameter is bfloat16
             or float64, or the weights are larger than what one ONNX file can hold (2 GiB).
@@ -78,19 +79,33 @@ def export_onnx(
     name = Path(path).name
 
     def write(program: ExportedProgram, folder: Path) -> Sequence[Path]:
-        with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
-            torch.onnx.export(
-                program,
-                f=folder / name,
-                output_names=_output_names(program),
-                dynamic_shapes=_axes(program),
-                opset_version=opset,
-                external_data=False,
-                verbose=False,
+        written = _write(program, folder / name, opset)
+        if opset not in (None, written):
+            raise ExportError(
+                f"torch {torch.__version__} writes this model in opset {written} and cannot convert it to {opset}: "
+                f"the lowest that works is {written}"
             )
         return [folder / name]
 
     return keep(model, path, program_candidates(model, inputs, dynamic_batch, write, _load), tolerance)
+
+
+def _write(program: ExportedProgram, path: Path, opset: int | None) -> int:
+    """Write a file and return its opset, which is torch's own where torch cannot convert to the one asked for."""
+    import onnx
+
+    with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+        torch.onnx.export(
+            program,
+            f=path,
+            output_names=_output_names(program),
+            dynamic_shapes=_axes(program),
+            opset_version=opset,
+            external_data=False,
+            verbose=False,
+        )
+    versions = {each.domain: each.version for each in onnx.load(str(path)).opset_import}
+    return versions.get("") or versions["ai.onnx"]
 
 
 def onnx_session(path: str | Path, threads: int | None = None) -> Callable[[Inputs], list[Tensor]]:

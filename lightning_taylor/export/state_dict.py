@@ -5,13 +5,13 @@ from __future__ import annotations
 import inspect
 import json
 import re
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import torch
-import torchvision
 from torch import Tensor, nn
 
 from lightning_taylor.export.verified_write import Candidate, Exported, ExportError, keep, uncompiled
@@ -264,9 +264,13 @@ def torchvision_builders(model: nn.Module) -> Iterator[tuple[str, dict[str, Any]
     says the widths.
 
     Example:
+        >>> import torchvision
         >>> next(torchvision_builders(torchvision.models.squeezenet1_1()))[1]["name"]
         'squeezenet1_1'
     """
+    torchvision: Any = sys.modules.get("torchvision")
+    if torchvision is None:
+        return  # Who has a model of it has imported it.
     mine = _structure(model)
     for name in torchvision.models.list_models():
         builder = torchvision.models.get_model_builder(name)

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
+from lightning_taylor.errors import ExportError
 from lightning_taylor.utilities.calls import Inputs
 
 __all__ = [
@@ -29,10 +30,6 @@ __all__ = [
 
 TOLERANCE = {torch.float64: 1e-8, torch.float32: 1e-4, torch.float16: 1e-2, torch.bfloat16: 5e-2}
 """Largest difference that is rounding and no mistake, as a share of the output's largest absolute value."""
-
-
-class ExportError(RuntimeError):
-    """A model cannot be written in a format, or what was written computes something else; no file was left."""
 
 
 @dataclass(frozen=True)
@@ -145,7 +142,7 @@ def largest_difference(expected: Any, found: Any, tolerance: float | None, what:
         True
         >>> largest_difference(torch.ones(2), [torch.tensor([1.0, 1.5])], 0.1)
         Traceback (most recent call last):
-        lightning_taylor.export.ExportError: the file differs from the model by 0.5 where 0.1 is allowed ...
+        lightning_taylor.errors.ExportError: the file differs from the model by 0.5 where 0.1 is allowed ...
     """
     old, new = _tensors(expected), _tensors(found)
     if [tuple(t.shape) for t in old] != [tuple(t.shape) for t in new]:

@@ -54,6 +54,10 @@ class ChannelGraph:
         if not self.dense_sizes:
             object.__setattr__(self, "dense_sizes", {name: group.size for name, group in self.groups.items()})
 
+    def __repr__(self) -> str:
+        channels = sum(group.size for group in self.groups.values())
+        return f"ChannelGraph({len(self.groups)} groups of {channels} channels, {len(self.frozen)} layers frozen)"
+
     def width(self, axis: Axis) -> int:
         """How many entries an axis has now."""
         tensor, dim = axis

@@ -132,7 +132,9 @@ class Gradual(Schedule):
     def __post_init__(self) -> None:
         check_whole("every_n_steps", self.every_n_steps, 1)
         check_whole("start_step", self.start_step, 0)
-        check_whole("end_step", self.end_step, self.start_step + 1)
+        check_whole("end_step", self.end_step, 1)
+        if self.end_step <= self.start_step:
+            raise ValueError(f"end_step={self.end_step} must be larger than start_step={self.start_step}")
         Target(flops=1.0).interpolate(0.0, self.curve)
 
     def is_event(self, step: int) -> bool:

@@ -145,6 +145,15 @@ class Inspection:
             not exact or exact.met(self.events[-1].cost if self.events else self.now, self.dense)
         )
 
+    def __repr__(self) -> str:
+        can_shrink = sum(bool(layer.groups) for layer in self.layers)
+        target = ", ".join(f"{name}={share:g}" for name, share in self.asked.items()) or "none"
+        return (
+            f"Inspection({len(self.layers)} layers, {can_shrink} can shrink; {self.now.flops:.3g} FLOPs, "
+            f"at least {self.least.flops / self.dense.flops:.1%} of the dense model's remain; "
+            f"target {target}{'' if self.met else ' is not met'})"
+        )
+
     def to_plain(self) -> dict[str, Any]:
         """Everything in dicts, lists, strings and numbers, for JSON."""
         plain = asdict(self)

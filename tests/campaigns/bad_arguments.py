@@ -51,7 +51,7 @@ OTHERS: list[tuple[Callable[..., Any], dict[str, Any], str]] = [
     (Iterative, {"every_n_steps": 1, "channels_per_event": 1, "start_step": -1}, "start_step"),
     (Iterative, {}, "every_n_steps"),
     (Gradual, {"every_n_steps": 0, "start_step": 0, "end_step": 5}, "every_n_steps"),
-    (Gradual, {"every_n_steps": 1, "start_step": 5, "end_step": 5}, "end_step must be a whole number of at least 6"),
+    (Gradual, {"every_n_steps": 1, "start_step": 5, "end_step": 5}, "end_step=5 must be larger than start_step=5"),
     (Gradual, {"every_n_steps": 1, "start_step": 5, "end_step": INF}, "end_step"),
     (Gradual, {"every_n_steps": 1, "start_step": None, "end_step": 5}, "start_step"),
     *(

@@ -16,6 +16,7 @@ pytest.importorskip("sklearn", reason="needs the extra recipes")
 pytest.importorskip("matplotlib", reason="needs the extra plots")
 
 from lightning_taylor.cli import compare_curves as curves
+from lightning_taylor.cli import curve_fit
 from lightning_taylor.recipes.classifier import ImageClassifier
 from lightning_taylor.recipes.digits import Digits
 from lightning_taylor.study.curves import Curve, CurvePoint
@@ -105,7 +106,7 @@ def test_curves_add_it_to_those_that_they_are_of_by_default(
         assert (config.name, path) == ("run.yaml", str(trained))
         return Curve(name, seed, (CurvePoint(0, 1, 1, 1, 0.9), CurvePoint(9, 0.2, 0.1, 0.2, 0.8))), "val_acc"
 
-    monkeypatch.setattr(curves, "fit_curve", fit_curve)
+    monkeypatch.setattr(curve_fit, "fit_curve", fit_curve)
     assert run("compare", trained, "--config", "run.yaml", "--curves", "--seeds", 0)[0] == 0
     assert asked == [*curves.DEFAULT, OWN, "dense"]
 

@@ -21,7 +21,7 @@ pytest.importorskip("matplotlib", reason="needs the extra plots")
 from matplotlib.image import imread
 
 from lightning_taylor import Gradual, Random, TaylorPruning
-from lightning_taylor.cli import compare_curves as curves
+from lightning_taylor.cli import curve_fit
 from lightning_taylor.cli.main import main
 from lightning_taylor.recipes.classifier import ImageClassifier
 from lightning_taylor.recipes.digits import Digits
@@ -159,7 +159,7 @@ def test_the_picture_can_be_read(trained: Path) -> None:
 def test_a_finished_comparison_is_shown_and_not_repeated(here: Path, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     before = (here / "compared" / "curves.jsonl").read_bytes()
     (here / "compared" / "curves.png").unlink()
-    monkeypatch.setattr(curves, "fit_curve", no_fit)
+    monkeypatch.setattr(curve_fit, "fit_curve", no_fit)
     code, out, err = compare(run)
     assert (code, err) == (0, "")
     assert "2 seeds" in out
@@ -217,7 +217,7 @@ def test_an_interrupted_comparison_goes_on_to_the_same_numbers(
 def test_other_settings_are_an_error_that_names_them(
     options: list[object], message: str, here: Path, run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(curves, "fit_curve", no_fit)
+    monkeypatch.setattr(curve_fit, "fit_curve", no_fit)
     code, _, err = compare(run, *options)
     assert code == 2
     assert message in err
@@ -227,7 +227,7 @@ def test_other_settings_are_an_error_that_names_them(
 def test_another_configuration_or_checkpoint_is_an_error_that_names_it(
     here: Path, run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(curves, "fit_curve", no_fit)
+    monkeypatch.setattr(curve_fit, "fit_curve", no_fit)
     other = {**CONFIG, "data": {**CONFIG["data"], "init_args": {"batch_size": 50}}}
     (here / "config.yaml").write_text(yaml.safe_dump(other))
     assert "data.init_args.batch_size=50, which was 100" in compare(run)[2]

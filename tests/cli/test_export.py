@@ -119,6 +119,7 @@ MISTAKES = {
     ),
     "other class": (["CKPT", "--format=onnx", "--model=cli.trained_nets.Fire"], "cannot be loaded from CKPT: Error(s)"),
     "no module": (["CKPT", "--format=onnx", "--model=pathlib.Path"], "load_pruned takes a LightningModule class"),
+    "no class": (["CKPT", "--format=onnx", "--model=os.path"], "--model os.path: that is a module; give a Lightning"),
     "no config": (["CKPT", "--format=onnx", "--model=no.yaml"], "no configuration 'no.yaml': no such file"),
     "part": (
         ["CKPT", "--format=onnx", "--input-shape", "1", "1", "8", "8", "--submodule=nett"],

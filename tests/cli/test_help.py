@@ -16,8 +16,7 @@ import pytest
 pytest.importorskip("jsonargparse", reason="needs the extra cli")
 pytest.importorskip("sklearn", reason="needs the extra recipes")
 
-import lightning_taylor
-from lightning_taylor import Criterion, cli
+from lightning_taylor import Criterion, cli, criteria
 
 # Lightning 2.6 calls what the newest jsonargparse is about to rename.
 pytestmark = pytest.mark.filterwarnings("ignore::jsonargparse._deprecated.JsonargparseDeprecationWarning")
@@ -33,10 +32,8 @@ TOPICS = {
 }
 CRITERIA = [
     name
-    for name in lightning_taylor.__all__
-    if isinstance(kind := getattr(lightning_taylor, name), type)
-    and issubclass(kind, Criterion)
-    and kind is not Criterion
+    for name in criteria.__all__
+    if isinstance(kind := getattr(criteria, name), type) and issubclass(kind, Criterion) and kind is not Criterion
 ]
 
 

@@ -17,7 +17,7 @@ import lightning as L
 from torch import Tensor, nn
 
 from lightning_taylor import Gradual, TaylorPruning, cli, load_pruned
-from lightning_taylor.cli.inspect import _usual_shape
+from lightning_taylor.cli.torchvision_models import usual_shape
 from lightning_taylor.recipes.classifier import ImageClassifier
 from lightning_taylor.recipes.digits import Digits
 
@@ -136,7 +136,7 @@ def test_a_network_of_torchvision_at_a_shape_of_the_users(run: Run) -> None:
     }.items(),
 )
 def test_the_usual_shape_is_the_one_that_the_published_weights_are_evaluated_at(name: str, shape: list[int]) -> None:
-    assert _usual_shape(name) == shape
+    assert usual_shape(name) == shape
 
 
 def test_a_configuration_with_the_events_of_its_own_schedule_and_nothing_left_behind(run: Run) -> None:
@@ -214,6 +214,7 @@ def test_a_model_without_removable_channels_ends_with_the_reasons_and_one(run: R
 
 
 WRONG = {
+    "name with a shape": (["resnet81", "--input-shape", "1", "3", "32", "32"], "no model of torchvision is called"),
     "name": (["resnet81"], "no model of torchvision is called 'resnet81'; did you mean resnet18"),
     "configuration as a name": (["digits"], "digits is a configuration: write --config digits"),
     "file": (["runs/last.ckpt"], "no file 'runs/last.ckpt'"),

@@ -6,6 +6,7 @@ import inspect
 import json
 import logging
 import signal
+import subprocess
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from importlib.metadata import entry_points
@@ -22,8 +23,9 @@ pytest.importorskip("sklearn", reason="needs the extra recipes")
 
 from lightning_taylor import cli
 from lightning_taylor.checkpoint.load import load_pruned
+from lightning_taylor.cli.commands import COMMANDS, TRAINER_COMMANDS
 from lightning_taylor.cli.exit import DEBUG
-from lightning_taylor.cli.main import COMMANDS, LOGS
+from lightning_taylor.cli.main import LOGS
 from lightning_taylor.cli.shipped_configs import resolve_configs
 from lightning_taylor.fit.callback import TaylorPruning
 from lightning_taylor.recipes.classifier import ImageClassifier
@@ -247,7 +249,7 @@ def test_a_model_that_cannot_be_pruned_is_an_error_of_the_run_with_the_reason(ru
 
 
 def test_a_missing_extra_is_answered_with_what_to_install(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("lightning_taylor.cli.main.find_spec", lambda name: None if name == "sklearn" else object())
+    monkeypatch.setattr("lightning_taylor.cli.extras.find_spec", lambda name: None if name == "sklearn" else object())
     assert_answered(run("fit"), 1, "missing sklearn: pip install 'lightning-taylor[cli,recipes]'")
 
 
@@ -304,6 +306,53 @@ def test_help_and_version_are_no_errors(run: Run) -> None:
     for args, word in ((["--help"], "fit"), (["fit", "--help"], "trainer.max_epochs"), (["--version"], "0.")):
         code, out, err = run(*args)
         assert (code, word in out, err) == (0, True, "")
+
+
+def test_the_commands_of_the_trainer_are_those_of_lightning_cli() -> None:
+    assert set(TRAINER_COMMANDS) == set(cli.TaylorCLI.subcommands())
+
+
+QUICK_ANSWERS = {"--version": 0, "--help": 0, "fitt": 2, "": 2}
+
+
+@pytest.mark.parametrize("word", QUICK_ANSWERS)
+def test_what_needs_no_network_is_answered_without_torch(word: str) -> None:
+    """To import it takes seconds."""
+    code = (
+        "import sys; from lightning_taylor.cli import main\n"
+        f"try: main({word.split()})\nexcept SystemExit as stop: assert stop.code == {QUICK_ANSWERS[word]}\n"
+        "assert not {'torch', 'lightning', 'numpy', 'jsonargparse'} & set(sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+BARE = """
+import sys
+for name in ("jsonargparse", "docstring_parser", "sklearn", "onnx", "onnxruntime", "onnxscript"):
+    sys.modules[name] = None
+from lightning_taylor.cli import main
+for line in sys.argv[1:]:
+    try:
+        main(line.split())
+    except SystemExit:
+        pass
+"""
+WITHOUT_EXTRAS = {
+    "fit": "missing jsonargparse, docstring_parser, sklearn: pip install 'lightning-taylor[cli,recipes]'",
+    "fit --config flowers12": "missing jsonargparse, docstring_parser: pip install 'lightning-taylor[cli]'",
+    "inspect --config digits": "missing jsonargparse, docstring_parser: pip install 'lightning-taylor[cli]'",
+    "compare no.ckpt": "missing jsonargparse, docstring_parser: pip install 'lightning-taylor[cli]'",
+    "export no.ckpt --format onnx": "missing onnx, onnxruntime, onnxscript: pip install 'lightning-taylor[export]'",
+    "export no.ckpt --format state_dict": "no file 'no.ckpt'",
+    "benchmark no.ckpt": "no file 'no.ckpt'",
+    "inspect no.ckpt": "no file 'no.ckpt'",
+}
+
+
+def test_without_the_extras_a_command_works_or_says_what_to_install() -> None:
+    command = [sys.executable, "-W", "ignore", "-c", BARE, *WITHOUT_EXTRAS]
+    answer = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert answer.stderr.splitlines() == [f"lightning-taylor: error: {said}" for said in WITHOUT_EXTRAS.values()]
 
 
 def test_the_console_script_is_this_function() -> None:

@@ -144,3 +144,29 @@ def test_without_the_extra_the_error_says_what_to_install(tmp_path: Path, monkey
     monkeypatch.setattr(onnx_file, "find_spec", lambda name: None if name == "onnxscript" else object())
     with pytest.raises(ModuleNotFoundError, match=r"missing onnxscript: pip install 'lightning-taylor\[export\]'"):
         export_onnx(Classes(), torch.rand(2, 3, 6, 6), tmp_path / "net.onnx")
+
+
+def opset_of(path: Path) -> int:
+    import onnx
+
+    return {each.domain: each.version for each in onnx.load(path).opset_import}[""]
+
+
+def test_the_opset_that_was_asked_for_is_the_files_or_the_error_names_the_lowest_that_works(tmp_path: Path) -> None:
+    net, x, path = (
+        torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), torch.nn.ReLU()),
+        torch.rand(2, 3, 6, 6),
+        tmp_path / "n.onnx",
+    )
+    export_onnx(net, x, path, opset=20)
+    assert opset_of(path) == 20
+    path.unlink()
+    try:
+        export_onnx(net, x, path, opset=7)
+    except ExportError as error:
+        assert not path.exists()
+        lowest = int(str(error).rpartition(" ")[2])
+        export_onnx(net, x, path, opset=lowest)
+        assert opset_of(path) == lowest > 7
+    else:
+        assert opset_of(path) == 7

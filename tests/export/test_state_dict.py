@@ -94,7 +94,7 @@ LOSE_HEADS = {"multihead", "windows"}
 @pytest.mark.parametrize("name", sorted(zoo.NETS.keys() - LOSE_HEADS))
 def test_a_users_own_network_is_rebuilt_from_an_import_path(name: str, tmp_path: Path) -> None:
     model, x = zoo.build(name)
-    built = {"builder": "export.test_weights.dense_net", "arguments": {"name": name}}
+    built = {"builder": "export.test_state_dict.dense_net", "arguments": {"name": name}}
     assert export_state_dict(halved(model, x), x, tmp_path / "net.pt", **built).max_difference == 0
 
 
@@ -142,7 +142,7 @@ def test_a_builder_of_another_network_leaves_no_file(tmp_path: Path) -> None:
         export_state_dict(model, x, tmp_path / "net.pt", builder="resnet18")
     with pytest.raises(ExportError, match=r"net.pt differs from the model by"):
         export_state_dict(
-            nn.Sequential(nn.Conv2d(3, 4, 3), nn.GELU()), x, tmp_path / "net.pt", builder="export.test_weights.plain"
+            nn.Sequential(nn.Conv2d(3, 4, 3), nn.GELU()), x, tmp_path / "net.pt", builder="export.test_state_dict.plain"
         )
     assert not list(tmp_path.iterdir())
 

@@ -95,7 +95,7 @@ def test_a_step_without_an_event_has_no_demand(schedule):
     ("build", "message"),
     [
         (lambda: Gradual(0, 0, 10), "every_n_steps must be a whole number of at least 1, got 0"),
-        (lambda: Gradual(1, 10, 10), "end_step must be a whole number of at least 11, got 10"),
+        (lambda: Gradual(1, 10, 10), "end_step=10 must be larger than start_step=10"),
         (lambda: Gradual(1, 0, 10, "square"), "curve must be one of 'cubic', 'linear'"),
         (lambda: Iterative(1, 0), "channels_per_event must be"),
         (lambda: Iterative(1, 1.5), "channels_per_event must be"),

@@ -192,3 +192,12 @@ def test_the_data_is_json_with_every_event() -> None:
     assert len(plain["events"]) > 10
     assert {"step", "cost", "widths"} <= plain["events"][0].keys()
     assert plain["layers"][0]["layer"] == "first"
+
+
+def test_what_is_printed_is_a_line() -> None:
+    net = torch.nn.Sequential(torch.nn.Conv2d(3, 8, 3), torch.nn.ReLU(), torch.nn.Conv2d(8, 5, 3))
+    x = torch.rand(1, 3, 16, 16)
+    assert str(trace_channels(net, x)) == "ChannelGraph(1 groups of 8 channels, 1 layers frozen)"
+    text = str(inspect_model(net, x, target=0.5))
+    assert text.startswith("Inspection(2 layers, 1 can shrink; ")
+    assert text.endswith("target flops=0.5)")

@@ -51,7 +51,9 @@ def round_trip_of_repr(case: Case) -> str | None:
             f"repr gives {text!r}, which does not evaluate ({type(error).__name__}: {error}); keep plain settings as "
             "attributes, or return the call that builds it from __repr__"
         )
-    if type(built) is not type(case.criterion) or (unlike := _unlike(case.criterion, built)):
+    same_class = type(built) is type(case.criterion)
+    unlike = _unlike(case.criterion, built) if same_class else type(built).__name__
+    if unlike:
         return f"repr gives {text!r}, which builds another one ({unlike}); print every setting"
     return None
 
