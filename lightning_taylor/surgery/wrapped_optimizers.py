@@ -7,7 +7,7 @@ holds, not by names.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, MutableMapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,7 +16,7 @@ from torch.optim import Optimizer
 
 from lightning_taylor.errors import OptimizerStateError
 
-__all__ = ["Held", "check_optimizers", "held_by", "parameters_of", "unwrapped"]
+__all__ = ["Held", "check_optimizers", "held_by", "parameters_of", "state_of", "unwrapped"]
 
 _SHARDED = "every rank keeps the state of its own share of the parameters, which a removal would have to deal out anew"
 _FACTORS = "it keeps factor matrices that mix the channels of a parameter and cannot be cut with them"
@@ -78,15 +78,20 @@ def unwrapped(optimizers: Iterable[Optimizer]) -> Iterator[Optimizer]:
         if not isinstance(outermost, Optimizer):
             raise ValueError(f"optimizers must hold torch optimizers, got {type(outermost).__name__}")
         for optimizer in _innermost_first(outermost, seen):
-            state = getattr(optimizer, "state", None)
-            if state is not None and id(state) not in states:
-                states.add(id(state))
+            key = id(getattr(optimizer, "state", optimizer))
+            if key not in states:
+                states.add(key)
                 yield optimizer
 
 
 def parameters_of(optimizer: Optimizer) -> list[Tensor]:
     """List the parameters of all groups, in order."""
-    return [p for group in optimizer.param_groups for p in group["params"]]
+    return [p for group in _groups(optimizer) for p in group["params"]]
+
+
+def state_of(optimizer: Optimizer) -> MutableMapping[Any, Any]:
+    """Get the state of an optimizer, which a wrapper that never called torch's constructor may lack."""
+    return getattr(optimizer, "state", {})
 
 
 def held_by(optimizer: Optimizer) -> Iterator[Held]:
@@ -96,7 +101,7 @@ def held_by(optimizer: Optimizer) -> Iterator[Held]:
     group, of all, or a list of such lists) with the shapes of all of them.
     """
     places = {id(p): n for n, p in enumerate(parameters_of(optimizer))}
-    for key, value in optimizer.state.items():
+    for key, value in state_of(optimizer).items():
         if id(key) in places and isinstance(value, Tensor):
             yield Held(f"state[{places[id(key)]}]", key, value)
     for name, value in vars(optimizer).items():
@@ -106,10 +111,14 @@ def held_by(optimizer: Optimizer) -> Iterator[Held]:
             yield from _keyed(name, value, places)
         else:
             yield from _beside(name, value, optimizer)
-    for n, group in enumerate(optimizer.param_groups):
+    for n, group in enumerate(_groups(optimizer)):
         for name, value in group.items():
             if name != "params":
                 yield from _parallel(f"param_groups[{n}].{name}", value, group["params"])
+
+
+def _groups(optimizer: Optimizer) -> list[dict[str, Any]]:
+    return getattr(optimizer, "param_groups", [])
 
 
 def _innermost_first(optimizer: Optimizer, seen: set[int]) -> Iterator[Optimizer]:
@@ -134,7 +143,7 @@ def _keyed(name: str, value: Mapping[Any, Any], places: Mapping[int, int]) -> It
 
 
 def _beside(name: str, value: Any, optimizer: Optimizer) -> Iterator[Held]:
-    groups = [group["params"] for group in optimizer.param_groups]
+    groups = [group["params"] for group in _groups(optimizer)]
     if isinstance(value, list | tuple) and len(value) == len(groups) and all(isinstance(v, list) for v in value):
         for n, (inner, parameters) in enumerate(zip(value, groups, strict=True)):
             yield from _parallel(f"{name}[{n}]", inner, parameters)
