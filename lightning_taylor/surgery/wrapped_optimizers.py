@@ -102,13 +102,15 @@ def held_by(optimizer: Optimizer) -> Iterator[Held]:
     """
     places = {id(p): n for n, p in enumerate(parameters_of(optimizer))}
     for key, value in state_of(optimizer).items():
-        if id(key) in places and isinstance(value, Tensor):
+        if id(key) not in places:
+            yield from _keyed("state", {key: value}, places, optimizer)
+        elif isinstance(value, Tensor):
             yield Held(f"state[{places[id(key)]}]", key, value)
     for name, value in vars(optimizer).items():
         if name in ("state", "param_groups", "defaults"):
             continue
         if isinstance(value, Mapping):
-            yield from _keyed(name, value, places)
+            yield from _keyed(name, value, places, optimizer)
         else:
             yield from _beside(name, value, optimizer)
     for n, group in enumerate(_groups(optimizer)):
@@ -133,13 +135,17 @@ def _innermost_first(optimizer: Optimizer, seen: set[int]) -> Iterator[Optimizer
     yield optimizer
 
 
-def _keyed(name: str, value: Mapping[Any, Any], places: Mapping[int, int]) -> Iterator[Held]:
+def _keyed(name: str, value: Mapping[Any, Any], places: Mapping[int, int], optimizer: Optimizer) -> Iterator[Held]:
     for key, kept in value.items():
         if id(key) in places:
             entries = kept if isinstance(kept, Mapping) else {"": kept}
             for entry, tensor in entries.items():
                 if isinstance(tensor, Tensor) and tensor is not key:
                     yield Held(f"{name}[{places[id(key)]}].{entry}", key, tensor)
+        elif isinstance(kept, Mapping) and isinstance(key, str):
+            yield from _keyed(f"{name}.{key}", kept, places, optimizer)
+        elif isinstance(key, str):
+            yield from _beside(f"{name}.{key}", kept, optimizer)
 
 
 def _beside(name: str, value: Any, optimizer: Optimizer) -> Iterator[Held]:

@@ -78,6 +78,16 @@ class InDictOfDicts(Lookahead):
         return ((p, kept["slow"]) for p, kept in self.more.items())
 
 
+class InNamedState(Lookahead):
+    """State under a name of its own, and only there keyed by the parameters."""
+
+    def begin(self) -> None:
+        self.state["own"] = {"slow": {p: p.detach().clone() for p in self.parameters()}, "sizes": [1, 2]}
+
+    def pairs(self) -> Iterator[tuple[Tensor, Tensor]]:
+        return iter(self.state["own"]["slow"].items())
+
+
 class InList(Lookahead):
     def begin(self) -> None:
         self.slow = [p.detach().clone() for p in self.parameters()]
@@ -129,7 +139,7 @@ class ScheduleFree(torch.optim.SGD):
         return loss
 
 
-KINDS = (Lookahead, InBareState, InDict, InDictOfDicts, InList, InListsOfGroups, InGroups)
+KINDS = (Lookahead, InBareState, InDict, InDictOfDicts, InNamedState, InList, InListsOfGroups, InGroups)
 
 
 def adam(net: nn.Module) -> Optimizer:
