@@ -52,13 +52,15 @@ _QUANTILES = ("min", "p05", "p25", "median", "p75", "p95", "max")
 def log_step(pl_module: LightningModule, fractions: Mapping[str, float]) -> None:
     """Hand what remains to Lightning, which logs it as often as the user's own metrics; FLOPs go to the bar as well.
 
+    On the bar under their full name too: "flops" may be a metric of the user's.
+
     Args:
         pl_module: in ``on_train_batch_end``.
         fractions: resource -> fraction of the dense model.
     """
-    values = {f"pruning/{name}": value for name, value in fractions.items()}
-    pl_module.log_dict(values, on_step=True, on_epoch=False, batch_size=1, rank_zero_only=True)
-    pl_module.log("flops", fractions["flops"], prog_bar=True, logger=False, batch_size=1)
+    at_step: dict[str, Any] = {"on_step": True, "on_epoch": False, "batch_size": 1, "rank_zero_only": True}
+    for name, value in fractions.items():
+        pl_module.log(f"pruning/{name}", value, prog_bar=name == "flops", **at_step)
 
 
 def log_settings(trainer: Trainer, pl_module: LightningModule, settings: Mapping[str, Any]) -> None:

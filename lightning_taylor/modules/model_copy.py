@@ -6,16 +6,14 @@ norm starts at zero would make any mistake inside it invisible.
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterator
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from lightning_taylor.errors import UnsupportedModelError
-from lightning_taylor.utilities.calls import tensors_in
+from lightning_taylor.modules.deep_copy import deep_copy
 
 __all__ = [
     "private_copy",
@@ -31,30 +29,13 @@ _FLOATING = {"FloatFunctional", "FXFloatFunctional"}
 
 
 def private_copy(model: nn.Module) -> nn.Module:
-    """Deep copy of a model, without gradients and without the activations that user code may keep on it.
+    """Copy a model deeply, without gradients, graphs and handles of the system; see ``deep_copy``.
 
     Raises:
         UnsupportedModelError: for scripted, quantized or lazy modules, or one that cannot be copied.
     """
     _check_supported(model)
-    memo: dict[int, Any] = {}
-    for module in model.modules():
-        for tensor in tensors_in({k: v for k, v in vars(module).items() if not k.startswith("_")}):
-            if tensor.grad_fn is not None:
-                memo[id(tensor)] = tensor.detach()
-    grads = [(p, p.grad) for p in model.parameters() if p.grad is not None]
-    try:
-        for p, _ in grads:
-            p.grad = None
-        return _uncompiled(copy.deepcopy(model, memo))
-    except Exception as error:
-        raise UnsupportedModelError(
-            f"{type(model).__name__} cannot be copied for the trace ({type(error).__name__}: {error}); "
-            "keep what cannot be copied (locks, files, generators) off the module"
-        ) from error
-    finally:
-        for p, grad in grads:
-            p.grad = grad
+    return _uncompiled(deep_copy(model))
 
 
 def _uncompiled(net: nn.Module) -> nn.Module:

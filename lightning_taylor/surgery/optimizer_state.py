@@ -6,7 +6,7 @@ axes of the state tensor, not by its name.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, MutableMapping, Sequence
+from collections.abc import Iterator, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,8 +17,9 @@ from torch.optim import LBFGS, Optimizer
 from lightning_taylor.errors import OptimizerStateError
 from lightning_taylor.modules.resize import Touched, resized
 from lightning_taylor.surgery.transaction import Transaction
+from lightning_taylor.surgery.wrapped_optimizers import Held, held_by, state_of
 
-__all__ = ["HistoryReset", "StateChange", "prepare_state", "unwrapped"]
+__all__ = ["HeldChange", "HistoryReset", "StateChange", "prepare_state"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,6 +44,23 @@ class StateChange:
 
 
 @dataclass(frozen=True, eq=False)
+class HeldChange:
+    """A tensor that an optimizer keeps of a parameter outside of its state; it stays the same object.
+
+    Attributes:
+        tensor: the living one.
+        new: what it will hold.
+    """
+
+    tensor: Tensor
+    new: Tensor
+
+    def commit(self, transaction: Transaction) -> None:
+        """Make the change."""
+        transaction.set_storage(self.tensor, self.new)
+
+
+@dataclass(frozen=True, eq=False)
 class HistoryReset:
     """``LBFGS`` starts anew: its directions and gradients are flat vectors over all parameters, with their length."""
 
@@ -56,8 +74,8 @@ class HistoryReset:
 
 
 def prepare_state(
-    optimizer: Optimizer, touched: Iterable[Touched], *, drop_unknown: bool
-) -> list[StateChange] | list[HistoryReset]:
+    optimizer: Optimizer, touched: Sequence[Touched], *, drop_unknown: bool
+) -> Sequence[StateChange | HeldChange | HistoryReset]:
     """Cut copies of the state of every touched parameter; nothing living changes yet.
 
     The rule: a state value with at most one element is left (a step count); one with the parameter's number of
@@ -81,29 +99,11 @@ def prepare_state(
         return [HistoryReset(optimizer)] if mine else []
     unknown = _unknown_keys(optimizer)
     # `get`, since `state` is a defaultdict: to ask by `[]` is to write.
-    states = ((t, optimizer.state.get(t.tensor)) for t in touched)
-    return [_prepare(optimizer, t, state, unknown, drop_unknown) for t, state in states if state]
-
-
-def unwrapped(optimizers: Iterable[Optimizer]) -> Iterator[Optimizer]:
-    """Every optimizer that holds state of its own, once, wrapped ones before their wrappers.
-
-    A wrapper is whatever has an ``.optimizer``. Lightning's shares the state of the one that it wraps, so only the
-    wrapped one comes; a wrapper with a state of its own (Lookahead's slow weights) comes as well.
-    """
-    if isinstance(optimizers, Optimizer) or not isinstance(optimizers, Iterable):
-        raise TypeError(f"optimizers takes a list of optimizers, got {type(optimizers).__name__}; write [optimizer]")
-    seen: set[int] = set()
-    for outermost in optimizers:
-        chain = [outermost]
-        while (inner := getattr(chain[-1], "optimizer", None)) is not None:
-            chain.append(inner)
-        for optimizer in reversed(chain):
-            if not isinstance(optimizer, Optimizer):
-                raise ValueError(f"optimizers must hold torch optimizers, got {type(optimizer).__name__}")
-            if id(optimizer.state) not in seen:
-                seen.add(id(optimizer.state))
-                yield optimizer
+    states = ((t, state_of(optimizer).get(t.tensor)) for t in touched)
+    changes = [_prepare(optimizer, t, s, unknown, drop_unknown) for t, s in states if isinstance(s, MutableMapping)]
+    by_parameter = {id(t.tensor): t for t in touched}
+    held = ((h, by_parameter.get(id(h.parameter))) for h in held_by(optimizer))
+    return [*changes, *(_prepare_held(optimizer, h, t) for h, t in held if t and h.tensor.numel() > 1)]
 
 
 def _prepare(
@@ -114,28 +114,40 @@ def _prepare(
         return StateChange(state, dict(_cut(state, t)))
     if drop_unknown:
         return StateChange(state, None)
-    raise OptimizerStateError(
-        f"{type(optimizer).__name__} keeps {strange!r} ({_described(state[strange])}) for parameter {t.name!r} of "
-        f"shape {tuple(t.tensor.shape)}, and it is not known how that follows the parameter's channels; pass "
-        "drop_unknown_state=True to forget what the optimizer knows about such parameters, or use an optimizer whose "
+    way_out = "pass drop_unknown_state=True to forget what it knows about such parameters, or use an optimizer"
+    raise _unknown_state(optimizer, strange, state[strange], t, way_out)
+
+
+def _prepare_held(optimizer: Optimizer, held: Held, t: Touched) -> HeldChange:
+    if not _follows(held.tensor, t.tensor.shape):
+        raise _unknown_state(optimizer, held.name, held.tensor, t, "use an optimizer")
+    return HeldChange(held.tensor, resized(held.tensor, _axes(held.tensor, t)))
+
+
+def _axes(value: Tensor, t: Touched) -> dict[int, Tensor]:
+    return {dim: index_K for dim, index_K in t.keep.items() if value.shape[dim] != 1}
+
+
+def _unknown_state(optimizer: Optimizer, name: str, value: object, t: Touched, way_out: str) -> OptimizerStateError:
+    return OptimizerStateError(
+        f"{type(optimizer).__name__} keeps {name!r} ({_described(value)}) for parameter {t.name!r} of shape "
+        f"{tuple(t.tensor.shape)}, and it is not known how that follows the parameter's channels; {way_out} whose "
         "state has the shape of its parameter"
     )
 
 
 def _cut(state: Mapping[str, Any], t: Touched) -> Iterator[tuple[str, Tensor]]:
     for key, value in state.items():
-        if isinstance(value, Tensor) and value.numel() > 1:
-            keep = {dim: index_K for dim, index_K in t.keep.items() if value.shape[dim] != 1}
-            if keep:
-                yield key, resized(value, keep)
+        if isinstance(value, Tensor) and value.numel() > 1 and (keep := _axes(value, t)):
+            yield key, resized(value, keep)
 
 
 def _unknown_keys(optimizer: Optimizer) -> set[str]:
     """The state keys that do not follow the axes of every parameter that has them."""
     return {
         key
-        for parameter, state in optimizer.state.items()
-        if isinstance(parameter, Tensor)
+        for parameter, state in state_of(optimizer).items()
+        if isinstance(parameter, Tensor) and isinstance(state, Mapping)
         for key, value in state.items()
         if not _follows(value, parameter.shape)
     }

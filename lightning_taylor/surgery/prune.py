@@ -14,8 +14,9 @@ from lightning_taylor.graph.types import Remove
 from lightning_taylor.modules.attributes import concerned, known
 from lightning_taylor.modules.resize import Touched, followed, owners, resized, touched_tensors
 from lightning_taylor.surgery.mirrors import Copy
-from lightning_taylor.surgery.optimizer_state import prepare_state, unwrapped
+from lightning_taylor.surgery.optimizer_state import prepare_state
 from lightning_taylor.surgery.transaction import Transaction
+from lightning_taylor.surgery.wrapped_optimizers import unwrapped
 from lightning_taylor.utilities.atomic import signals_deferred
 
 __all__ = ["prune_channels"]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from typing import Any, final
@@ -15,8 +15,8 @@ from torch.optim import Optimizer
 from lightning_taylor.graph.types import LinkedAttribute
 from lightning_taylor.modules.attributes import Known, known
 from lightning_taylor.surgery.mirrors import Copy
-from lightning_taylor.surgery.optimizer_state import unwrapped
 from lightning_taylor.surgery.transaction import Transaction
+from lightning_taylor.surgery.wrapped_optimizers import Held, held_by, parameters_of, state_of, unwrapped
 from lightning_taylor.utilities.atomic import signals_deferred
 
 __all__ = ["Snapshot"]
@@ -31,11 +31,13 @@ class Snapshot:
         tensors: qualified name of each parameter and buffer -> its value.
         states: of each optimizer, position of a parameter (over all groups) -> its state.
         copies: of each copy, by its owner, name -> value.
+        held: of each optimizer, what it keeps outside of its state, by place -> value.
     """
 
     tensors: Mapping[str, Tensor]
     states: Sequence[Mapping[int, Mapping[str, Any]]]
     copies: Mapping[str, Mapping[str, Tensor]]
+    held: Sequence[Mapping[str, Tensor]] = ()
 
     @classmethod
     def take(cls, model: nn.Module, optimizers: Iterable[Optimizer] = (), copies: Iterable[Copy] = ()) -> Snapshot:
@@ -55,10 +57,12 @@ class Snapshot:
             >>> bool((net.bias == 0).all())
             False
         """
+        inner = list(unwrapped(optimizers))
         return cls(
             tensors={name: _kept(t) for name, t in _named(model).items()},
-            states=[_states(optimizer) for optimizer in unwrapped(optimizers)],
+            states=[_states(optimizer) for optimizer in inner],
             copies={c.owner: {name: _kept(t) for name, t in _named(c.tensors).items()} for c in copies},
+            held=[{h.name: _kept(h.tensor) for h in held_by(optimizer)} for optimizer in inner],
         )
 
     def restore(
@@ -78,6 +82,8 @@ class Snapshot:
             copies: as for ``take``; one that was not there yet gets the model's values.
             followers: as ``ChannelGraph.followers``.
         """
+        inner = list(unwrapped(optimizers))
+        held = [list(held_by(optimizer)) for optimizer in inner]  # while shapes still tell what belongs together
         with torch.inference_mode(False), torch.no_grad(), signals_deferred(), Transaction() as transaction:
             attributes = known(followers, {name: tuple(t.shape) for name, t in self.tensors.items()})
             _put_back(model, self.tensors, transaction, attributes)
@@ -85,8 +91,10 @@ class Snapshot:
                 own = self.copies.get(c.owner)
                 values = own or {name: self.tensors[c.prefix + name] for name in _named(c.tensors)}
                 _put_back(c.tensors, values, transaction, _inside(attributes, c.prefix))
-            for optimizer, states in zip(unwrapped(optimizers), self.states, strict=True):
+            for optimizer, states in zip(inner, self.states, strict=True):
                 _restore_states(optimizer, states, transaction)
+            for now, old in zip(held, self.held or [{}] * len(inner), strict=True):
+                _restore_held(now, old, transaction)
 
     def to_plain(self) -> dict[str, Any]:
         """The snapshot in types that load with ``weights_only=True``."""
@@ -94,12 +102,13 @@ class Snapshot:
             "tensors": dict(self.tensors),
             "states": [dict(states) for states in self.states],
             "copies": {owner: dict(values) for owner, values in self.copies.items()},
+            "held": [dict(held) for held in self.held],
         }
 
     @classmethod
     def from_plain(cls, plain: Mapping[str, Any]) -> Snapshot:
         """The snapshot that ``to_plain`` was called on."""
-        return cls(plain["tensors"], plain["states"], plain["copies"])
+        return cls(plain["tensors"], plain["states"], plain["copies"], plain.get("held", ()))
 
 
 def _named(tensors: nn.Module | Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -116,15 +125,11 @@ def _kept(tensor: Tensor) -> Tensor:
 def _states(optimizer: Optimizer) -> dict[int, dict[str, Any]]:
     return {
         position: {
-            key: _kept(v) if isinstance(v, Tensor) else copy.deepcopy(v) for key, v in optimizer.state[p].items()
+            key: _kept(v) if isinstance(v, Tensor) else copy.deepcopy(v) for key, v in state_of(optimizer)[p].items()
         }
-        for position, p in enumerate(_parameters(optimizer))
-        if p in optimizer.state
+        for position, p in enumerate(parameters_of(optimizer))
+        if isinstance(state_of(optimizer).get(p), Mapping)
     }
-
-
-def _parameters(optimizer: Optimizer) -> list[Tensor]:
-    return [p for group in optimizer.param_groups for p in group["params"]]
 
 
 def _inside(attributes: Known, prefix: str) -> Known:
@@ -147,8 +152,10 @@ def _put_back(
 
 
 def _restore_states(optimizer: Optimizer, states: Mapping[int, Mapping[str, Any]], transaction: Transaction) -> None:
-    for position, p in enumerate(_parameters(optimizer)):
-        state, old = optimizer.state[p], states.get(position, {})
+    for position, p in enumerate(parameters_of(optimizer)):
+        state, old = state_of(optimizer).setdefault(p, {}), states.get(position, {})
+        if not isinstance(state, MutableMapping):
+            continue
         # Not the parameter's device: a step count may live on the CPU beside moments that do not.
         devices = {key: value.device for key, value in state.items() if isinstance(value, Tensor)}
         transaction.clear(state)
@@ -156,3 +163,10 @@ def _restore_states(optimizer: Optimizer, states: Mapping[int, Mapping[str, Any]
             if isinstance(value, Tensor):
                 value = torch.empty_like(value, device=devices.get(key, p.device)).copy_(value)
             transaction.add_item(state, key, copy.deepcopy(value))
+
+
+def _restore_held(now: Iterable[Held], old: Mapping[str, Tensor], transaction: Transaction) -> None:
+    for held in now:
+        # What was not there yet is nearly always a slow copy of the parameter, which has its old value by now.
+        value = old.get(held.name, held.parameter.detach())
+        transaction.set_storage(held.tensor, torch.empty_like(value, device=held.tensor.device).copy_(value))

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, fields, is_dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils import _pytree as pytree
+
+from lightning_taylor.utilities.nested import leaves_in, mapped, parts_of
 
 __all__ = [
     "ForwardCall",
@@ -28,6 +29,9 @@ __all__ = [
 ]
 
 
+_MOST_COLORS = 4  # of an image without a leading dimension
+
+
 @dataclass(frozen=True, eq=False)
 class ForwardCall:
     """One call of a module: its qualified name in the model ("" is the model itself) and what it was given."""
@@ -39,74 +43,87 @@ class ForwardCall:
 
 def few_of(call: ForwardCall, batch: int, most: int = 1) -> ForwardCall:
     """The same call with its leading dimension of ``batch`` cut to ``most``."""
-    return ForwardCall(call.module, few_examples(call.args, batch, most), few_examples(dict(call.kwargs), batch, most))
+    return _each_argument(call, lambda value: few_examples(value, batch, most))
 
 
 def cast_call(call: ForwardCall, dtype: torch.dtype) -> ForwardCall:
     """The same call with every floating-point tensor in another precision."""
-    return ForwardCall(call.module, cast(call.args, dtype), cast(dict(call.kwargs), dtype))
+    return _each_argument(call, lambda value: cast(value, dtype))
+
+
+def _each_argument(call: ForwardCall, change: Callable[[Any], Any]) -> ForwardCall:
+    # One by one: the tuple of the arguments is no container of the user's, and never a list of examples.
+    return ForwardCall(call.module, tuple(map(change, call.args)), {k: change(v) for k, v in call.kwargs.items()})
 
 
 def tensors_in(values: Any) -> Iterator[Tensor]:
-    """Every tensor in nested tuples, lists, dicts and plain objects, in order."""
-    if isinstance(values, Tensor):
-        yield values
-    elif isinstance(values, dict):
-        for value in values.values():
-            yield from tensors_in(value)
-    elif isinstance(values, tuple | list | set | frozenset):
-        for value in values:
-            yield from tensors_in(value)
-    elif hasattr(values, "__dict__") and not isinstance(values, nn.Module | type):
-        yield from tensors_in(vars(values))
-    elif is_dataclass(values) and not isinstance(values, type):  # one with slots
-        for entry in fields(values):
-            yield from tensors_in(getattr(values, entry.name, None))
+    """Yield every tensor in nested containers and objects, in order; see ``nested``."""
+    return (leaf for leaf in leaves_in(values) if isinstance(leaf, Tensor))
 
 
 def cast(values: Any, dtype: torch.dtype) -> Any:
-    """Nested inputs with every floating-point tensor in another precision."""
+    """Copy nested inputs, with every floating-point tensor in another precision."""
     return _map(values, lambda t: t.detach().to(dtype) if t.is_floating_point() else t.detach().clone())
 
 
 def batch_size(values: Any) -> int:
-    """The leading dimension of the first tensor in nested inputs; the length of a list of images; 1 if none."""
-    if _is_list_of_images(values):
-        return len(values)
+    """Count the examples: the length of a list of them, else the leading dimension of the first tensor; 1 if none.
+
+    A list of examples is one of images, or of dicts and objects with tensors of different lengths.
+    """
     if isinstance(values, Tensor):
         return values.shape[0] if values.ndim else 1
-    inner = values.values() if isinstance(values, dict) else values if isinstance(values, list | tuple) else ()
-    for value in inner:
-        if next(tensors_in(value), None) is not None:
-            return batch_size(value)
-    return 1
+    if _is_list_of_images(values) or _is_list_of_records(values):
+        return len(values)
+    holding = (part for part in parts_of(values) if next(tensors_in(part), None) is not None)
+    first = next(holding, None)
+    return 1 if first is None else batch_size(first)
 
 
 def few_examples(values: Any, batch: int, most: int) -> Any:
-    """Nested inputs whose leading dimension of ``batch`` is cut to ``most``."""
-    if _is_list_of_images(values) and len(values) == batch:
-        return type(values)(list(values)[:most])
-    if isinstance(values, list | tuple) and any(_is_list_of_images(v) for v in values):
-        return type(values)(few_examples(v, batch, most) for v in values)
-    return _map(values, lambda t: t[:most] if t.ndim and t.shape[0] == batch else t)
+    """Cut nested inputs with a leading dimension of ``batch``, and lists of so many examples, to ``most``."""
+
+    def fewer(container: Any) -> Any:
+        return type(container)(container[:most]) if _lists_examples(container, batch) else container
+
+    return _map(values, lambda t: t[:most] if t.ndim and t.shape[0] == batch else t, fewer)
 
 
 def _is_list_of_images(values: Any) -> bool:
-    if not isinstance(values, list) or not values:
+    # Not two batches of signals, (N, C, L) each, as a loader collates pairs of them.
+    return isinstance(values, list) and bool(values) and all(_is_image(v) for v in values)
+
+
+def _is_image(value: Any) -> bool:
+    return isinstance(value, Tensor) and value.ndim == 3 and value.shape[0] <= _MOST_COLORS
+
+
+def _is_list_of_records(values: Any) -> bool:
+    """Whether each entry is an example, as a dict or an object: what is in them counts different things."""
+    if not isinstance(values, list) or not all(map(_is_record, values)):
         return False
-    return all(isinstance(v, Tensor) and v.ndim == 3 for v in values)
+    lengths = {t.shape[0] if t.ndim else None for t in tensors_in(values)}
+    return len(lengths) > 1 or None in lengths
 
 
-def _map(values: Any, change: Any) -> Any:
-    if isinstance(values, Tensor):
-        return change(values)
-    if isinstance(values, dict):
-        return {k: _map(v, change) for k, v in values.items()}
-    if isinstance(values, tuple) and hasattr(values, "_fields"):
-        return type(values)(*(_map(v, change) for v in values))
-    if isinstance(values, list | tuple):
-        return type(values)(_map(v, change) for v in values)
-    return values
+def _is_record(value: Any) -> bool:
+    return not isinstance(value, Tensor | list | tuple) and next(tensors_in(value), None) is not None
+
+
+def _lists_examples(values: Any, batch: int) -> bool:
+    """Whether this is a list with one entry for each of so many examples, and no list of ``batch`` batches."""
+    if not isinstance(values, list | tuple) or hasattr(values, "_fields") or len(values) != batch:
+        return False
+    if _is_list_of_images(values):
+        return True
+    if isinstance(values, tuple) and not all(map(_is_record, values)):
+        return False
+    held = [list(tensors_in(value)) for value in values]
+    return all(held) and any(not t.ndim or t.shape[0] != batch for tensors in held for t in tensors)
+
+
+def _map(values: Any, change: Callable[[Tensor], Any], special: Callable[[Any], Any] | None = None) -> Any:
+    return mapped(values, lambda leaf: change(leaf) if isinstance(leaf, Tensor) else leaf, special)
 
 
 def runner(net: nn.Module, calls: Sequence[ForwardCall]) -> Callable[[], list[Any]]:
@@ -133,28 +150,19 @@ def repeated(call: ForwardCall, batch: int, like: Tensor) -> ForwardCall:
         like: a parameter of the net: gives the device, and the dtype of floating-point inputs.
     """
 
-    def repeat(value: Any) -> Any:
-        if isinstance(value, Tensor):
-            value = value.detach().to(like.device, like.dtype if value.is_floating_point() else value.dtype)
-            return value.repeat(batch, *[1] * (value.ndim - 1)) if value.ndim and value.shape[0] == 1 else value
-        if isinstance(value, dict):
-            return {k: repeat(v) for k, v in value.items()}
-        if isinstance(value, list | tuple) and not hasattr(value, "_fields"):
-            return type(value)(repeat(v) for v in value)
-        return value
+    def repeat(value: Tensor) -> Tensor:
+        value = value.detach().to(like.device, like.dtype if value.is_floating_point() else value.dtype)
+        return value.repeat(batch, *[1] * (value.ndim - 1)) if value.ndim and value.shape[0] == 1 else value
 
-    return ForwardCall(call.module, repeat(call.args), repeat(dict(call.kwargs)))
+    def more(container: Any) -> Any:
+        return type(container)(list(container) * batch) if _lists_examples(container, 1) else container
+
+    return _each_argument(call, lambda value: _map(value, repeat, more))
 
 
 def moved(values: Any, device: torch.device) -> Any:
-    """Nested inputs on another device."""
-    if isinstance(values, Tensor):
-        return values.to(device)
-    if isinstance(values, dict):
-        return {key: moved(value, device) for key, value in values.items()}
-    if isinstance(values, list | tuple) and not hasattr(values, "_fields"):
-        return type(values)(moved(value, device) for value in values)
-    return values
+    """Copy nested inputs to another device."""
+    return _map(values, lambda t: t.to(device))
 
 
 @contextmanager
@@ -208,7 +216,7 @@ class Inputs:
     @property
     def tensors(self) -> list[Tensor]:
         """Every tensor in the arguments."""
-        return [leaf for leaf in pytree.tree_leaves((self.args, dict(self.kwargs))) if isinstance(leaf, Tensor)]
+        return list(tensors_in((self.args, dict(self.kwargs))))
 
     @property
     def shapes(self) -> tuple[tuple[int, ...], ...]:
@@ -239,5 +247,5 @@ class Inputs:
         return model(*fresh.args, **fresh.kwargs)
 
     def _map(self, change: Callable[[Tensor], Tensor]) -> Inputs:
-        args, kwargs = pytree.tree_map_only(Tensor, change, (self.args, dict(self.kwargs)))
+        args, kwargs = _map((self.args, dict(self.kwargs)), change)
         return Inputs(args, kwargs)

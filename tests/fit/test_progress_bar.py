@@ -42,7 +42,8 @@ class Shown(L.Callback):
     def on_train_batch_end(self, trainer: L.Trainer, *_: Any) -> None:
         bar = trainer.progress_bar_callback
         assert bar is not None
-        self.seen.append((bar.get_metrics(trainer, trainer.lightning_module)["flops"], self.pruner.remaining["flops"]))
+        metrics = bar.get_metrics(trainer, trainer.lightning_module)
+        self.seen.append((metrics["pruning/flops"], self.pruner.remaining["flops"]))
 
 
 @pytest.mark.parametrize("first", [False, True])
@@ -54,7 +55,7 @@ def test_a_rich_bar_comes_to_rest_above_the_table(
     out = plain(capsys.readouterr().out)
     before, after = out.split("Target met after 3 events")
     (_, last) = before.rsplit("Epoch 2/2", 1)
-    assert f"flops: {pruner.remaining['flops']:.3f}" in last
+    assert f"pruning/flops: {pruner.remaining['flops']:.3f}" in last
     assert "8/8" in last
     assert "Epoch" not in after
     assert "pruning.json" in after
@@ -65,7 +66,7 @@ def test_a_tqdm_bar_ends_with_what_is_left(tmp_path: Path, capsys: pytest.Captur
     fit(Boring(zoo.Residual()), pruner, tmp_path, others=[TQDMProgressBar()], enable_progress_bar=True)
     captured = capsys.readouterr()
     bars = [part for part in re.split(r"[\r\n]", captured.out + captured.err) if part.startswith("Epoch 2")]
-    assert f"flops={pruner.remaining['flops']:.3f}" in bars[-1]
+    assert f"pruning/flops={pruner.remaining['flops']:.3f}" in bars[-1]
     assert captured.out.index("Target met") > captured.out.rfind("Epoch 2")
 
 
@@ -77,6 +78,20 @@ def test_the_bar_shows_an_event_in_the_batch_that_it_ends(bar: Any, tmp_path: Pa
     assert [figure for figure, _ in shown.seen] == pytest.approx([left for _, left in shown.seen], abs=5e-4)
     assert len({left for _, left in shown.seen}) == 4  # dense, and after each event
     rich.reconfigure()
+
+
+def test_metrics_of_the_users_with_the_same_names_keep_their_values(tmp_path: Path) -> None:
+    class Logging(Boring):
+        def training_step(self, batch: Any, batch_idx: int) -> Any:
+            self.log_dict({"flops": 123.0, "params": 7.0, "channels": 5.0}, prog_bar=True)
+            return super().training_step(batch, batch_idx)
+
+    pruner = pruning(schedule=EVENTS)
+    run = fit(Logging(zoo.Residual()), pruner, tmp_path)
+    names = {"flops": 123.0, "params": 7.0, "channels": 5.0}
+    assert {name: run.callback_metrics[name].item() for name in names} == names
+    assert {name: run.progress_bar_metrics[name] for name in names} == names
+    assert run.progress_bar_metrics["pruning/flops"] == pytest.approx(pruner.remaining["flops"])
 
 
 def test_an_event_says_nothing_between_two_batches(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -214,26 +214,6 @@ def test_lightning_wrappers_reach_the_optimizer_inside() -> None:
         )
 
 
-class Lookahead(Optimizer):
-    """A wrapper that is an optimizer itself, with slow weights of its own."""
-
-    def __init__(self, optimizer: Optimizer) -> None:
-        super().__init__(optimizer.param_groups, {})
-        self.optimizer = optimizer
-        for group in self.param_groups:
-            for p in group["params"]:
-                self.state[p]["slow"] = p.detach().clone()
-
-
-def test_a_wrapper_with_state_of_its_own_is_cut_too() -> None:
-    model = build(Perceptron)
-    wrapper = Lookahead(torch.optim.Adam(model.parameters()))
-    train(model, [wrapper.optimizer], batches(model, 1), {})
-    prune_channels(model, model.graph(), {"a": [0], "b": [1, 2]}, optimizers=[wrapper])
-    for p in model.parameters():
-        assert wrapper.state[p]["slow"].shape == wrapper.optimizer.state[p]["exp_avg"].shape == p.shape
-
-
 def test_something_else_is_no_optimizer() -> None:
     model = build(Perceptron)
     with pytest.raises(ValueError, match="torch optimizers, got Linear"):
