@@ -250,15 +250,6 @@ class Scorer(ABC):
         """Take every hook off the model; a no-op the second time."""
 
 
-@final
-class IdleScorer(Scorer):
-    """A scorer that gathers nothing: while no fit is under way, and once the target is met."""
-
-    def scores(self) -> dict[str, Tensor]:
-        """Return no scores."""
-        return {}
-
-
 _OLD_NAMES_OF_CRITERION = {
     "watch": "scorer",
     "own_normalization": "default_normalization",
@@ -278,3 +269,12 @@ def _refuse_old_names(cls: type, new_names: Mapping[str, str]) -> None:
     for old, new in new_names.items():
         if old in vars(cls) and new not in vars(cls):
             raise TypeError(f"{cls.__name__} defines {old!r}, which is called {new!r} now; rename it")
+
+
+@final
+class IdleScorer(Scorer):
+    """A scorer that gathers nothing: while no fit is under way, and once the target is met."""
+
+    def scores(self) -> dict[str, Tensor]:
+        """Return no scores."""
+        return {}

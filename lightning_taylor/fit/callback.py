@@ -29,6 +29,7 @@ from lightning_taylor.fit.options import (
 )
 from lightning_taylor.fit.session import Session
 from lightning_taylor.fit.shape_hooks import Loading
+from lightning_taylor.fit.step_counter import StepCounter
 from lightning_taylor.fit.trainer_state import (
     check_validation,
     example_call,
@@ -43,6 +44,7 @@ from lightning_taylor.plan.guard import Guard
 from lightning_taylor.plan.schedule import Schedule
 from lightning_taylor.plan.target import Target
 from lightning_taylor.scores.normalize import Normalization
+from lightning_taylor.surgery.wrapped_optimizers import check_optimizers
 from lightning_taylor.trace.options import AttentionHeads, ConvGroups, TraceOptions
 from lightning_taylor.trace.recorder import Listening, Recording
 from lightning_taylor.utilities.calls import batch_size
@@ -138,7 +140,8 @@ class TaylorPruning(Callback):
         self._batch: Any = None
         self._loading = Loading()
         self._reporting = Reporting()
-        self._global_step, self._examples = 0, 1
+        self._steps = StepCounter()
+        self._examples = 1
         self._grad_scale: float | Tensor = 1.0
 
     @property
@@ -196,6 +199,10 @@ class TaylorPruning(Callback):
         if trainer.fast_dev_run:  # type: ignore[attr-defined]
             rank_zero_info("TaylorPruning does nothing in a fast_dev_run")
             return
+        check_optimizers(trainer.optimizers)
+        # Steps that Lightning does not see are announced by the optimizers themselves.
+        self._steps = StepCounter(partial(self.on_before_optimizer_step, trainer, pl_module))
+        self._steps.start(trainer)
         self._together.warn_of_copies(trainer, pl_module, self)
         check_validation(trainer, self.guard)
         self._session.lay_schedule(self.schedule, remaining_steps(trainer))
@@ -211,8 +218,7 @@ class TaylorPruning(Callback):
 
     @override
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
-        """Called when the train batch begins: remember the step it starts from."""
-        self._global_step = trainer.global_step
+        """Called when the train batch begins: look at its examples, and let the criterion see it."""
         self._examples = batch_size(batch)
         # A step that takes the loader's iterator fetches its batch by itself; what is given here is the one before.
         fetched = "dataloader_iter" not in signature(pl_module.training_step).parameters
@@ -262,9 +268,9 @@ class TaylorPruning(Callback):
         self._end_recording(trainer, pl_module)
         session = self._session
         self._reporting.batch_ends(trainer, pl_module, session)
-        stepped = trainer.global_step > self._global_step
-        if session.end_batch(self._examples, self._grad_scale, stepped=stepped):
-            self._together.event(trainer, pl_module, self, session, batch=batch, oracle_sample=self.oracle_sample)
+        if session.end_batch(self._examples, self._grad_scale, stepped=self._steps.stepped()):
+            optimizers, sample = self._steps.optimizers, self.oracle_sample
+            self._together.event(trainer, pl_module, self, session, optimizers, batch=batch, oracle_sample=sample)
         if session.active:
             loggers.log_step(pl_module, session.fractions())
 
@@ -273,7 +279,7 @@ class TaylorPruning(Callback):
         """Called when the validation loop ends: note its metrics beside the size of the network; ask the guard."""
         if trainer.sanity_checking or not self._session.active:
             return
-        self._together.validated(trainer, pl_module, self, self._session)
+        self._together.validated(trainer, pl_module, self, self._session, self._steps.optimizers)
 
     @override
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -306,7 +312,7 @@ class TaylorPruning(Callback):
             self._together.go_on(trainer, self._session, recording.calls)
             return
         self._session.progress.spend_batch()
-        trained = self._gradients.end(pl_module, trainer.optimizers) or None
+        trained = self._gradients.end(pl_module, self._steps.optimizers) or None
         step = None if self._batch is None else step_of(trainer, pl_module, self._batch, self._examples)
         self._batch = None
         self._begin(trainer, pl_module, recording, step=step, trained=trained)
@@ -319,6 +325,7 @@ class TaylorPruning(Callback):
     def _close(self) -> None:
         self._listening.end()
         self._gradients.close()
+        self._steps.close()
         self._session.close()
 
     def _settings(self) -> dict[str, str]:

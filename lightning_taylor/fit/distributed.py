@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pickle
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar, cast, final
 
 from lightning.fabric.utilities.exceptions import MisconfigurationException
@@ -14,6 +14,7 @@ from lightning.pytorch.strategies.launchers import _MultiProcessingLauncher
 from lightning.pytorch.utilities import rank_zero_warn
 from lightning.pytorch.utilities.seed import isolate_rng
 from torch import Tensor
+from torch.optim import Optimizer
 
 from lightning_taylor.checkpoint.load import PrunedCheckpointMixin
 from lightning_taylor.errors import PruningError, UncoupledChannelsError
@@ -80,6 +81,7 @@ class Together:
         pl_module: LightningModule,
         own: Callback,
         session: Session,
+        optimizers: Sequence[Optimizer],
         *,
         batch: Any,
         oracle_sample: int,
@@ -95,17 +97,24 @@ class Together:
         if oracle_sample and trainer.is_global_zero:
             with isolate_rng():
                 correlation = session.check_scores(pl_module, batch, oracle_sample)
-        session.remove(decided, trainer.optimizers, copies_of(trainer, pl_module, own))
+        session.remove(decided, optimizers, copies_of(trainer, pl_module, own))
         if decided.remove:
             widths_changed(trainer.strategy, pl_module)
         event, scores = session.last_event
         loggers.log_event(trainer, event, session.size, scores, correlation)
 
-    def validated(self, trainer: Trainer, pl_module: LightningModule, own: Callback, session: Session) -> None:
+    def validated(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        own: Callback,
+        session: Session,
+        optimizers: Sequence[Optimizer],
+    ) -> None:
         """Let the guard see a validation's metrics as rank zero has them; all ranks go back if it says so."""
         metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
         metrics, graph = share(trainer.strategy, lambda: metrics), session.graph
-        said = session.validated(metrics, trainer.optimizers, copies_of(trainer, pl_module, own))
+        said = session.validated(metrics, optimizers, copies_of(trainer, pl_module, own))
         if said:
             rank_zero_warn(said)
         if session.graph is not graph:

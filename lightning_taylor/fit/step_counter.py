@@ -43,6 +43,10 @@ class StepCounter:
         self._global_step = 0
         self._begin()
 
+    def __deepcopy__(self, memo: dict[int, Any]) -> StepCounter:
+        # A module may bring its callback along; a copy of it must not bring the Trainer along.
+        return StepCounter()
+
     def start(self, trainer: Trainer) -> None:
         """Count from now on, until ``close``: in ``on_train_start``."""
         self.close()
