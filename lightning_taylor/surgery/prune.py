@@ -62,7 +62,7 @@ def prune_channels(
         OptimizerStateError: if an optimizer keeps state of a touched parameter that follows it in no known way.
 
     Example:
-        >>> from lightning_taylor.graph.channels import ChannelGroup, Role, Slice
+        >>> from lightning_taylor.graph.types import ChannelGroup, Role, Slice
         >>> model = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2))
         >>> channels = torch.arange(4)[:, None]
         >>> slices = (
