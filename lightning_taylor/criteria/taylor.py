@@ -108,6 +108,7 @@ class _TaylorScorer(HookedScorer[ConsumerHooks[TaylorHook]]):
         self._matrix = hooks.channel_matrix(mean=positions == "mean")
         self._sums = ChannelSums(self._matrix.channels, dtype=self._matrix.dtype, device=self._matrix.device)
         super().__init__(hooks, self._sums)
+        self._view_major = graph.view_major
         self._examples: int | None = None  # of the batches that compiled code can gather
 
     @override
@@ -131,7 +132,10 @@ class _TaylorScorer(HookedScorer[ConsumerHooks[TaylorHook]]):
         if self._examples is None or examples > self._examples:
             self._make_gates({name: len(calls[0]) for name, calls in gathered.items()}, examples)
         with torch.no_grad():
-            entries = {name: _sum_calls(calls, examples) for name, calls in gathered.items()}
+            entries = {
+                name: _sum_calls(calls, examples, view_major=name in self._view_major)
+                for name, calls in gathered.items()
+            }
             score_C = taylor(self._matrix(entries, examples), self._absolute) / grad_scale
             self._sums.update(score_C, self._matrix.channels_of(gathered), examples)
 
@@ -164,6 +168,11 @@ class _TaylorScorer(HookedScorer[ConsumerHooks[TaylorHook]]):
         return self._matrix.by_group(mean_C.abs() if self._absolute == "window" else mean_C)
 
 
-def _sum_calls(calls: list[Tensor], examples: int) -> Tensor:
-    """Shape ``(N, I)``: a layer that ran several times, added up with signs."""
-    return reduce(torch.add, (fold_examples(contribution_LI, examples) for contribution_LI in calls))
+def _sum_calls(calls: list[Tensor], examples: int, *, view_major: bool) -> Tensor:
+    """Add up the calls of a layer, with signs: shape ``(N, I)``.
+
+    Calls that have fewer rows than there are examples, and together as many, are chunks of the batch.
+    """
+    if len(calls) > 1 and all(len(call) < examples for call in calls) and sum(map(len, calls)) == examples:
+        return torch.cat(calls)
+    return reduce(torch.add, (fold_examples(call_LI, examples, view_major=view_major) for call_LI in calls))

@@ -37,6 +37,7 @@ class ChannelGraph:
         unseen: layers that neither the training nor the evaluation path reached.
         dense_sizes: group name -> its size when the model was traced; filled in by itself.
         followers: the attributes of modules that follow the widths, beyond those that their class says.
+        view_major: layers whose input holds the examples of a batch view by view, as contrastive steps join them.
     """
 
     groups: Mapping[str, ChannelGroup]
@@ -49,6 +50,7 @@ class ChannelGraph:
     unseen: tuple[str, ...] = ()
     dense_sizes: Mapping[str, int] = field(default_factory=dict)
     followers: tuple[LinkedAttribute, ...] = ()
+    view_major: frozenset[str] = frozenset()
 
     def __post_init__(self) -> None:
         if not self.dense_sizes:

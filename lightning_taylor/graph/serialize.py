@@ -46,6 +46,7 @@ def graph_to_plain(graph: ChannelGraph) -> dict[str, Any]:
         "unseen": list(graph.unseen),
         "dense_sizes": dict(graph.dense_sizes),
         "followers": [follower_to_plain(f) for f in graph.followers],
+        "view_major": sorted(graph.view_major),
     }
 
 
@@ -68,6 +69,7 @@ def graph_from_plain(plain: Mapping[str, Any]) -> ChannelGraph:
         unseen=tuple(plain["unseen"]),
         dense_sizes=dict(plain["dense_sizes"]),
         followers=tuple(follower_from_plain(f) for f in plain.get("followers", ())),
+        view_major=frozenset(plain.get("view_major", ())),
     )
 
 

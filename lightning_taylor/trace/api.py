@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from fnmatch import fnmatchcase
 from typing import Any
 
@@ -15,6 +16,7 @@ from lightning_taylor.errors import NothingToPruneError, UnsupportedModelError
 from lightning_taylor.graph.channel_graph import ChannelGraph
 from lightning_taylor.modules.model_copy import private_copy, reveal, tensor_names
 from lightning_taylor.trace.constraints import attach_constraints
+from lightning_taylor.trace.examples import find_view_major
 from lightning_taylor.trace.forward import quiet, unchanged
 from lightning_taylor.trace.groups import build_graph
 from lightning_taylor.trace.observe import observe, settle_precision
@@ -167,9 +169,11 @@ def trace_calls(
     partition.settle()
     _ignore(partition, ignore, net)
     unseen = _unseen(partition, net)
+    view_major = find_view_major(net, two, dtype) if verify else frozenset()
 
     def build() -> ChannelGraph:
-        return with_mirrors(build_graph(partition, constraints, parameters, unseen), scope)
+        graph = build_graph(partition, constraints, parameters, unseen)
+        return replace(with_mirrors(graph, scope), view_major=view_major)
 
     if verify:
         prove(

@@ -6,14 +6,22 @@ what the loss reads. The calls are what is left where a step cannot run on a cop
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, final
 
 import torch
 from torch import nn
 
-from lightning_taylor.utilities.calls import ForwardCall, batch_size, cast, cast_call, few_examples, few_of
+from lightning_taylor.utilities.calls import (
+    ForwardCall,
+    batch_size,
+    cast,
+    cast_call,
+    few_examples,
+    few_of,
+    pick_examples,
+)
 
 __all__ = ["Program", "Step"]
 
@@ -74,6 +82,19 @@ class Program:
             step = replace(step, batch=few_examples(step.batch, step.examples, most), examples=min(step.examples, most))
         forward = None if self.forward is None else few_of(self.forward, batch, most)
         return Program(tuple(few_of(c, batch, most) for c in self.calls), step, forward)
+
+    def pick(self, rows: Sequence[int]) -> Program:
+        """Return the program on the examples that these rows name."""
+        batch = batch_size([(c.args, dict(c.kwargs)) for c in self.calls])
+
+        def pick_of(call: ForwardCall) -> ForwardCall:
+            args, kwargs = pick_examples((call.args, dict(call.kwargs)), batch, rows)
+            return ForwardCall(call.module, args, kwargs)
+
+        step = self.step
+        if step is not None:
+            step = replace(step, batch=pick_examples(step.batch, step.examples, rows), examples=len(rows))
+        return Program(tuple(map(pick_of, self.calls)), step, None if self.forward is None else pick_of(self.forward))
 
     def cast(self, dtype: torch.dtype) -> Program:
         """Return the program with every floating-point input in another precision."""

@@ -10,19 +10,20 @@ Only if that fails are the groups tried apart: first those near the module that 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
 
 from lightning_taylor.graph.channel_graph import ChannelGraph
-from lightning_taylor.graph.types import Axis
 from lightning_taylor.modules.attributes import follow_shapes, known
 from lightning_taylor.modules.model_copy import tensor_names
 from lightning_taylor.modules.resize import hold, resized
+from lightning_taylor.trace.compare import input_axes, is_equal, relative_difference, trusted_outputs
 from lightning_taylor.trace.constraints.norm_statistics import MaskedNormMode, NormStatistics
-from lightning_taylor.trace.observe import READING, Observation, Paths
+from lightning_taylor.trace.draws import DRAWS, draw_removal
+from lightning_taylor.trace.observe import Observation, Paths
 from lightning_taylor.trace.partition import LabelPartition
 from lightning_taylor.trace.reasons import Why
 from lightning_taylor.trace.source_line import raising_line
@@ -35,7 +36,6 @@ _TIGHT = 1e-9
 
 _LOOSE = 1e-2
 
-_DRAWS = 4
 
 _EVALUATION, _TRAINING, _BOTH = (False,), (True,), (False, True)
 
@@ -89,7 +89,7 @@ class _Trial:
         self._two = self._runs_on_two()
         self._read_tolerances: dict[tuple[bool, str, int], float] = {}
         names = tensor_names(net)
-        self._input_axes = _input_axes(net, names)
+        self._input_axes = input_axes(net, names)
         self._tensors = {names[id(t)]: t for t in (*net.parameters(), *net.buffers())}
         self._tolerances = self._sensitivity()
 
@@ -112,8 +112,8 @@ class _Trial:
         return self._partition.is_open(self._partition.labels_of(graph.groups[name]))
 
     def _fails(self, graph: ChannelGraph, names: Sequence[str]) -> str | None:
-        for draw in range(_DRAWS):
-            remove = _draw(graph, names, draw)
+        for draw in range(DRAWS):
+            remove = draw_removal(graph, names, draw)
             if not remove:
                 continue
             paths = _EVALUATION if draw and self._alike else _BOTH
@@ -136,7 +136,7 @@ class _Trial:
                 continue
             if one.shape != other.shape:
                 return Why.CHANGES_SHAPE()
-            difference = _relative(one, other)
+            difference = relative_difference(one, other)
             if not difference <= tolerance:
                 return Why.CHANGES_OUTPUT(difference=difference)
         return None
@@ -155,7 +155,7 @@ class _Trial:
             if kept is not None and one.shape[dim] == graph.width(weight):
                 one = one.index_select(dim, kept.to(one.device))
             # What removes entries along another dimension leaves nothing to compare: a layer over positions, say.
-            if one.shape == other.shape and not (difference := _relative(one, other)) <= tolerance:
+            if one.shape == other.shape and not (difference := relative_difference(one, other)) <= tolerance:
                 return Why.CHANGES_READ(layer=key[1] or "the model", difference=difference)
         return None
 
@@ -186,7 +186,7 @@ class _Trial:
         training = self._observe(_TRAINING)
         before = [*evaluation.outputs, *training.outputs]
         half = len(before) // 2
-        self._alike = len(before) == 2 * half and all(map(_equal, before[:half], before[half:]))
+        self._alike = len(before) == 2 * half and all(map(is_equal, before[:half], before[half:]))
         precision = torch.finfo(before[0].dtype).eps if before else 1e-16
         touched = [t for t in self._tensors.values() if t.is_floating_point()]
         kept = [t.detach().clone() for t in touched]
@@ -200,13 +200,15 @@ class _Trial:
         reads = {**evaluation.reads, **training.reads}
         for (path, layer, number), one in reads.items():
             other = after.reads.get((path and not self._alike, layer, number))
-            drift = float("inf") if other is None else _relative(one, other)
+            drift = float("inf") if other is None else relative_difference(one, other)
             if 100 * drift <= _LOOSE:
                 self._read_tolerances[path, layer, number] = max(floor, 100 * drift)
-        drifts = [_relative(a, b) for a, b in zip(before, after.outputs, strict=False)] * (2 if self._alike else 1)
+        drifts = [relative_difference(a, b) for a, b in zip(before, after.outputs, strict=False)] * (
+            2 if self._alike else 1
+        )
         bounds = [min(max(floor, 100 * drift), _LOOSE) for drift in drifts]
         steady = [100 * drift <= _LOOSE for drift in drifts]
-        trusted = _trusted(steady, len(evaluation.outputs))
+        trusted = trusted_outputs(steady, len(evaluation.outputs))
         return [b if t or not any(trusted) else None for b, t in zip(bounds, trusted, strict=True)]
 
     @contextmanager
@@ -253,88 +255,6 @@ class _Trial:
             for module, attributes in changed:
                 for attribute, (was, _) in attributes.items():
                     setattr(module, attribute, was)
-
-
-def _trusted(steady: list[bool], evaluation: int) -> list[bool]:
-    """Which outputs can prove anything: of a path with an unsteady one none, if the other path has none of these.
-
-    Args:
-        steady: per output, those of the evaluation path first.
-        evaluation: how many these are.
-    """
-    one, other = steady[:evaluation], steady[evaluation:]
-    calm = [bool(path) and all(path) for path in (one, other)]
-    return [calm[0]] * len(one) + [calm[1]] * len(other) if any(calm) else steady
-
-
-def _draw(graph: ChannelGraph, names: Sequence[str], draw: int) -> dict[str, Tensor]:
-    """A third of each group, with its last; the first of every other group, then of the rest; all but the last.
-
-    Code that cuts channels at positions of its own (a chunk, a slice, a written-out index) often survives when all
-    groups of an axis lose alike, and no more when one of them does.
-    """
-    generator = torch.Generator().manual_seed(0)
-    turn = _turns(graph)
-    remove = {}
-    for name in names:
-        size = graph.groups[name].size
-        if draw == 0:
-            some = torch.randperm(size - 1, generator=generator)[: max(1, size // 3) - 1]
-            remove[name] = torch.cat([some, torch.tensor([size - 1])]).sort().values
-        elif draw == _DRAWS - 1:
-            remove[name] = torch.arange(size - 1)
-        elif turn[name] == draw % 2:
-            remove[name] = torch.arange(1)
-    return remove
-
-
-def _turns(graph: ChannelGraph) -> dict[str, int]:
-    """Group -> 0 or 1, neighbours on one axis differently, and those that are alone in turn.
-
-    Two layers that are as wide by chance must lose differently, or a number that counts the one could follow the other.
-    """
-    turn: dict[str, int] = {}
-    for slices in graph.slices_by_axis().values():
-        names = dict.fromkeys(name for name, _ in slices)
-        for place, name in enumerate(names):
-            turn.setdefault(name, (place if len(names) > 1 else len(turn)) % 2)
-    return turn
-
-
-def _input_axes(net: nn.Module, names: Mapping[int, str]) -> dict[str, tuple[Axis, int]]:
-    """Layer -> the axis of its weight that reads its input, and the dimension of the input that the axis reads."""
-    axes: dict[str, tuple[Axis, int]] = {}
-    for name, module in net.named_modules():
-        weight = getattr(module, "weight", None)
-        if not isinstance(module, READING) or id(weight) not in names:
-            continue
-        tensor = names[id(weight)]
-        if isinstance(module, nn.Linear):
-            axes[name] = (tensor, 1), -1
-        elif module.groups == 1:
-            axes[name] = (tensor, 0 if module.transposed else 1), 1
-        elif module.groups == module.in_channels == module.out_channels:
-            axes[name] = (tensor, 0), 1
-    return axes
-
-
-def _equal(one: Tensor, other: Tensor) -> bool:
-    return one.shape == other.shape and torch.equal(one, other)
-
-
-def _relative(one: Tensor, other: Tensor) -> float:
-    if one.shape != other.shape:
-        return float("inf")
-    if not one.numel():
-        return 0.0
-    finite = one.isfinite()
-    if not bool((finite == other.isfinite()).all()):
-        return float("inf")
-    one, other = one[finite], other[finite]
-    if not one.numel():
-        return 0.0
-    scale = one.abs().max()
-    return float((one - other).abs().max() / scale) if float(scale) else float((one - other).abs().max())
 
 
 def _first_line(error: Exception) -> str:

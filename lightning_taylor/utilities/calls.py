@@ -23,6 +23,7 @@ __all__ = [
     "few_of",
     "moved",
     "one_example",
+    "pick_examples",
     "repeated",
     "runner",
     "tensors_in",
@@ -87,6 +88,19 @@ def few_examples(values: Any, batch: int, most: int) -> Any:
         return type(container)(container[:most]) if _lists_examples(container, batch) else container
 
     return _map(values, lambda t: t[:most] if t.ndim and t.shape[0] == batch else t, fewer)
+
+
+def pick_examples(values: Any, batch: int, rows: Sequence[int]) -> Any:
+    """Return nested inputs of ``batch`` examples with those that the rows name, in this order, repeated perhaps."""
+
+    def picked(container: Any) -> Any:
+        # Tensors that are all as long as the batch are batches, also where they could be images of as many colours.
+        batches = all(t.ndim and t.shape[0] == batch for t in tensors_in(container))
+        if batches or not _lists_examples(container, batch):
+            return container
+        return type(container)(container[row] for row in rows)
+
+    return _map(values, lambda t: t[list(rows)] if t.ndim and t.shape[0] == batch else t, picked)
 
 
 def _is_list_of_images(values: Any) -> bool:
