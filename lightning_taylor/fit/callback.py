@@ -38,7 +38,7 @@ from lightning_taylor.fit.trainer_state import (
     remaining_steps,
     trace_step,
 )
-from lightning_taylor.fit.training_step import GradientWatch, step_of
+from lightning_taylor.fit.training_step import GradientWatch, repeatable, step_of
 from lightning_taylor.graph.channel_graph import ChannelGraph
 from lightning_taylor.plan.guard import Guard
 from lightning_taylor.plan.schedule import Schedule
@@ -309,7 +309,7 @@ class TaylorPruning(Callback):
         if recording is None:
             return
         if self._session.traced:
-            self._together.go_on(trainer, self._session, recording.calls)
+            self._together.go_on(trainer, self._session, repeatable(pl_module, recording.calls))
             return
         self._session.progress.spend_batch()
         trained = self._gradients.end(pl_module, self._steps.optimizers) or None

@@ -21,6 +21,7 @@ from lightning_taylor.errors import PruningError, UncoupledChannelsError
 from lightning_taylor.fit import logging as loggers
 from lightning_taylor.fit.session import Session
 from lightning_taylor.fit.trainer_state import copies_of, warn_of_unreachable
+from lightning_taylor.fit.training_step import repeatable
 from lightning_taylor.graph.channel_graph import ChannelGraph
 from lightning_taylor.plan.record import fingerprint
 from lightning_taylor.trace.api import require_groups
@@ -64,8 +65,8 @@ class Together:
         trace: Callable[[list[ForwardCall]], ChannelGraph],
     ) -> None:
         """Trace on rank zero, share the graph, and start to score."""
-        calls = recording.calls
-        graph = share(trainer.strategy, lambda: require_groups(trace(calls)))
+        graph = share(trainer.strategy, lambda: require_groups(trace(recording.calls)))
+        calls = repeatable(pl_module, recording.calls)
         later = any(isinstance(c, either(BaseFinetuning)) for c in trainer.callbacks)  # type: ignore[attr-defined]
         session.begin(pl_module, graph, calls, None if later else recording.differentiable)
         share(trainer.strategy, lambda: session.pruner.measure_with(calls))

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from inspect import signature
 from typing import Any, final
 
+import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.loggers.logger import DummyLogger
 from torch import Tensor, nn
@@ -13,10 +14,11 @@ from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 from torchmetrics import Metric
 
-from lightning_taylor.trace.program import Step
+from lightning_taylor.trace.program import Program, Step
 from lightning_taylor.utilities.atomic import signals_deferred
+from lightning_taylor.utilities.calls import ForwardCall, evaluating, tensors_in
 
-__all__ = ["GradientWatch", "step_of"]
+__all__ = ["GradientWatch", "repeatable", "step_of"]
 
 
 def step_of(trainer: Trainer, pl_module: LightningModule, batch: Any, examples: int) -> Step | None:
@@ -62,6 +64,27 @@ def detach(module: nn.Module, trainer: Trainer) -> None:
     vars(module).update(attributes)
     for metric in (part for part in module.modules() if isinstance(part, Metric)):
         metric.sync_on_compute = metric._to_sync = False
+
+
+def repeatable(module: LightningModule, calls: Sequence[ForwardCall]) -> list[ForwardCall]:
+    """Return the calls that can be made again at any widths, for the report and the measurements.
+
+    Those of the whole module, if there are any. A part that is given what another part made has no input of its own:
+    then the whole module is called as its first part was, if it can be. Empty if nothing can be called again.
+    """
+    whole = [call for call in calls if call.module == ""]
+    made = any(t.grad_fn is not None for call in calls for t in tensors_in((call.args, dict(call.kwargs))))
+    if whole or not made:
+        return whole or list(calls)
+    forward = Program(tuple(calls)).with_forward(module).forward
+    if forward is None:
+        return []
+    try:
+        with evaluating(module), torch.no_grad():
+            module(*forward.args, **forward.kwargs)
+    except Exception:  # its ``forward`` takes something else
+        return []
+    return [forward]
 
 
 class _Idle:

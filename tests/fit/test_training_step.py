@@ -1,0 +1,262 @@
+"""Modules as other people write them: the training step tells what belongs to the network, not a forward call."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from typing import Any, ClassVar
+
+import lightning as L
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from fit.boring import loader, trainer
+from lightning_taylor import Gradual, Taylor, TaylorPruning
+from lightning_taylor.errors import TargetUnreachableError
+
+
+def features(width: int = 8) -> nn.Sequential:
+    return nn.Sequential(
+        nn.Conv2d(3, width, 3, padding=1), nn.ReLU(), nn.Conv2d(width, width, 3, padding=1), nn.ReLU(),
+        nn.AdaptiveAvgPool2d(1), nn.Flatten(),
+    )  # fmt: skip
+
+
+class Learner(L.LightningModule):
+    """An encoder and a head; subclasses say what the step makes of them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.encoder, self.head = features(), nn.Linear(8, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.encoder(x))
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        return F.cross_entropy(self(batch[0]), batch[1])
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        return torch.optim.AdamW((p for p in self.parameters() if p.requires_grad), 1e-3)
+
+
+class WithLossNetwork(Learner):
+    """A frozen network judges the features' picture, as in a perceptual loss."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.judge = nn.Sequential(nn.Linear(2, 12), nn.ReLU(), nn.Linear(12, 6)).requires_grad_(False)
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        out = self(batch[0])
+        return F.cross_entropy(out, batch[1]) + self.judge(out).pow(2).mean()
+
+
+class WithLargeTeacher(Learner):
+    """A wider frozen network gives the targets."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.teacher = nn.Sequential(features(24), nn.Linear(24, 2)).requires_grad_(False)
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        with torch.no_grad():
+            target = self.teacher(batch[0])
+        return F.mse_loss(self(batch[0]), target)
+
+
+class WithMomentum(Learner):
+    """Follows its encoder by a momentum of zero, so that both must stay equal; updated in the step."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.slow = copy.deepcopy(self.encoder).requires_grad_(False)
+
+    def follow(self) -> None:
+        with torch.no_grad():
+            for fast, slow in zip(self.encoder.parameters(), self.slow.parameters(), strict=True):
+                slow.mul_(0).add_(fast)
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        self.follow()
+        target = self.slow(batch[0].flip(3)).detach()
+        return super().training_step(batch, batch_idx) - F.cosine_similarity(self.encoder(batch[0]), target).mean()
+
+    def on_train_end(self) -> None:
+        self.follow()
+
+
+class WithMomentumAfterwards(WithMomentum):
+    """The same, updated between the steps, with a buffer in it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.encoder.insert(1, nn.BatchNorm2d(8))
+        self.slow = copy.deepcopy(self.encoder).requires_grad_(False)
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        target = self.slow(batch[0]).detach()
+        return Learner.training_step(self, batch, batch_idx) + F.mse_loss(self.encoder(batch[0]).mean(), target.mean())
+
+    def on_train_batch_end(self, *_: Any) -> None:
+        self.follow()
+
+
+class InParts(Learner):
+    """The parts are called one after the other, with something between them."""
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        return F.cross_entropy(self.head(F.dropout(self.encoder(batch[0]), 0.1)), batch[1])
+
+
+class InThreeParts(Learner):
+    """The same without a ``forward``, and with a neck."""
+
+    forward = L.LightningModule.forward
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.neck = nn.Linear(8, 8)
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        return F.cross_entropy(self.head(self.neck(self.encoder(batch[0])).relu()), batch[1])
+
+
+class Hooked(Learner):
+    """A forward hook carries a layer's maps to the loss, which averages over their channels."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.maps: dict[str, Tensor] = {}
+        self.encoder[2].register_forward_hook(lambda module, args, out: self.maps.update(second=out))
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        return super().training_step(batch, batch_idx) + self.maps["second"].pow(2).mean(1).mean()
+
+
+class Stashed(Learner):
+    """An attribute carries them."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.maps = self.encoder[:4](x)
+        return self.head(self.encoder[4:](self.maps))
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        return super().training_step(batch, batch_idx) + self.maps.mean((1, 2, 3)).abs().mean()
+
+
+class FrozenEncoder(Learner):
+    def __init__(self) -> None:
+        super().__init__()
+        self.encoder.requires_grad_(False)
+
+
+def fitted(make: Callable[[], L.LightningModule], target: float = 0.5, **kwargs: Any) -> tuple[Any, TaylorPruning]:
+    torch.manual_seed(0)
+    module, callback = make(), TaylorPruning(target, measure_latency=False, **kwargs)
+    trainer([callback], max_epochs=2).fit(module, loader(32))
+    assert callback.reached, callback.remaining
+    return module, callback
+
+
+@pytest.mark.parametrize(("make", "part"), [(WithLossNetwork, "judge"), (WithLargeTeacher, "teacher")])
+def test_what_is_neither_deployed_nor_trained_is_neither_cut_nor_counted(make: type[Learner], part: str) -> None:
+    module, callback = fitted(make)
+    _, plain = fitted(Learner)
+    assert callback.graph is not None
+    assert plain.graph is not None
+    dense = {name: tuple(t.shape) for name, t in make().state_dict().items()}
+    assert all(tuple(t.shape) == dense[n] for n, t in module.state_dict().items() if n.startswith(part))
+    assert module.encoder[0].out_channels < 8
+    assert sum(o.flops for o in callback.graph.operations) == sum(o.flops for o in plain.graph.operations)
+    assert all("part of the loss" in why for name, why in callback.graph.frozen.items() if name.startswith(part))
+
+
+@pytest.mark.parametrize("make", [WithMomentum, WithMomentumAfterwards])
+def test_a_momentum_teacher_loses_the_channels_of_its_student(make: type[WithMomentum]) -> None:
+    module, _ = fitted(make)
+    assert module.encoder[0].out_channels < 8
+    pairs = zip(module.encoder.parameters(), module.slow.parameters(), strict=True)
+    assert all(torch.equal(fast, slow) for fast, slow in pairs)
+
+
+@pytest.mark.parametrize("make", [InParts, InThreeParts])
+def test_what_passes_between_parts_that_are_called_apart_can_go(make: type[Learner]) -> None:
+    module, callback = fitted(make, 0.2)
+    assert module.encoder[2].out_channels < 8
+    assert callback.graph is not None
+    assert "encoder.2" not in callback.graph.frozen
+
+
+@pytest.mark.parametrize("make", [Hooked, Stashed])
+def test_what_the_loss_reads_past_the_calls_stays(make: type[Learner]) -> None:
+    module, callback = fitted(make, 0.7)
+    assert module.encoder[2].out_channels == 8
+    assert callback.graph is not None
+    assert "reduced over the channels" in callback.graph.frozen["encoder.2"]
+
+
+def test_a_target_that_no_gradient_can_reach_is_an_error_before_the_first_step() -> None:
+    module = FrozenEncoder()
+    before = copy.deepcopy(module.state_dict())
+    with pytest.raises(TargetUnreachableError, match="gradient"):
+        trainer([TaylorPruning(0.5)], max_epochs=1).fit(module, loader(32))
+    assert all(torch.equal(value, before[name]) for name, value in module.state_dict().items())
+
+
+class Views(L.LightningModule):
+    """Joins views of its images in one batch; learning rate zero, so that scores can be computed afterwards."""
+
+    def __init__(self, views: int, stacked: bool) -> None:
+        super().__init__()
+        self.views, self.stacked = views, stacked
+        self.make, self.read = nn.Conv2d(3, 6, 3, padding=1), nn.Conv2d(6, 2, 1)
+
+    def loss(self, images: Tensor) -> Tensor:
+        shifted = [images.roll(i, 3) for i in range(self.views)]
+        joined = torch.stack(shifted, 1).flatten(0, 1) if self.stacked else torch.cat(shifted)
+        return self.read(self.make(joined).relu()).pow(2).mean()
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        return self.loss(batch[0])
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        return torch.optim.SGD(self.parameters(), 0.0)
+
+
+class Kept(Taylor):
+    """``Taylor`` that shows the scores of its only event."""
+
+    last: ClassVar[dict[str, Tensor]] = {}
+
+    def scorer(self, model: nn.Module, graph: Any, *, event: int = 0) -> Any:
+        scorer = super().scorer(model, graph, event=event)
+        scores = scorer.scores
+
+        def keep() -> dict[str, Tensor]:
+            Kept.last = scores()
+            return Kept.last
+
+        scorer.scores = keep  # type: ignore[method-assign]
+        return scorer
+
+
+@pytest.mark.parametrize(("views", "stacked"), [(2, False), (3, False), (3, True)])
+def test_an_example_is_all_of_its_views(views: int, stacked: bool) -> None:
+    torch.manual_seed(0)
+    module = Views(views, stacked)
+    whole = copy.deepcopy(module)
+    schedule = Gradual(every_n_steps=4, start_step=0, end_step=4)
+    callback = TaylorPruning(0.7, schedule, Kept(), normalization="none", measure_latency=False)
+    trainer([callback], max_epochs=1).fit(module, loader(32))
+    images = torch.stack([x for x, _ in loader(32).dataset])[8:]  # the first batch goes to the trace
+    total = torch.zeros(6)
+    for image in images:
+        read: list[Tensor] = []
+        handle = whole.read.register_forward_pre_hook(lambda m, args, read=read: read.append(args[0]))
+        loss = whole.loss(image[None])
+        handle.remove()
+        (gradient,) = torch.autograd.grad(loss, read)
+        total += (read[0] * gradient).sum((0, 2, 3)).abs()
+    torch.testing.assert_close(Kept.last["make"], total / len(images), rtol=1e-4, atol=1e-6)
