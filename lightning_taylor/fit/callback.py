@@ -17,8 +17,8 @@ from lightning_taylor.checkpoint.widths import NO_STATE, was_pruned, widths_of
 from lightning_taylor.criteria.base import Criterion
 from lightning_taylor.criteria.taylor import Taylor
 from lightning_taylor.fit import logging as loggers
-from lightning_taylor.fit.distributed import Together, check_return, check_strategy
-from lightning_taylor.fit.logging import Reporting
+from lightning_taylor.fit.distributed import Ranks, check_return, check_strategy
+from lightning_taylor.fit.logging import FitLog
 from lightning_taylor.fit.options import (
     OF_THE_TRACE,
     Options,
@@ -28,7 +28,7 @@ from lightning_taylor.fit.options import (
     settings_of,
 )
 from lightning_taylor.fit.session import Session
-from lightning_taylor.fit.shape_hooks import Loading
+from lightning_taylor.fit.shape_hooks import ShapeHooks
 from lightning_taylor.fit.step_counter import StepCounter
 from lightning_taylor.fit.trainer_state import (
     check_validation,
@@ -46,7 +46,7 @@ from lightning_taylor.plan.target import Target
 from lightning_taylor.scores.normalize import Normalization
 from lightning_taylor.surgery.wrapped_optimizers import check_optimizers
 from lightning_taylor.trace.options import AttentionHeads, ConvGroups, TraceOptions
-from lightning_taylor.trace.recorder import Listening, Recording
+from lightning_taylor.trace.recorder import CallListener, Recording
 from lightning_taylor.utilities.calls import batch_size
 
 __all__ = [
@@ -134,12 +134,12 @@ class TaylorPruning(Callback):
         self.conv_groups: ConvGroups = conv_groups
         self.attention_heads: AttentionHeads = attention_heads
         self._session = Session(self.options, guard)
-        self._together = Together()
-        self._listening = Listening()
+        self._ranks = Ranks()
+        self._listener = CallListener()
         self._gradients = GradientWatch()
         self._batch: Any = None
-        self._loading = Loading()
-        self._reporting = Reporting()
+        self._shape_hooks = ShapeHooks()
+        self._log = FitLog()
         self._steps = StepCounter()
         self._examples = 1
         self._grad_scale: float | Tensor = 1.0
@@ -162,9 +162,9 @@ class TaylorPruning(Callback):
     @override
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Called when fit, validate, test or predict begins: make ready for a checkpoint of any size."""
-        if not self._session.belongs_to(pl_module):
+        if not self._session.owns(pl_module):
             self._session = Session(self.options, self.guard)
-        self._loading.begin(trainer, pl_module, self, lambda: self.graph)
+        self._shape_hooks.begin(trainer, pl_module, self, lambda: self.graph)
         if stage != "fit":
             return
         check_strategy(trainer.strategy, self.allow_untested_strategy)
@@ -191,7 +191,7 @@ class TaylorPruning(Callback):
     @override
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Called when fit begins: add the settings to the hyperparameters that are logged."""
-        self._reporting.fit_starts(trainer, pl_module, self._hyperparameters())
+        self._log.fit_starts(trainer, pl_module, self._hyperparameters())
 
     @override
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -203,7 +203,7 @@ class TaylorPruning(Callback):
         # Steps that Lightning does not see are announced by the optimizers themselves.
         self._steps = StepCounter(partial(self.on_before_optimizer_step, trainer, pl_module))
         self._steps.start(trainer)
-        self._together.warn_of_copies(trainer, pl_module, self)
+        self._ranks.warn_of_copies(trainer, pl_module, self)
         check_validation(trainer, self.guard)
         self._session.lay_schedule(self.schedule, remaining_steps(trainer))
         inputs = self.example_inputs if self.example_inputs is not None else pl_module.example_input_array
@@ -212,7 +212,7 @@ class TaylorPruning(Callback):
             return
         self._session.go_on()
         # A resumed fit needs no trace; what the model is called with is still wanted for the report.
-        self._listening.begin(pl_module)
+        self._listener.begin(pl_module)
         if not self._session.traced:
             self._gradients.begin(pl_module)
 
@@ -223,7 +223,7 @@ class TaylorPruning(Callback):
         # A step that takes the loader's iterator fetches its batch by itself; what is given here is the one before.
         fetched = "dataloader_iter" not in signature(pl_module.training_step).parameters
         if fetched:
-            self._listening.clear()
+            self._listener.clear()
             self._batch = None if self._session.traced else batch
             self._session.scorer.on_batch(batch)
         self._session.start_batch(self._examples)
@@ -267,10 +267,10 @@ class TaylorPruning(Callback):
         # In manual optimization the first backward pass may come before other parts have run.
         self._end_recording(trainer, pl_module)
         session = self._session
-        self._reporting.batch_ends(trainer, pl_module, session)
+        self._log.batch_ends(trainer, pl_module, session)
         if session.end_batch(self._examples, self._grad_scale, stepped=self._steps.stepped()):
             optimizers, sample = self._steps.optimizers, self.oracle_sample
-            self._together.event(trainer, pl_module, self, session, optimizers, batch=batch, oracle_sample=sample)
+            self._ranks.event(trainer, pl_module, self, session, optimizers, batch=batch, oracle_sample=sample)
         if session.active:
             loggers.log_step(pl_module, session.fractions())
 
@@ -279,7 +279,7 @@ class TaylorPruning(Callback):
         """Called when the validation loop ends: note its metrics beside the size of the network; ask the guard."""
         if trainer.sanity_checking or not self._session.active:
             return
-        self._together.validated(trainer, pl_module, self, self._session, self._steps.optimizers)
+        self._ranks.validated(trainer, pl_module, self, self._session, self._steps.optimizers)
 
     @override
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -290,28 +290,28 @@ class TaylorPruning(Callback):
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Called when fit ends: say what was asked and what was achieved."""
         if trainer.is_global_zero and self._session.traced:
-            self._reporting.fit_ends(trainer, pl_module, self._session, measure_latency=self.measure_latency)
+            self._log.fit_ends(trainer, pl_module, self._session, measure_latency=self.measure_latency)
 
     @override
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Called when any exception or Ctrl-C stops the fit: leave nothing on the model."""
         self._close()
-        self._loading.stop()
+        self._shape_hooks.stop()
 
     @override
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Called when fit, validate, test or predict ends: leave nothing on the model."""
         self._close()
-        self._loading.end(trainer)
+        self._shape_hooks.end(trainer)
 
     def _end_recording(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        recording = self._listening.end()
+        recording = self._listener.end()
         if recording is None:
             return
         if self._session.traced:
-            self._together.go_on(trainer, self._session, repeatable(pl_module, recording.calls))
+            self._ranks.go_on(trainer, self._session, repeatable(pl_module, recording.calls))
             return
-        self._session.progress.spend_batch()
+        self._session.progress.skip_first_batch()
         trained = self._gradients.end(pl_module, self._steps.optimizers) or None
         step = None if self._batch is None else step_of(trainer, pl_module, self._batch, self._examples)
         self._batch = None
@@ -320,10 +320,10 @@ class TaylorPruning(Callback):
     def _begin(self, trainer: Trainer, pl_module: LightningModule, recording: Recording, **known: Any) -> None:
         options = TraceOptions.of(self)
         trace = partial(trace_step, pl_module, ignore=self.ignore, options=options, **known)
-        self._together.begin(trainer, pl_module, self._session, recording, trace)
+        self._ranks.begin(trainer, pl_module, self._session, recording, trace)
 
     def _close(self) -> None:
-        self._listening.end()
+        self._listener.end()
         self._gradients.close()
         self._steps.close()
         self._session.close()

@@ -31,7 +31,7 @@ from lightning_taylor.utilities.compile import forget_compiled
 from lightning_taylor.utilities.lightning_names import either
 
 __all__ = [
-    "Together",
+    "Ranks",
     "check_agreement",
     "check_return",
     "check_strategy",
@@ -42,7 +42,7 @@ __all__ = [
 
 
 @final
-class Together:
+class Ranks:
     """The turns of a pruning that need the strategy, and the Trainer's other callbacks with what they keep.
 
     Where it takes ``own``, that is the callback that prunes, which keeps no copy of the model. It is not held: a module

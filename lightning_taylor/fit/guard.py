@@ -14,11 +14,11 @@ from lightning_taylor.plan.record import Record
 from lightning_taylor.surgery.mirrors import Copy
 from lightning_taylor.surgery.snapshot import Snapshot
 
-__all__ = ["Guarding"]
+__all__ = ["GuardState"]
 
 
 @final
-class Guarding:
+class GuardState:
     """Compares each validation with the dense model's, and says whether events may go on.
 
     Args:

@@ -30,7 +30,7 @@ from lightning_taylor.report.logger_adapters import can_draw, keep_files, show_f
 from lightning_taylor.report.summary import PruningSummary, Size
 
 __all__ = [
-    "Reporting",
+    "FitLog",
     "log_event",
     "log_settings",
     "log_size",
@@ -264,7 +264,7 @@ def _scalars(trainer: Trainer, values: Mapping[str, float]) -> None:
 
 
 @final
-class Reporting:
+class FitLog:
     """One fit's news; events are told where they happen."""
 
     def __init__(self) -> None:

@@ -8,25 +8,25 @@ from typing import Any, final
 from lightning_taylor.plan.schedule import Schedule, default_schedule
 
 __all__ = [
-    "Timetable",
+    "ScheduleProgress",
 ]
 
 
 @final
-class Timetable:
+class ScheduleProgress:
     """One fit's optimizer steps, and the events among them.
 
     Attributes:
         schedule: of this fit; None before it is laid and after the fit.
         step: optimizer steps of this fit so far.
         due: the step of the event that has to happen, or has to wait; None if there is none.
-        spent_batch: whether the first batch goes to the trace, and is not scored.
+        skips_first_batch: whether the first batch goes to the trace, and is not scored.
 
     Example:
         >>> from lightning_taylor.plan import OneShot
-        >>> timetable = Timetable()
-        >>> timetable.lay(OneShot(step=2), remaining=10)
-        >>> [timetable.count_step() for _ in range(3)], timetable.due
+        >>> progress = ScheduleProgress()
+        >>> progress.set_schedule(OneShot(step=2), remaining=10)
+        >>> [progress.advance() for _ in range(3)], progress.due
         ([None, 2, 2], 2)
     """
 
@@ -38,10 +38,10 @@ class Timetable:
         """A fit begins, perhaps the second: steps are counted from here, and the schedule is laid anew."""
         self.step = 0
         self.due: int | None = None
-        self.spent_batch = False
+        self.skips_first_batch = False
         self._length: float | None = None
 
-    def lay(self, schedule: Schedule | None, remaining: float) -> None:
+    def set_schedule(self, schedule: Schedule | None, remaining: float) -> None:
         """Fix the events of this fit; a resumed one keeps the length that it began with.
 
         Args:
@@ -57,7 +57,7 @@ class Timetable:
         if self._length != float("inf"):
             self.schedule.check(int(self._length))
 
-    def spend_batch(self) -> None:
+    def skip_first_batch(self) -> None:
         """The first batch goes to the trace, and is not scored.
 
         Raises:
@@ -65,7 +65,7 @@ class Timetable:
         """
         assert self.schedule is not None
         assert self._length is not None
-        self.spent_batch = True
+        self.skips_first_batch = True
         later = range(2, int(min(self._length, 10**6)) + 1)
         if self.schedule.is_event(1) and not any(self.schedule.is_event(step) for step in later):
             raise ValueError(
@@ -73,7 +73,7 @@ class Timetable:
                 "example_inputs= (or example_input_array on the module), or move the event to step 2 or later"
             )
 
-    def count_step(self) -> int | None:
+    def advance(self) -> int | None:
         """An optimizer step was taken.
 
         Returns:
@@ -81,7 +81,7 @@ class Timetable:
         """
         assert self.schedule is not None
         self.step += 1
-        scored = self.step > 1 or not self.spent_batch
+        scored = self.step > 1 or not self.skips_first_batch
         if scored and self.schedule.is_event(self.step):
             self.due = self.step
         return self.due
@@ -91,8 +91,8 @@ class Timetable:
         return {"step": self.step, "length": self._length, "pending": self.due}
 
     @classmethod
-    def from_plain(cls, plain: Mapping[str, Any]) -> Timetable:
+    def from_plain(cls, plain: Mapping[str, Any]) -> ScheduleProgress:
         """The fit that ``to_plain`` was asked in, before its schedule is laid again."""
-        timetable = cls()
-        timetable.step, timetable._length, timetable.due = plain["step"], plain["length"], plain["pending"]
-        return timetable
+        progress = cls()
+        progress.step, progress._length, progress.due = plain["step"], plain["length"], plain["pending"]
+        return progress

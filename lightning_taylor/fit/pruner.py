@@ -51,8 +51,8 @@ class Pruner:
         self.options = options
         self.blind: Mapping[str, str] = {}
         """Groups that the criterion cannot score, with the reason."""
-        self.differentiable: frozenset[str] | None = None
-        """Names of the modules whose input needs a gradient; None if nobody knows."""
+        self.differentiable: Mapping[str, bool] = {}
+        """Name of a module -> whether its input needs a gradient, of those that were called in the traced step."""
         self.unscored: Mapping[str, str] = {}
         """Groups that had no score at the last event, with the reason."""
         self.scores: Mapping[str, Tensor] = {}
@@ -117,10 +117,12 @@ class Pruner:
 
     def _without_gradient(self) -> dict[str, str]:
         """Return the groups that a criterion of gradients can never score, since none reaches what reads them."""
-        if self.differentiable is None or not self.scorer.needs_input_gradient:
+        if not self.scorer.needs_input_gradient:
             return {}
         readers = {n: {s.tensor.rpartition(".")[0] for s in g.of(Role.CONSUMER)} for n, g in self.graph.groups.items()}
-        return {n: _NO_GRADIENT for n, layers in readers.items() if layers and not layers & self.differentiable}
+        # Of what reads without a call of its own, as inside of an attention, nobody knows.
+        known = {n: [self.differentiable.get(layer, True) for layer in layers] for n, layers in readers.items()}
+        return {name: _NO_GRADIENT for name, layers in known.items() if layers and not any(layers)}
 
     def decide(self, schedule: Schedule, step: int) -> Selection | str:
         """What goes at this event, and what was measured for it; or why the event has to wait, in words.

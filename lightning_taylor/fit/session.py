@@ -14,9 +14,9 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from lightning_taylor.criteria.base import IdleScorer, Scorer
-from lightning_taylor.fit.guard import Guarding
+from lightning_taylor.fit.guard import GuardState
 from lightning_taylor.fit.options import Options
-from lightning_taylor.fit.progress import Timetable
+from lightning_taylor.fit.progress import ScheduleProgress
 from lightning_taylor.fit.pruner import Pruner
 from lightning_taylor.fit.report import FitReport
 from lightning_taylor.graph.channel_graph import ChannelGraph
@@ -26,10 +26,10 @@ from lightning_taylor.plan.measured_search import Selection
 from lightning_taylor.plan.record import Event, Record
 from lightning_taylor.plan.schedule import Schedule
 from lightning_taylor.report.summary import PruningSummary, Size, widths_now
-from lightning_taylor.study.spot_check import Spotting
+from lightning_taylor.study.spot_check import SpotCheck
 from lightning_taylor.surgery.mirrors import Copy
 from lightning_taylor.utilities.calls import ForwardCall
-from lightning_taylor.utilities.compile import Compiler, compiled_graphs, forget_compiled
+from lightning_taylor.utilities.compile import EagerMode, compiled_graphs, forget_compiled
 
 __all__ = [
     "Session",
@@ -50,11 +50,11 @@ class Session:
     def __init__(self, options: Options, guard: Guard | None = None) -> None:
         self.options = options
         self.report = FitReport()
-        self._guarding = Guarding(guard) if guard else None
+        self._guard = GuardState(guard) if guard else None
         self._pruner: Pruner | None = None
         self._scores: Mapping[str, Any] = {}
-        self._compiler = Compiler()
-        self.progress = Timetable()
+        self._eager_mode = EagerMode()
+        self.progress = ScheduleProgress()
         self.begin_fit()
 
     def begin_fit(self, device: torch.device | None = None) -> None:
@@ -64,7 +64,7 @@ class Session:
             if self._pruner:
                 self._pruner.options = self.options
         self.progress.begin()
-        self._spotting = Spotting()
+        self._spot_check = SpotCheck()
         self.changed = False
         """Whether this fit has removed anything."""
         self._compiled = compiled_graphs()
@@ -117,21 +117,21 @@ class Session:
         reached = ", ".join(f"{name}={value:.3f}" for name, value in self.fractions().items())
         return f"the target {self.options.target.asked} was not reached: {reached} of the dense model left"
 
-    def belongs_to(self, model: nn.Module) -> bool:
+    def owns(self, model: nn.Module) -> bool:
         """Whether nothing but this model was pruned so far."""
         return self._pruner is None or self._pruner.model is model
 
     def lay_schedule(self, schedule: Schedule | None, remaining: float) -> None:
-        """Fix the events of this fit, unless there is nothing left to remove: see ``Timetable.lay``."""
+        """Fix the events of this fit, unless there is nothing left to remove: see ``ScheduleProgress.lay``."""
         if not self.reached:
-            self.progress.lay(schedule, remaining)
+            self.progress.set_schedule(schedule, remaining)
 
     def begin(
         self,
         model: nn.Module,
         graph: ChannelGraph,
         calls: Sequence[ForwardCall],
-        differentiable: frozenset[str] | None = None,
+        differentiable: Mapping[str, bool] | None = None,
     ) -> None:
         """Check what can be reached, now that the graph is known, and start to score.
 
@@ -139,13 +139,13 @@ class Session:
             model: at its dense widths.
             graph: its channels.
             calls: what the step calls.
-            differentiable: names of the modules whose input needs a gradient; None if nobody knows.
+            differentiable: name of a module -> whether its input needs a gradient, of those that were called.
         """
         self._pruner = Pruner(model, graph, self.options)
-        self._pruner.differentiable = differentiable
+        self._pruner.differentiable = differentiable or {}
         self._pruner.start()
         forget_compiled()  # it does not look out for the hooks
-        if self.progress.spent_batch:
+        if self.progress.skips_first_batch:
             self._pruner.scorer.pause()  # its backward pass is still to come
         self.report.begin(calls)
 
@@ -160,7 +160,7 @@ class Session:
     def start_batch(self, examples: int) -> None:
         """Run a batch of so many examples uncompiled if compiled code cannot gather what its scores need."""
         if not self.scorer.compiles(examples):
-            self._compiler.stop()
+            self._eager_mode.enable()
 
     def end_batch(self, examples: int, grad_scale: float | Tensor, *, stepped: bool) -> bool:
         """Take the scores of a batch in, and count its optimizer step.
@@ -168,7 +168,7 @@ class Session:
         Returns:
             Whether channels have to go now.
         """
-        self._compiler.go_on()
+        self._eager_mode.disable()
         if not (pruner := self._active_pruner):
             return False
         pruner.scorer.end_batch(examples=examples, grad_scale=grad_scale)
@@ -176,8 +176,8 @@ class Session:
         if not stepped:
             return False
         pruner.scorer.sync()  # every step, since a checkpoint holds the scores of rank zero only
-        due = self.progress.count_step()
-        allowed = self._guarding is None or self._guarding.allows
+        due = self.progress.advance()
+        allowed = self._guard is None or self._guard.allows
         return due is not None and allowed and not pruner.done
 
     def decide(self) -> Selection | str:
@@ -193,7 +193,7 @@ class Session:
         """How well the scores of the event that is due rank some channels; a warning, once, where nobody can tell."""
         assert self._pruner is not None
         pruner, step = self._pruner, self.progress.step
-        found = self._spotting.correlation(module, pruner.graph, pruner.scores, batch, channels, step=step)
+        found = self._spot_check.correlation(module, pruner.graph, pruner.scores, batch, channels, step=step)
         if found is not None:
             self.report.note_oracle(self.progress.step, found)
         return found
@@ -216,9 +216,9 @@ class Session:
         """
         assert self._pruner is not None
         self.report.note(metrics, self.progress.step, self._pruner)
-        if self._guarding is None:
+        if self._guard is None:
             return None
-        said = self._guarding.validated(metrics, self._pruner, optimizers, copies)
+        said = self._guard.validated(metrics, self._pruner, optimizers, copies)
         return f"TaylorPruning at step {self.progress.step}: {said}" if said else None
 
     def fractions(self) -> dict[str, float]:
@@ -240,7 +240,7 @@ class Session:
 
     def close(self) -> None:
         """Leave nothing on the model."""
-        self._compiler.go_on()
+        self._eager_mode.disable()
         if self.active and not self.reached:
             forget_compiled()  # the hooks that are taken off now were compiled in
         if self._pruner:
@@ -258,7 +258,7 @@ class Session:
             "scores": pruner.scorer.state() if pruner else {},
             **self.progress.to_plain(),
             "report": self.report.to_plain(),
-            "guard": self._guarding.to_plain() if self._guarding else None,
+            "guard": self._guard.to_plain() if self._guard else None,
         }
 
     def load(self, plain: Mapping[str, Any], model: nn.Module) -> None:
@@ -289,8 +289,8 @@ class Session:
         pruner = Pruner(model, graph_from_plain(plain["graph"]), self.options, record)
         # Sums of another criterion have another unit; the next event waits for its own.
         scores = plain["scores"] if plain["criterion"] == repr(self.options.criterion) else {}
-        timetable = Timetable.from_plain(plain)
+        progress = ScheduleProgress.from_plain(plain)
         self.report.load(plain["report"])
-        if self._guarding and plain["guard"]:
-            self._guarding.load(plain["guard"])
-        self._pruner, self._scores, self.progress = pruner, scores, timetable
+        if self._guard and plain["guard"]:
+            self._guard.load(plain["guard"])
+        self._pruner, self._scores, self.progress = pruner, scores, progress

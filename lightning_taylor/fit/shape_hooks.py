@@ -14,12 +14,12 @@ from lightning_taylor.graph.channel_graph import ChannelGraph
 from lightning_taylor.utilities.atomic import signals_deferred
 
 __all__ = [
-    "Loading",
+    "ShapeHooks",
 ]
 
 
 @final
-class Loading:
+class ShapeHooks:
     """Fits shapes from a ``setup`` to its ``teardown``."""
 
     def __init__(self) -> None:

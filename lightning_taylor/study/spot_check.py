@@ -20,7 +20,7 @@ from lightning_taylor.study.correlation import spearman
 from lightning_taylor.study.oracle import measure_oracle
 
 __all__ = [
-    "Spotting",
+    "SpotCheck",
     "draw_channels",
     "spot_check",
     "training_loss",
@@ -102,7 +102,7 @@ def training_loss(module: nn.Module, batch: Any) -> Tensor:
 
 
 @final
-class Spotting:
+class SpotCheck:
     """Checks the scores of one event after the other, and says once that it cannot."""
 
     def __init__(self) -> None:

@@ -111,7 +111,7 @@ class Program:
 
         Its first part is given what the whole would be given, as in ``self.head(self.encoder(x))``.
         """
-        owner = type(net).forward.__module__.split(".")[0]
+        owner = (type(net).forward.__module__ or "").split(".")[0]
         if self.deployed or not self.calls or owner in _FRAMEWORKS:
             return self
         return replace(self, forward=replace(self.calls[0], module=""))

@@ -7,7 +7,8 @@ that is not made from inside another one is recorded; the trace repeats them on 
 from __future__ import annotations
 
 import sys
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any, final
 
 import torch
@@ -19,8 +20,8 @@ from lightning_taylor.utilities.calls import ForwardCall, tensors_in
 from lightning_taylor.utilities.hooks import FunctionHook
 
 __all__ = [
+    "CallListener",
     "CallRecorder",
-    "Listening",
     "Recording",
 ]
 
@@ -39,8 +40,8 @@ class CallRecorder:
 
     def __init__(self, model: nn.Module) -> None:
         self.calls: list[ForwardCall] = []
-        self.differentiable: set[str] = set()
-        """Names of the modules that were given something which needs a gradient."""
+        self.differentiable: dict[str, bool] = {}
+        """Name of a module that was called -> whether it was given something which needs a gradient."""
         self._seen: set[Any] = set()
         self._depth = 0
         self._handles: list[RemovableHandle] = []
@@ -77,8 +78,8 @@ class CallRecorder:
         def enter(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             if _is_redirected(module):
                 return
-            if torch.is_grad_enabled() and any(t.requires_grad for t in tensors_in((args, kwargs))):
-                self.differentiable.add(name)
+            needs = torch.is_grad_enabled() and any(t.requires_grad for t in tensors_in((args, kwargs)))
+            self.differentiable[name] = needs or self.differentiable.get(name, False)
             if self._depth == 0:
                 self._record(ForwardCall(name, args, kwargs))
             self._depth += 1
@@ -107,22 +108,22 @@ class Recording:
 
     Attributes:
         calls: the outermost forward calls, in order.
-        differentiable: names of the modules that were given something which needs a gradient.
+        differentiable: name of a module that was called -> whether it was given something which needs a gradient.
     """
 
     calls: list[ForwardCall]
-    differentiable: frozenset[str] = frozenset()
+    differentiable: Mapping[str, bool] = field(default_factory=dict)
 
 
 @final
-class Listening:
+class CallListener:
     """The recorder of a model's calls, if there is one at the moment.
 
     Example:
-        >>> listening, net = Listening(), nn.Linear(2, 1)
+        >>> listening, net = CallListener(), nn.Linear(2, 1)
         >>> listening.begin(net)
         >>> listening.end(), listening.end()
-        (Recording(calls=[], differentiable=frozenset()), None)
+        (Recording(calls=[], differentiable={}), None)
     """
 
     def __init__(self) -> None:
@@ -142,7 +143,7 @@ class Listening:
         """Take the recorder off, and return what it saw since the last ``clear``; None if there was no recorder."""
         if not self._recorder:
             return None
-        recording = Recording(list(self._recorder.calls), frozenset(self._recorder.differentiable))
+        recording = Recording(list(self._recorder.calls), dict(self._recorder.differentiable))
         self._recorder.close()
         self._recorder = None
         return recording

@@ -8,7 +8,7 @@ from typing import Any, final
 import torch
 
 __all__ = [
-    "Compiler",
+    "EagerMode",
     "compiled_graphs",
     "forget_compiled",
 ]
@@ -21,14 +21,14 @@ def forget_compiled() -> None:
 
 
 @final
-class Compiler:
+class EagerMode:
     """Lets code that was compiled run as it was written for a while; whatever the user had set comes back."""
 
     def __init__(self) -> None:
         self._stance: Any = None
 
-    def stop(self) -> None:
-        """From now on nothing runs compiled."""
+    def enable(self) -> None:
+        """Run nothing compiled from now on."""
         if self._stance is None and "torch._dynamo" in sys.modules:
             stance: Any = torch.compiler.set_stance("force_eager")
             if stance.prev.stance == "force_eager":
@@ -36,8 +36,8 @@ class Compiler:
             else:
                 self._stance = stance
 
-    def go_on(self) -> None:
-        """As before ``stop``; a no-op without it."""
+    def disable(self) -> None:
+        """Give back what was before ``enable``; a no-op without it."""
         if self._stance is not None:
             self._stance.__exit__(None, None, None)
             self._stance = None
