@@ -66,7 +66,7 @@ class Options:
         FLOPs, for scores that are compared as the criterion wants it, and without a penalty.
 
         Example:
-            >>> from lightning_taylor.scores import Taylor
+            >>> from lightning_taylor.criteria import Taylor
             >>> [Options.of(0.5, Taylor(), None, penalty, 1, 1).normalization for penalty in (0.0, 1e-3)]
             ['none', 'l2']
             >>> [Options.of(0.5, Taylor(), scale, 0.0, 1, 1, None).flops_power for scale in (None, "l2")]

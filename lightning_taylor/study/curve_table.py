@@ -77,6 +77,7 @@ class CurveTable:
         ValueError: without a curve.
 
     Example:
+        >>> from lightning_taylor.study.curves import CurvePoint
         >>> ends = CurvePoint(0, 1.0, 1.0, 1.0, metric=0.9), CurvePoint(50, 0.6, 0.4, 0.5, metric=0.8)
         >>> str(CurveTable([Curve("Taylor", 0, ends), Curve("Taylor", 1, ends)], "val_acc").cell("Taylor", 0.4))
         '0.800 ±0.000'

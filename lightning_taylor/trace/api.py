@@ -155,10 +155,7 @@ def trace_calls(
             tracer = Tracer(state, find_rule)
             returned += _trace_path(net, few, tracer, training=training, dtype=dtype)
         except Exception as error:
-            raise UnsupportedModelError(
-                f"the trace of {type(net).__name__} raised {type(error).__name__}, after a forward pass that did not: "
-                f"{error}"
-            ) from error
+            raise _raised(net, error) from error
     if next(tensors_in(returned), None) is None:
         raise UnsupportedModelError(
             f"the forward pass of {type(net).__name__} returned {type(returned[-1]).__name__} without a tensor in it, "
@@ -212,7 +209,10 @@ def _deployed(net: nn.Module, program: Program, dtype: torch.dtype) -> set[str] 
     for training in (False, True):
         with unchanged(net, training), quiet(dtype=dtype), _Reading():
             for call in program.deployed:
-                net(*call.args, **call.kwargs)
+                try:
+                    net(*call.args, **call.kwargs)
+                except Exception as error:
+                    raise _raised(net, error) from error
     return read
 
 
@@ -235,6 +235,12 @@ def _trace_path(net: nn.Module, program: Program, tracer: Tracer, *, training: b
                 return returned
             leave(out, Why.LOSS() if step else Why.OUTPUT())
             returned.append(out)
+
+
+def _raised(net: nn.Module, error: Exception) -> UnsupportedModelError:
+    return UnsupportedModelError(
+        f"the trace of {type(net).__name__} raised {type(error).__name__}, after a forward pass that did not: {error}"
+    )
 
 
 _END = object()

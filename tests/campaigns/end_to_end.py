@@ -31,7 +31,7 @@ from campaigns.real_fits import EVENTS, KEPT, STEPS, fit, learnt
 from campaigns.real_nets import CASES, Case
 from campaigns.table import Store, arguments, versions, write_section
 from lightning_taylor import TaylorPruning
-from lightning_taylor.fit import distributed as together
+from lightning_taylor.fit import callback
 from lightning_taylor.plan.cost import CostModel
 
 PACKAGES = ("torch", "torchvision", "lightning")
@@ -84,7 +84,7 @@ class Row:
 def measure(name: str, case: Case, folder: Path) -> dict[str, Any]:
     """The row of one network, as plain types; what goes wrong is written into it and not raised."""
     row, began = Row(name, inputs=[case.batch, *case.shape], target=case.target), time.monotonic()
-    spent, trace_step = [], together.trace_step
+    spent, trace_step = [], callback.trace_step
 
     def timed(*args: Any, **kwargs: Any) -> Any:
         started = time.process_time()
@@ -95,7 +95,7 @@ def measure(name: str, case: Case, folder: Path) -> dict[str, Any]:
 
     try:
         before = {kind: count(case.build()) for kind, count in case.units.items()}
-        with mock.patch.object(together, "trace_step", timed):
+        with mock.patch.object(callback, "trace_step", timed):
             trainer, module, pruning = fit(case, folder / "whole")
         fill(row, case, module.net, pruning, before)
         kept = folder / "kept.pt"

@@ -142,8 +142,8 @@ def test_parts_that_the_training_step_calls_one_by_one_are_pruned_inside(tmp_pat
     module = Parts()
     lands(module, tmp_path, pruner=pruning(target=0.6))
     assert module.encoder[0].weight.shape[0] < 8 or module.decoder[0].weight.shape[1] < 5
-    # What goes from one part to the other is, for the trace, an output of one and an input of the other.
-    assert module.encoder[2].weight.shape[0] == module.decoder[0].weight.shape[0] == 6
+    # What goes from one part to the other is inside of the step.
+    assert module.encoder[2].weight.shape[0] == module.decoder[0].weight.shape[0] < 6
 
 
 class Whole(Boring):

@@ -172,7 +172,7 @@ def test_an_unreachable_target_stops_before_any_step(tmp_path: Path) -> None:
 
 def test_nothing_prunable_stops_before_any_step(tmp_path: Path) -> None:
     module = Boring(nn.Sequential(nn.Flatten(), nn.Linear(432, 2)))
-    with pytest.raises(NothingToPruneError, match="reaches the output"):
+    with pytest.raises(NothingToPruneError, match="normalised or ordered along the channels"):
         fit(module, pruning(), tmp_path)
 
 

@@ -14,6 +14,7 @@ from torch import Tensor
 from fit.rank_fits import Case, Ranked, RankedByHand, fit, fits, spread
 from fit.rank_launch import on_ranks
 from lightning_taylor import PruningError, TaylorBatch, UncoupledChannelsError, UnsupportedModelError
+from lightning_taylor.fit import callback
 from lightning_taylor.fit import distributed as together
 from lightning_taylor.fit.session import Session
 from lightning_taylor.plan.measured_search import Selection
@@ -107,7 +108,7 @@ def test_an_error_on_rank_zero_is_raised_on_every_rank(
 
     def meddle(rank: int) -> None:
         if place == "trace":
-            together.trace_step = fail if rank == 0 else together.trace_step
+            callback.trace_step = fail if rank == 0 else callback.trace_step
         else:
             Session.decide = fail if rank == 0 else Session.decide  # type: ignore[method-assign]
 

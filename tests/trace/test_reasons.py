@@ -14,6 +14,8 @@ from lightning_taylor.trace import reasons
 from lightning_taylor.trace.reasons import Why
 
 FIELDS = {
+    "original": "encoder",
+    "layer": "conv2",
     "pattern": "stem.*",
     "error": "E: (8)",
     "name": "query",
