@@ -47,4 +47,4 @@ def test_commands_name_what_exists() -> None:
 
 
 def test_the_readme_stays_within_a_screenful_or_three() -> None:
-    assert len(README.read_text().splitlines()) <= 170
+    assert len(README.read_text().splitlines()) <= 180

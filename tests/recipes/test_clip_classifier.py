@@ -89,8 +89,8 @@ def test_a_video_is_what_its_clips_say_on_average_and_never_nothing() -> None:
 
 @pytest.mark.parametrize("loss", ["cross_entropy", "ctc"])
 def test_it_learns_by_either_loss(tmp_path: Path, loss: Any) -> None:
-    module, data = ClipClassifier(loss=loss, lr=0.005, **SMALL), Ramps()
-    run = trainer(tmp_path, max_epochs=12)
+    module, data = ClipClassifier(loss=loss, lr=0.003, **SMALL), Ramps()
+    run = trainer(tmp_path, max_epochs=30)  # by twelve only some starts have learnt it, on some processors
     run.fit(module, data)
     assert run.callback_metrics["val_acc"] > 0.9
     predicted = torch.cat(run.predict(module, DataLoader(data.data, batch_size=8)))  # pyright: ignore
