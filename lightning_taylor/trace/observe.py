@@ -93,8 +93,8 @@ def settle_precision(net: nn.Module, program: Program) -> tuple[torch.dtype, Pro
         given = _with_forward(net, given, dtype)
         try:
             outputs = observe(net, given, dtype).outputs
-            if whole.step is not None and not outputs:
-                raise ValueError("the training step returned no loss")
+            if whole.step is not None and not any(bool(t.isfinite().any()) for t in outputs):
+                raise ValueError("the training step returned no loss that is a number")
         except Exception as error:
             failure = failure if whole.step is not None else error
             continue

@@ -16,6 +16,9 @@ from torch.optim.optimizer import _global_optimizer_post_hooks, _global_optimize
 from fit.boring import Boring, loader, trainer
 from lightning_taylor.fit.step_counter import StepCounter
 
+# Lightning says so where a module has none that it knows.
+pytestmark = pytest.mark.filterwarnings("ignore:.*configure_optimizers. returned .None.")
+
 
 class Counting(L.Callback):
     """Uses the counter as the pruning callback does."""
