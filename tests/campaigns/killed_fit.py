@@ -29,17 +29,21 @@ from lightning_taylor.modules.attributes import attribute_changes
 from lightning_taylor.plan.guard import Guard
 
 PARTS = (
-    "callback",
-    "session",
-    "pruner",
-    "guarding",
+    "fit/callback",
+    "fit/session",
+    "fit/pruner",
+    "fit/guard",
+    "fit/distributed",
+    "fit/trainer_state",
+    "fit/training_step",
     "checkpoint",
-    "host",
     "surgery",
     "scores",
+    "criteria",
     "plan",
     "report",
     "graph",
+    "trace/recorder",
 )
 
 MOST_STEPS = BATCHES * EPOCHS

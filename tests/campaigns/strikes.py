@@ -143,7 +143,7 @@ def on_lines(part: str, count: int, act: Callable[[], None]) -> Iterator[None]:
         return local
 
     def entered(frame: Any, event: str, _: Any) -> Any:
-        return local if left > 0 and part_of(frame.f_code.co_filename) == part else None
+        return local if left > 0 and part in parts_of(frame.f_code.co_filename) else None
 
     sys.settrace(entered)
     try:
@@ -157,14 +157,14 @@ def counting_lines(lines: Counter[str]) -> Iterator[None]:
     """Count the lines that run in each part of the package."""
 
     def entered(frame: Any, event: str, _: Any) -> Any:
-        part = part_of(frame.f_code.co_filename)
+        parts = parts_of(frame.f_code.co_filename)
 
         def local(frame: Any, event: str, _: Any) -> Any:
             if event == "line":
-                lines[part] += 1
+                lines.update(parts)
             return local
 
-        return local if part else None
+        return local if parts else None
 
     sys.settrace(entered)
     try:
@@ -173,6 +173,9 @@ def counting_lines(lines: Counter[str]) -> Iterator[None]:
         sys.settrace(None)
 
 
-def part_of(file: str) -> str:
-    """``surgery`` for a file of that package, ``session`` for that module, nothing outside of ours."""
-    return file[len(PACKAGE) :].split(os.sep)[0].removesuffix(".py") if file.startswith(PACKAGE) else ""
+def parts_of(file: str) -> tuple[str, ...]:
+    """Return ``("fit", "fit/session")`` for a module of that folder, nothing for a file outside of the package."""
+    if not file.startswith(PACKAGE):
+        return ()
+    path = Path(file[len(PACKAGE) :]).with_suffix("").parts
+    return tuple("/".join(path[: n + 1]) for n in range(len(path)))

@@ -130,7 +130,10 @@ def test_an_exception_in_a_users_hook_leaves_the_network_whole(hook: str, after:
     assert_whole(module, pruner, run)
 
 
-PARTS = ("callback", "session", "pruner", "checkpoint", "surgery", "scores", "plan", "host")
+PARTS = (
+    "fit/callback", "fit/session", "fit/pruner", "fit/distributed", "fit/training_step", "checkpoint", "surgery",
+    "scores", "criteria", "plan", "trace/recorder",
+)  # fmt: skip
 
 
 def interrupt() -> None:
@@ -158,6 +161,7 @@ def lines(tmp_path_factory: pytest.TempPathFactory) -> Counter[str]:
 @pytest.mark.parametrize("part", PARTS)
 def test_ctrl_c_anywhere_leaves_the_network_whole(part: str, lines: Counter[str], tmp_path: Path) -> None:
     """At four lines of each part of the package, spread over the fit."""
+    assert lines[part], "no line of it ran"
     for quarter in range(4):
         torch.manual_seed(0)
         module, pruner = Boring(zoo.Residual()), pruning(criterion=TaylorBatch())

@@ -163,7 +163,9 @@ def test_the_default_schedule_lands_in_every_loop(options: Any, tmp_path: Path) 
         lambda: Boring(Pair("reentrant")),
         lambda: Boring(Pair("not reentrant")),
         lambda: Penalised(Pair()),
-        lambda: Boring(zoo.Residual().to(memory_format=torch.channels_last)),
+        # Not Residual: on CPUs with AVX2, torch 2.15 alone corrupts memory in the backward pass of a strided 1x1
+        # convolution in this format whose width is no multiple of 8 (README, limits).
+        lambda: Boring(zoo.Concat().to(memory_format=torch.channels_last)),
     ],
     ids="lbfgs reentrant checkpoint penalty channels_last".split(),
 )
@@ -171,7 +173,7 @@ def test_every_kind_of_step_goes_on_after_the_events(make: Callable[[], Boring],
     module = make()
     lands(module, tmp_path, pruner=pruning(schedule=FIVE))
     formats = [p.is_contiguous(memory_format=torch.channels_last) for p in module.parameters() if p.ndim == 4]
-    assert all(formats) or not isinstance(module.net, zoo.Residual)
+    assert all(formats) or not isinstance(module.net, zoo.Concat)
 
 
 class Adversarial(Boring):
