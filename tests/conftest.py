@@ -18,7 +18,9 @@ def _seeded_and_clean() -> Iterator[None]:
     yield
     assert torch.get_default_dtype() == torch.float32
     leaked = set(os.environ) - set(environment) - {"PYTEST_CURRENT_TEST"}
-    assert not {name for name in leaked if not name.startswith(("TORCH", "KINETO", "TRITON", "KMP"))}, leaked
+    assert not {name for name in leaked if not name.startswith(("TORCH", "PYTORCH_NVML", "KINETO", "TRITON", "KMP"))}, (
+        leaked
+    )
 
 
 @pytest.fixture(scope="module", autouse=True)

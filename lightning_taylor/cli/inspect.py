@@ -65,6 +65,7 @@ def run(args: list[str]) -> None:
         allow_inexact_norms=options.allow_inexact_norms or None,
         conv_groups=options.conv_groups,
         attention_heads=options.attention_heads,
+        scope=None if options.scope is None else tuple(options.scope),
     )
     show(_inspect(options, request, rest), as_json=options.json)
 
@@ -158,6 +159,9 @@ def _parser(*, with_source: bool) -> Parser:
         choices=get_args(AttentionHeads),
         help="what goes from an attention: whole heads, or the same coordinates of every head",
     )
+    parser.add_argument(
+        "--scope", metavar="PATTERN", nargs="+", help="name patterns of the only modules that lose channels and count"
+    )
     parser.add_argument("--json", action="store_true", help="print everything as JSON, every event included")
     add_trust(parser)
     return parser
@@ -193,6 +197,7 @@ class Request:
     allow_inexact_norms: bool | None = None
     conv_groups: ConvGroups | None = None
     attention_heads: AttentionHeads | None = None
+    scope: tuple[str, ...] | None = None
 
 
 def of_name(name: str, request: Request, shape: Sequence[int] | None) -> Inspection:

@@ -45,7 +45,7 @@ from lightning_taylor.plan.schedule import Schedule
 from lightning_taylor.plan.target import Target
 from lightning_taylor.scores.normalize import Normalization
 from lightning_taylor.surgery.wrapped_optimizers import check_optimizers
-from lightning_taylor.trace.options import AttentionHeads, ConvGroups, TraceOptions
+from lightning_taylor.trace.options import AttentionHeads, ConvGroups, TraceOptions, as_patterns
 from lightning_taylor.trace.recorder import CallListener, Recording
 from lightning_taylor.utilities.calls import batch_size
 
@@ -92,6 +92,8 @@ class TaylorPruning(Callback):
         conv_groups: what goes from a grouped convolution, as in ResNeXt and RegNet: "whole" for whole groups, "spread"
             for the same channels of every group, "auto" for whole groups where they are many; see ``trace_channels``.
         attention_heads: what goes from an attention: "whole" heads, or with "spread" the same coordinates of each.
+        scope: a name pattern, or several, of the modules that may lose channels and that the target counts, such as
+            "generator"; by default all that is trained or that ``forward`` runs. The rest keeps every weight.
 
     Raises:
         ValueError: listing every value of a wrong type or outside its range.
@@ -120,6 +122,7 @@ class TaylorPruning(Callback):
         flops_power: float | None = None,
         conv_groups: ConvGroups = "auto",
         attention_heads: AttentionHeads = "whole",
+        scope: str | Sequence[str] = (),
     ) -> None:
         check_arguments({name: value for name, value in locals().items() if name not in ("self", "__class__")})
         super().__init__()
@@ -133,6 +136,7 @@ class TaylorPruning(Callback):
         self.allow_inexact_norms = allow_inexact_norms
         self.conv_groups: ConvGroups = conv_groups
         self.attention_heads: AttentionHeads = attention_heads
+        self.scope = as_patterns(scope)
         self._session = Session(self.options, guard)
         self._ranks = Ranks()
         self._listener = CallListener()

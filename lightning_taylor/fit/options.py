@@ -173,6 +173,11 @@ def _penalty(name: str, value: Any) -> Iterator[str]:
         yield f"{name} must be a number of at least 0{hint}, got {value!r}"
 
 
+def _scope(name: str, value: Any) -> Iterator[str]:
+    """One pattern may stand alone: a scope is most often a single module."""
+    yield from _patterns(name, [value] if isinstance(value, str) else value)
+
+
 def _patterns(name: str, value: Any) -> Iterator[str]:
     if isinstance(value, str):
         yield f"{name} takes a list of patterns, got the string {value!r}; write [{value!r}]"
@@ -226,6 +231,7 @@ CHECKS: Mapping[str, Check] = {
     "allow_inexact_norms": _switch,
     "conv_groups": _one_of(ConvGroups),
     "attention_heads": _one_of(AttentionHeads),
+    "scope": _scope,
 }
 
 

@@ -173,6 +173,7 @@ def inspect_model(
     allow_inexact_norms: bool = False,
     conv_groups: ConvGroups = "auto",
     attention_heads: AttentionHeads = "whole",
+    scope: str | Sequence[str] = (),
 ) -> Inspection:
     """Look at a model as a fit with ``TaylorPruning`` would, and remove nothing.
 
@@ -192,6 +193,7 @@ def inspect_model(
         allow_inexact_norms: as for ``trace_channels``.
         conv_groups: as for ``trace_channels``.
         attention_heads: likewise.
+        scope: likewise.
 
     Raises:
         UnsupportedModelError: if the model cannot be traced.
@@ -213,6 +215,7 @@ def inspect_model(
         allow_inexact_norms=allow_inexact_norms,
         conv_groups=conv_groups,
         attention_heads=attention_heads,
+        scope=scope,
     )
     return Inspection.of(graph, Target.of(target), schedule, steps, min_channels=min_channels, round_to=round_to)
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from fnmatch import fnmatchcase
 from typing import Any
 
 import torch
@@ -22,12 +21,13 @@ from lightning_taylor.trace.groups import build_graph
 from lightning_taylor.trace.observe import observe, settle_precision
 from lightning_taylor.trace.ops.recurrent import tie_recurrent
 from lightning_taylor.trace.ops.table import find_rule
-from lightning_taylor.trace.options import AttentionHeads, ConvGroups, TraceOptions
+from lightning_taylor.trace.options import AttentionHeads, ConvGroups, TraceOptions, as_patterns
 from lightning_taylor.trace.partition import LabelPartition
+from lightning_taylor.trace.patterns import matches
 from lightning_taylor.trace.program import Program, Step
 from lightning_taylor.trace.proof import prove
 from lightning_taylor.trace.reasons import Why
-from lightning_taylor.trace.scope import find_mirrors, find_scope, with_mirrors
+from lightning_taylor.trace.scope import find_mirrors, find_scope, narrowed, with_mirrors
 from lightning_taylor.trace.state import TraceState
 from lightning_taylor.trace.tracer import Tracer
 from lightning_taylor.utilities.calls import ForwardCall, tensors_in
@@ -48,6 +48,7 @@ def trace_channels(
     allow_inexact_norms: bool = False,
     conv_groups: ConvGroups = "auto",
     attention_heads: AttentionHeads = "whole",
+    scope: str | Sequence[str] = (),
 ) -> ChannelGraph:
     r"""Find the groups of channels that can be removed from a model, and why the others cannot.
 
@@ -80,6 +81,8 @@ def trace_channels(
             head, of queries and keys together and of values, wherever the products keep their scale; whole heads
             elsewhere. The attentions of torch and torchvision keep it, and so does code that multiplies by a number of
             its own; ``F.scaled_dot_product_attention`` without ``scale`` does not.
+        scope: name patterns, as for ``ignore``, of the modules that may lose channels and whose FLOPs and parameters
+            count; by default the whole model. What lies beyond keeps every weight as it is.
 
     Returns:
         The graph; it may have no groups, then ``frozen`` says why.
@@ -87,7 +90,8 @@ def trace_channels(
     Raises:
         UnsupportedModelError: if the model is scripted, quantized, lazy, sparse or on the meta device, or its forward
             pass raises, returns no tensor, or no finite number.
-        ValueError: if an ``ignore`` pattern matches no layer, there is no example, or a choice is none of these.
+        ValueError: if a pattern of ``ignore`` or ``scope`` matches nothing, there is no example, or a choice is none of
+            these.
 
     Example:
         >>> net = torch.nn.Sequential(torch.nn.Conv2d(3, 8, 3), torch.nn.ReLU(), torch.nn.Conv2d(8, 5, 3))
@@ -101,7 +105,7 @@ def trace_channels(
         call = ForwardCall("", (), example_inputs)
     else:
         call = ForwardCall("", example_inputs if isinstance(example_inputs, tuple) else (example_inputs,))
-    options = TraceOptions(allow_inexact_norms, conv_groups, attention_heads)
+    options = TraceOptions(allow_inexact_norms, conv_groups, attention_heads, as_patterns(scope))
     return trace_calls(model, [call], ignore=ignore, verify=verify, options=options)
 
 
@@ -140,6 +144,7 @@ def trace_calls(
     mirrors = find_mirrors(net, _deployed(net, few, dtype), trained)
     reveal(net, torch.Generator().manual_seed(0))
     scope = find_scope(net, _deployed(net, few, dtype), trained, mirrors)
+    scope = narrowed(scope, net, options.scope if options else ())
     names = tensor_names(net)
     parameters = frozenset(names[id(p)] for p in net.parameters())
     tensors = {id(t): t for t in (*net.parameters(), *net.buffers())}
@@ -276,7 +281,7 @@ def _watched(net: nn.Module, state: TraceState, leave_network: Callable[[Any, st
 def _ignore(partition: LabelPartition, patterns: Sequence[str], net: nn.Module) -> None:
     """Freeze the output channels of every layer whose name, or the name of a module around it, matches."""
     for pattern in patterns:
-        hit = [layer for layer in partition.layers if _matches(layer, pattern)]
+        hit = [layer for layer in partition.layers if matches(layer, pattern)]
         if not hit:
             raise ValueError(
                 f"ignore pattern {pattern!r} matches no layer; the layers are {', '.join(partition.layers) or 'none'}"
@@ -290,12 +295,6 @@ def _check_patterns(patterns: Any) -> None:
         raise ValueError(f"ignore takes a list of patterns, got the string {patterns!r}; write [{patterns!r}]")
     if not isinstance(patterns, Sequence) or not all(isinstance(p, str) and p for p in patterns):
         raise ValueError(f"ignore takes a list of name patterns such as ['layer4', '*.conv1'], got {patterns!r}")
-
-
-def _matches(layer: str, pattern: str) -> bool:
-    parts = layer.split(".")
-    around = [".".join(parts[:i]) for i in range(1, len(parts) + 1)]
-    return any(fnmatchcase(name, pattern) or fnmatchcase(name, f"*.{pattern}") for name in around)
 
 
 def _unseen(partition: LabelPartition, net: nn.Module) -> tuple[str, ...]:

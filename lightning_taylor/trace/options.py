@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from typing import Any, Literal, get_args
 
@@ -9,6 +10,7 @@ __all__ = [
     "AttentionHeads",
     "ConvGroups",
     "TraceOptions",
+    "as_patterns",
 ]
 
 ConvGroups = Literal["auto", "whole", "spread"]
@@ -29,6 +31,8 @@ class TraceOptions:
     allow_inexact_norms: bool = False
     conv_groups: ConvGroups = "auto"
     attention_heads: AttentionHeads = "whole"
+    scope: tuple[str, ...] = ()
+    """Name patterns of the modules that may lose channels and that count; empty for the whole network."""
 
     @classmethod
     def of(cls, owner: object, **others: Any) -> TraceOptions:
@@ -38,6 +42,11 @@ class TraceOptions:
     def __post_init__(self) -> None:
         _check("conv_groups", self.conv_groups, ConvGroups)
         _check("attention_heads", self.attention_heads, AttentionHeads)
+
+
+def as_patterns(value: str | Sequence[str]) -> tuple[str, ...]:
+    """Return one name pattern, or several, as a tuple."""
+    return (value,) if isinstance(value, str) else tuple(value)
 
 
 def _check(name: str, value: object, kind: Any) -> None:

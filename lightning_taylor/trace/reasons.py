@@ -29,6 +29,10 @@ class Why(Enum):
     """
 
     IGNORED = "ignored by the pattern {pattern!r}", "leave the pattern out of `ignore`"
+    OUT_OF_SCOPE = (
+        "outside of the scope {pattern!r}, so neither removed nor counted",
+        "name it in `scope`, or leave `scope` out",
+    )
     STATISTICS = "its statistics run over the channels ({where}), so removing one changes the others", _NORM
     SCALES_NORM = "scales a normalisation over the channels ({where})", _NORM
     ASSUMES_WIDTH = (

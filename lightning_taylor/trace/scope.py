@@ -7,7 +7,7 @@ A mirror is a submodule with the names and shapes of a trained one that is neith
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -16,9 +16,10 @@ from torch import Tensor, nn
 from lightning_taylor.graph.channel_graph import ChannelGraph
 from lightning_taylor.graph.types import ChannelGroup, Role, Slice
 from lightning_taylor.modules.model_copy import named_tensors
+from lightning_taylor.trace.patterns import matches
 from lightning_taylor.trace.reasons import Why
 
-__all__ = ["Scope", "find_mirrors", "find_scope", "with_mirrors"]
+__all__ = ["Scope", "find_mirrors", "find_scope", "narrowed", "with_mirrors"]
 
 
 @dataclass(frozen=True)
@@ -29,11 +30,15 @@ class Scope:
         outside: names of the tensors that are part of the loss.
         mirrors: name of a tensor that copies another one -> the name of that one.
         modules: qualified names of the modules whose work is not the network's: it is not counted.
+        beyond: those of them that the user left out.
+        patterns: what the user chose; empty for everything.
     """
 
     outside: frozenset[str] = frozenset()
     mirrors: Mapping[str, str] = frozenset()  # type: ignore[assignment]
     modules: frozenset[str] = frozenset()
+    beyond: frozenset[str] = frozenset()
+    patterns: tuple[str, ...] = ()
 
     def names(self, names: Mapping[int, str]) -> dict[int, str]:
         """Return the tensors that carry labels, id -> name; a mirror carries those of its original."""
@@ -64,6 +69,28 @@ def find_scope(
             outside |= tensors - mirrors.keys()
             modules.add(name)
     return Scope(frozenset(outside), dict(mirrors), frozenset(modules))
+
+
+def narrowed(scope: Scope, net: nn.Module, patterns: Sequence[str]) -> Scope:
+    """Return the part of a scope that lies in the modules of these names; copies of it stay copies.
+
+    What lies beyond runs in the trace as a loss network does: without labels, so that what it reads keeps its width.
+
+    Raises:
+        ValueError: if a pattern matches no module.
+    """
+    if not patterns:
+        return scope
+    modules = dict(net.named_modules())
+    for pattern in patterns:
+        if not any(matches(name, pattern) for name in modules):
+            names = ", ".join(name for name, _ in net.named_children()) or "none"
+            raise ValueError(f"scope pattern {pattern!r} matches no module; the modules are {names}")
+    beyond = {name for name in modules if not any(matches(name, pattern) for pattern in patterns)}
+    tensors = {name for name, _ in named_tensors(net) if name.rpartition(".")[0] in beyond}
+    mirrors = {name: original for name, original in scope.mirrors.items() if original not in tensors}
+    outside = scope.outside | (tensors | (scope.mirrors.keys() - mirrors.keys())) - mirrors.keys()
+    return Scope(outside, mirrors, scope.modules | beyond, frozenset(beyond - scope.modules), tuple(patterns))
 
 
 def find_mirrors(net: nn.Module, deployed: Iterable[str] | None, trained: Iterable[str] | None) -> dict[str, str]:
@@ -124,6 +151,8 @@ def with_mirrors(graph: ChannelGraph, scope: Scope) -> ChannelGraph:
             continue
         if mirrored is not None:
             frozen[module] = Why.COPY(original=mirrored.rpartition(".")[0])
+        elif module in scope.beyond:
+            frozen[module] = Why.OUT_OF_SCOPE(pattern=" ".join(scope.patterns))
         else:
             frozen[module] = Why.OUTSIDE()
     beside = {*scope.outside, *scope.mirrors}

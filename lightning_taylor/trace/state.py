@@ -51,7 +51,7 @@ class TraceState:
         self.examples = examples
         self._names = names
         self._modules = modules or {}
-        self._uncounted = uncounted
+        self.uncounted = uncounted
         # Strong references on purpose: an id must not be given to another tensor during the trace, and weak ones
         # do not survive the round trip of a tensor's Python object through a composite operator.
         self._carried: dict[int, tuple[Tensor, Labels | None]] = {}
@@ -138,7 +138,7 @@ class TraceState:
 
     def record(self, call: Call, axes: Iterable[Axis], share: float = 1.0) -> None:
         """Write down an operation's cost, on the pass that counts it."""
-        if call.flops and self.examples and self.module not in self._uncounted:
+        if call.flops and self.examples and self.module not in self.uncounted:
             flops = round(call.flops * share) // self.examples
             self.partition.operations.append(Operation(self.module, call.name, flops, tuple(axes)))
 
@@ -154,6 +154,12 @@ class Call(OperatorCall):
 
     state: TraceState
     flops: int = 0
+
+    @property
+    def where(self) -> str:
+        """As for any call; and that it is not of the network, where it is not."""
+        outside = self.module and self.module in self.state.uncounted
+        return f"{super().where}{', outside of the network' if outside else ''}"
 
     def labels(self, name: str) -> Labels | None:
         """Return what an argument carries, or None."""

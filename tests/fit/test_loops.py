@@ -229,6 +229,17 @@ def test_both_nets_of_a_gan_are_pruned(criterion: Any, order: str, toggle: bool,
     assert module.discriminator[0].weight.shape[0] < 8 or module.discriminator[2].weight.shape[0] < 8
 
 
+@pytest.mark.parametrize("scope", ["generator", "discriminator"])
+def test_the_scope_says_which_net_of_a_gan_is_pruned_and_counted(scope: str, tmp_path: Path) -> None:
+    module = Adversarial()
+    dense = {name: t.shape for name, t in module.state_dict().items()}
+    pruner = pruning(criterion=TaylorBatch(), scope=scope)
+    lands(module, tmp_path, pruner=pruner)
+    cut = {name.partition(".")[0] for name, t in module.state_dict().items() if t.shape != dense[name]}
+    assert cut == {scope}
+    assert {operation.module.partition(".")[0] for operation in pruner.graph.operations} == {scope}
+
+
 def test_opponents_do_not_cancel_in_the_scores(tmp_path: Path) -> None:
     """What helps the generator harms the discriminator by as much; the channel matters to both."""
 

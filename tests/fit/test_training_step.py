@@ -174,6 +174,15 @@ def test_what_is_neither_deployed_nor_trained_is_neither_cut_nor_counted(make: t
 
 
 @pytest.mark.parametrize("make", [WithMomentum, WithMomentumAfterwards])
+@pytest.mark.parametrize("scope", ["encoder", ["encoder", "head"]])
+def test_a_copy_of_what_is_in_the_scope_goes_along(make: type[WithMomentum], scope: Any) -> None:
+    module, callback = fitted(make, scope=scope)
+    assert module.encoder[0].out_channels == module.slow[0].out_channels < 8
+    assert callback.graph is not None
+    assert not any(o.module.startswith("slow") for o in callback.graph.operations)
+
+
+@pytest.mark.parametrize("make", [WithMomentum, WithMomentumAfterwards])
 def test_a_momentum_teacher_loses_the_channels_of_its_student(make: type[WithMomentum]) -> None:
     module, _ = fitted(make)
     assert module.encoder[0].out_channels < 8

@@ -6,7 +6,7 @@ Shape legend: O = output channels, I = input channels, C = channels, G = groups 
 from __future__ import annotations
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from lightning_taylor.graph.types import Role
 from lightning_taylor.trace.labels import Labels, compressed, pairs, varying
@@ -35,7 +35,9 @@ def convolution(call: Call) -> Labels | None:
     """Convolutions of any dimension, plain, depthwise and transposed."""
     weight = call.labels("weight")
     if weight is None or not weight.weight:
-        return freeze_layer(call, Why.COMPUTED_WEIGHT(call.where))
+        # A parameter without labels is of a loss network, or beyond the scope.
+        known = isinstance(call.get("weight"), nn.Parameter)
+        return freeze_layer(call, (Why.SUMMED if known else Why.COMPUTED_WEIGHT)(call.where))
     x, batch = read_channels(call, call.labels("input"))
     return with_batch(call, _convolve(call, x, weight), batch)
 
