@@ -7,11 +7,12 @@ import json
 import math
 import os
 from collections.abc import Mapping, Sequence
+from functools import cache
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, StrictUndefined
+from jinja2 import Environment, StrictUndefined, Template
 from markupsafe import Markup
 
 from lightning_taylor.report.figures import figures
@@ -24,6 +25,8 @@ __all__ = [
     "page",
     "write_page",
 ]
+
+_FOLDER = files("lightning_taylor.report") / "templates"
 
 _COLUMNS = 20
 
@@ -63,14 +66,10 @@ def page(summary: PruningSummary) -> str:
         >>> print(page(PruningSummary({"flops": 0.5}, half, half, half, layers=()))[:15])
         <!doctype html>
     """
-    folder = files("lightning_taylor.report") / "templates"
-    # Everything is escaped unless it is Markup, so that no name of a layer can be taken for HTML.
-    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    environment.filters.update(percent="{:.1%}".format, number="{:.4g}".format)
     pictures, missing = _pictures(summary)
-    return environment.from_string((folder / "page.html").read_text("utf-8")).render(
+    return _template().render(
         summary=summary,
-        style=Markup((folder / "page.css").read_text("utf-8")),
+        style=Markup((_FOLDER / "page.css").read_text("utf-8")),
         verdict=verdict(summary),
         totals=totals(summary),
         latency_line=latency_line(summary),
@@ -82,6 +81,15 @@ def page(summary: PruningSummary) -> str:
         missing=missing,
         data=_embedded(summary.to_plain()),
     )
+
+
+@cache
+def _template() -> Template:
+    """The page's template; to compile it takes longer than to fill it in."""
+    # Everything is escaped unless it is Markup, so that no name of a layer can be taken for HTML.
+    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    environment.filters.update(percent="{:.1%}".format, number="{:.4g}".format)
+    return environment.from_string((_FOLDER / "page.html").read_text("utf-8"))
 
 
 def _pictures(summary: PruningSummary) -> tuple[list[tuple[str, str]], str]:

@@ -11,7 +11,7 @@ import contextlib
 import inspect
 import sys
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -80,6 +80,16 @@ def _eager() -> contextlib.AbstractContextManager[Any]:
     return contextlib.nullcontext()
 
 
+def _seed(seed: int, devices: Iterable[int]) -> None:
+    """Seed the generators that can be drawn from.
+
+    ``torch.manual_seed`` would seed devices that were never used, too: each call notes its stack, until one is used.
+    """
+    torch.default_generator.manual_seed(seed)
+    for index in devices:
+        torch.cuda.default_generators[index].manual_seed(seed)
+
+
 @contextlib.contextmanager
 def quiet(seed: int = 0, dtype: torch.dtype | None = None) -> Iterator[None]:
     """No gradients, fused attention shortcuts off, random numbers seeded and given back, compiled code run eagerly.
@@ -102,7 +112,7 @@ def quiet(seed: int = 0, dtype: torch.dtype | None = None) -> Iterator[None]:
     ):
         # The model's own warnings come in its own passes; one about missing gradients would be false here.
         warnings.simplefilter("ignore")
-        torch.manual_seed(seed)
+        _seed(seed, devices)
         torch.backends.mha.set_fastpath_enabled(False)
         if dtype is not None:
             torch.set_default_dtype(dtype)
