@@ -17,6 +17,7 @@ import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Executor
+from contextlib import suppress
 from types import (
     AsyncGeneratorType,
     BuiltinFunctionType,
@@ -196,22 +197,39 @@ def _slots(value: object) -> Iterator[str]:
         yield from (n for n in ((names,) if isinstance(names, str) else names) if n not in ("__dict__", "__weakref__"))
 
 
-def _rebind_functions(copied: nn.Module, memo: Mapping[int, Any]) -> None:
+def _rebind_functions(copied: nn.Module, memo: dict[int, Any]) -> None:
     """Let the functions on the copy see the copy: a deep copy shares functions, with all that they close over."""
     for module in copied.modules():
         held = [vars(module), *(vars(module)[name] for name in _HOOKS if vars(module).get(name))]
         for functions in held:
             for key, function in list(functions.items()):
-                if isinstance(function, FunctionType) and _sees_original(function, memo):
-                    functions[key] = _rebound(function, memo)
+                if isinstance(function, FunctionType):
+                    functions[key] = _instead(function, memo)
 
 
-def _sees_original(function: FunctionType, memo: Mapping[int, Any]) -> bool:
-    return any(memo.get(id(content), content) is not content for content in _closed_over(function))
+def _instead(value: Any, memo: dict[int, Any]) -> Any:
+    """Return what the copy has in the place of something that a function closes over, such as the forward it calls."""
+    if id(value) in memo or not _sees_original(value, memo, set()):
+        return memo.get(id(value), value)
+    if isinstance(value, MethodType):
+        return MethodType(value.__func__, _instead(value.__self__, memo))
+    return _rebound(value, memo)
+
+
+def _sees_original(value: Any, memo: Mapping[int, Any], visited: set[int]) -> bool:
+    if id(value) in memo:
+        return memo[id(value)] is not value
+    if id(value) in visited:  # a function may close over itself
+        return False
+    visited.add(id(value))
+    if isinstance(value, MethodType):
+        return _sees_original(value.__self__, memo, visited)
+    return isinstance(value, FunctionType) and any(_sees_original(v, memo, visited) for v in _closed_over(value))
 
 
 def _closed_over(function: FunctionType) -> list[Any]:
-    return [_content(cell) for cell in function.__closure__ or ()] + list(function.__defaults__ or ())
+    kept = [*(function.__defaults__ or ()), *(function.__kwdefaults__ or {}).values()]
+    return [_content(cell) for cell in function.__closure__ or ()] + kept
 
 
 def _content(cell: CellType) -> Any:
@@ -221,14 +239,17 @@ def _content(cell: CellType) -> Any:
         return None
 
 
-def _rebound(function: FunctionType, memo: Mapping[int, Any]) -> FunctionType:
-    def instead(content: Any) -> Any:
-        return memo.get(id(content), content)
-
-    cells = tuple(CellType(instead(cell.cell_contents)) for cell in function.__closure__ or ())
-    defaults = tuple(map(instead, function.__defaults__)) if function.__defaults__ else None
-    new = FunctionType(function.__code__, function.__globals__, function.__name__, defaults, cells or None)
-    new.__kwdefaults__ = function.__kwdefaults__
+def _rebound(function: FunctionType, memo: dict[int, Any]) -> FunctionType:
+    cells = tuple(CellType() for _ in function.__closure__ or ())
+    new = FunctionType(function.__code__, function.__globals__, function.__name__, None, cells or None)
+    memo[id(function)] = new
+    for cell, original in zip(cells, function.__closure__ or (), strict=True):
+        with suppress(ValueError):  # still empty
+            cell.cell_contents = _instead(original.cell_contents, memo)
+    if function.__defaults__:
+        new.__defaults__ = tuple(_instead(value, memo) for value in function.__defaults__)
+    if function.__kwdefaults__:
+        new.__kwdefaults__ = {name: _instead(value, memo) for name, value in function.__kwdefaults__.items()}
     new.__dict__.update(function.__dict__)
     return new
 

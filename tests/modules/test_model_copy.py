@@ -253,3 +253,44 @@ def test_what_cannot_be_copied_all_the_same_is_named() -> None:
     net.first.register_forward_hook(Stubborn())
     with pytest.raises(UnsupportedModelError, match=r"first\._forward_hooks raises TypeError"):
         private_copy(net)
+
+
+def _by_lambda(net: Net) -> None:
+    old = net.forward
+    net.forward = lambda x: 2 * old(x)  # type: ignore[method-assign]
+
+
+def _twice(net: Net) -> None:
+    _by_lambda(net)
+    _by_lambda(net)
+
+
+def _of_a_part(net: Net) -> None:
+    old = net.second.forward
+    net.second.forward = lambda x: 2 * old(x)  # type: ignore[method-assign]
+
+
+def _by_keyword(net: Net) -> None:
+    def forward(x: Tensor, *, old: Callable[[Tensor], Tensor] = net.forward) -> Tensor:
+        return 2 * old(x)
+
+    net.forward = forward  # type: ignore[method-assign]
+
+
+def _calling_itself(net: Net) -> None:
+    def forward(x: Tensor, left: int = 1) -> Tensor:
+        return forward(x, left - 1) if left else 2 * net.second(net.first(x))
+
+    net.forward = forward  # type: ignore[method-assign]
+
+
+@pytest.mark.parametrize("patch", [_by_lambda, _twice, _of_a_part, _by_keyword, _calling_itself])
+def test_a_forward_that_was_patched_on_the_instance_runs_the_copy(patch: Callable[[Net], None]) -> None:
+    net, x = Net(), torch.rand(5, 3)
+    patch(net)
+    copied = private_copy(net)
+    torch.testing.assert_close(copied(x), net(x))
+    for parameter in copied.parameters():
+        parameter.detach().zero_()
+    assert not copied(x).any()
+    assert net(x).any()
