@@ -18,7 +18,7 @@ from torch import nn
 
 from lightning_taylor.cli.arguments import Parser, add_model_options, positive
 from lightning_taylor.cli.checkpoint_model import random_inputs, read_trained
-from lightning_taylor.cli.exit import fail, nearest
+from lightning_taylor.cli.exit import fail
 from lightning_taylor.cli.find_config import find_config
 from lightning_taylor.measure.latency import Latency, LatencyComparison, compare_latency
 from lightning_taylor.modules.resize import with_shapes
@@ -124,15 +124,10 @@ def _device(name: str) -> torch.device:
 
 
 def _networks(asked: argparse.Namespace) -> Networks:
-    named = asked.checkpoint
-    if asked.fraction is not None or not Path(named).exists():
-        from lightning_taylor.cli.torchvision_models import torchvision_names  # a second, which a file does not need
-
-        names = torchvision_names()
-        if not Path(named).exists() and named in names:
-            return _random(asked)
-        if asked.fraction is not None:
-            fail(2, f"--fraction is for a torchvision name, {named!r} is none{nearest(named, names)}")
+    if not Path(asked.checkpoint).exists():
+        return _random(asked)
+    if asked.fraction is not None:
+        fail(2, f"--fraction is for a torchvision name, and {asked.checkpoint} is a file")
     trained = read_trained(asked.checkpoint, asked, find_config(asked.model))
     notes = [f"inputs: {trained.source}"]
     if not trained.pruned:
@@ -143,12 +138,13 @@ def _networks(asked: argparse.Namespace) -> Networks:
 
 
 def _random(asked: argparse.Namespace) -> Networks:
+    from lightning_taylor.cli import torchvision_models  # a second, which a file does not need
+
+    torchvision_models.check_name(asked.checkpoint)
     if asked.fraction is None:
         fail(2, f"{asked.checkpoint} of torchvision is not pruned: say what to remove at random, as in --fraction 0.5")
-    inputs = random_inputs(asked.input_shape or [[1, 3, 224, 224]])
-    from lightning_taylor.cli.torchvision_models import build
-
-    pruned = build(asked.checkpoint).eval()
+    inputs = random_inputs(asked.input_shape or [torchvision_models.usual_shape(asked.checkpoint)])
+    pruned = torchvision_models.build(asked.checkpoint).eval()
     graph = require_groups(trace_channels(pruned, inputs.args))
     prune_channels(pruned, graph, graph.sample(asked.fraction, torch.Generator().manual_seed(0)))
     note = f"{asked.fraction:.0%} of every group's channels removed at random, random weights: for its time only"

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from lightning.pytorch import LightningModule
 from torch import Tensor, nn
 
 from lightning_taylor.checkpoint.load import load_pruned
@@ -23,6 +24,7 @@ from lightning_taylor.export.verified_write import evaluating
 from lightning_taylor.graph.serialize import call_from_plain, follower_from_plain
 from lightning_taylor.graph.types import LinkedAttribute
 from lightning_taylor.utilities.calls import Inputs
+from lightning_taylor.utilities.lightning_names import either
 
 if TYPE_CHECKING:
     from lightning_taylor.cli.config import FitConfig
@@ -214,11 +216,11 @@ def class_path_of(model: str | None, config: FitConfig | None, saved: str | None
     return saved
 
 
-def import_class(class_path: str) -> Any:
-    """What the import path of a model names."""
+def import_class(class_path: str) -> type[LightningModule]:
+    """Import the LightningModule class that ``--model`` names; whatever else it names ends the command."""
     package, _, name = class_path.rpartition(".")
-    if not package:
-        fail(2, f"--model {class_path}: give its import path, as in my_project.nets.{name}")
+    if not package or not all(part.isidentifier() for part in class_path.split(".")):
+        fail(2, f"--model {class_path}: give its import path, as in my_project.nets.{name or 'Net'}")
     try:
         module = import_module(package)
     except ImportError as error:
@@ -229,8 +231,10 @@ def import_class(class_path: str) -> Any:
         names = [n for n, value in vars(module).items() if isinstance(value, type)]
         fail(2, f"--model {class_path}: {module.__name__} has no {name!r}{nearest(name, names)}")
     value = getattr(module, name)
-    if not isinstance(value, type):
-        fail(2, f"--model {class_path}: that is a {type(value).__name__}; give a LightningModule class")
+    kinds = either(LightningModule)
+    if not isinstance(value, type) or not issubclass(value, kinds) or value in kinds:
+        what = value.__name__ if isinstance(value, type) else f"a {type(value).__name__}"
+        fail(2, f"--model {class_path}: that is {what}; give a class that derives from LightningModule")
     return value
 
 

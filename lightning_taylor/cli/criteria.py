@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable
 
-from lightning_taylor.cli.exit import fail, nearest
+from lightning_taylor.cli.exit import fail, listed, nearest
 from lightning_taylor.criteria.base import Criterion
 from lightning_taylor.fit.callback import TaylorPruning
 from lightning_taylor.study.score_batches import every_criterion
@@ -42,4 +42,5 @@ def check_criteria(asked: Iterable[str], known: Collection[str]) -> None:
     """End the command if a name of ``--criteria`` is none of them."""
     for name in asked:
         if name not in known:
-            fail(2, f"--criteria: no criterion {name!r}{nearest(name, known)}; there are {', '.join(known)}")
+            said = nearest(name, known).partition("; there are ")[0]
+            fail(2, f"--criteria: no criterion {name!r}{said}; there are {listed(known)}")

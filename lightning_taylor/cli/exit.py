@@ -11,6 +11,7 @@ from typing import NoReturn
 __all__ = [
     "debugging",
     "fail",
+    "listed",
     "nearest",
 ]
 
@@ -37,4 +38,15 @@ def nearest(name: str, known: Collection[str]) -> str:
     """Name the known names that are like a wrong one, or all of them if they are few."""
     if near := get_close_matches(name, sorted(set(known)), n=3, cutoff=0.7):
         return f"; did you mean {' or '.join(near)}?"
-    return f"; there are {', '.join(known)}" if 0 < len(known) <= 15 else ""
+    return f"; there are {listed(known)}" if 0 < len(known) <= 15 else ""
+
+
+def listed(names: Collection[str]) -> str:
+    """Join names with commas; in quotes where a comma is part of one.
+
+    Example:
+        >>> listed(["Taylor", "Random"]), listed(["Taylor", "Taylor, mean over positions"])
+        ('Taylor, Random', "'Taylor', 'Taylor, mean over positions'")
+    """
+    quoted = any("," in name for name in names)
+    return ", ".join(repr(name) if quoted else name for name in names)

@@ -96,7 +96,8 @@ def test_a_model_of_torchvision_is_pruned_at_random_and_said_to_be(run: Run, tim
 
 MISTAKES = {
     "no file": (["no.ckpt"], "no file 'no.ckpt'"),
-    "name": (["resnet81", "--fraction=0.5"], "'resnet81' is none; did you mean resnet18"),
+    "name": (["resnet81"], "no model of torchvision is called 'resnet81'; did you mean resnet18"),
+    "fraction of a file": (["CKPT", "--fraction=0.5"], "--fraction is for a torchvision name"),
     "no fraction": (["resnet18"], "say what to remove at random, as in --fraction 0.5"),
     "fraction": (["resnet18", "--fraction=1.5"], "--fraction: expected a share between 0 and 1, got '1.5'"),
     "batch": (["CKPT", "--batch-size", "0"], "--batch-size: expected a whole number from 1 on, got '0'"),

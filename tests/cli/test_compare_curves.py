@@ -281,7 +281,7 @@ def test_steps_and_a_penalty_on_flops_come_from_the_command_line(here: Path, run
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--criteria", "Tailor"], "no criterion 'Tailor'; did you mean Taylor"),
+        (["--criteria", "Tailor"], "there are 'Taylor', 'Taylor, mean over positions', "),
         (["--metric", "val_ac"], "the validation logs no 'val_ac'; did you mean val_acc?"),
         (["--target", "5"], "--target: expected a share of the dense network's FLOPs below 1, got '5'"),
         (["--flops-penalty", "-1"], "--flops-penalty: expected a number from 0 on, got '-1'"),

@@ -118,8 +118,19 @@ MISTAKES = {
         "cli.trained_nets has no 'Fir'; did you mean Fire?",
     ),
     "other class": (["CKPT", "--format=onnx", "--model=cli.trained_nets.Fire"], "cannot be loaded from CKPT: Error(s)"),
-    "no module": (["CKPT", "--format=onnx", "--model=pathlib.Path"], "load_pruned takes a LightningModule class"),
-    "no class": (["CKPT", "--format=onnx", "--model=os.path"], "--model os.path: that is a module; give a Lightning"),
+    "no module": (
+        ["CKPT", "--format=onnx", "--model=pathlib.Path"],
+        "that is Path; give a class that derives from LightningModule",
+    ),
+    "base class": (
+        ["CKPT", "--format=onnx", "--model=lightning.LightningModule"],
+        "that is LightningModule; give a class that derives from LightningModule",
+    ),
+    "dots": (
+        ["CKPT", "--format=onnx", "--model=..Net"],
+        "--model ..Net: give its import path, as in my_project.nets.Net",
+    ),
+    "no class": (["CKPT", "--format=onnx", "--model=os.path"], "--model os.path: that is a module; give a class"),
     "no config": (["CKPT", "--format=onnx", "--model=no.yaml"], "no configuration 'no.yaml': no such file"),
     "part": (
         ["CKPT", "--format=onnx", "--input-shape", "1", "1", "8", "8", "--submodule=nett"],
