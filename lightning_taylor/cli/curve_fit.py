@@ -27,7 +27,8 @@ from lightning_taylor.cli.criteria import WITH_FLOPS, known_criteria
 from lightning_taylor.cli.exit import debugging, fail, nearest
 from lightning_taylor.cli.lightning_cli import TaylorCLI
 from lightning_taylor.fit.callback import TaylorPruning
-from lightning_taylor.fit.trainer_state import remaining_steps
+from lightning_taylor.fit.trainer_state import fit_length
+from lightning_taylor.plan.fit_length import FitLength
 from lightning_taylor.plan.schedule import Gradual, Schedule, default_schedule
 from lightning_taylor.study.curve_table import measured_steps
 from lightning_taylor.study.curves import DENSE, Curve, CurvePoint
@@ -161,27 +162,28 @@ class _Measuring(Callback):
         left = (self._pruner.remaining if self._pruner else {}) or dict.fromkeys(("channels", "flops", "params"), 1.0)
         self.points.append(CurvePoint(step, left["channels"], left["flops"], left["params"], value))
 
-    def _schedule(self, total: float) -> Schedule:
+    def _schedule(self, length: FitLength) -> Schedule:
+        total = length.steps
         if total == float("inf"):
             fail(2, f"nobody knows how long a fit of {self._asked.model} is: give --steps")
         if every := self._asked.every:
-            start, end = int(total) // 10, 2 * int(total) // 3
+            start, end = length.share(0.1), length.share(2 / 3)
             if every > end - start:
                 fail(
                     2, f"--every {every}: of this fit's {int(total)} steps, {end - start} are there to remove channels"
                 )
             return Gradual(every, start, end)
         own = self._theirs.schedule if self._theirs and not self._asked.steps else None
-        return own or default_schedule(total)
+        return own.in_steps(length) if own else default_schedule(total)
 
     @override
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Called when fit begins: its length is known, and with it when to remove and when to measure."""
-        total = remaining_steps(trainer)
-        schedule = self._schedule(total)
+        length = fit_length(trainer)
+        schedule, total = self._schedule(length), int(length.steps)
         if self._pruner:
             self._pruner.schedule = schedule
-        self._due = measured_steps(schedule.events(int(total)), int(total), self._asked.points)
+        self._due = measured_steps(schedule.events(total), total, self._asked.points)
 
     @override
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:

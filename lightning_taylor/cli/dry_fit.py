@@ -17,8 +17,9 @@ from lightning_taylor.cli.config import FitConfig
 from lightning_taylor.cli.exit import fail
 from lightning_taylor.cli.lightning_cli import TaylorCLI
 from lightning_taylor.fit.callback import TaylorPruning
-from lightning_taylor.fit.trainer_state import example_call, remaining_steps, trace_step
+from lightning_taylor.fit.trainer_state import example_call, fit_length, trace_step
 from lightning_taylor.graph.channel_graph import ChannelGraph
+from lightning_taylor.plan.fit_length import FitLength
 from lightning_taylor.trace.options import TraceOptions
 from lightning_taylor.trace.recorder import CallRecorder
 from lightning_taylor.utilities.calls import ForwardCall
@@ -44,12 +45,12 @@ class Looked:
     Attributes:
         pruner: the configuration's ``TaylorPruning``; one with the defaults if it has none.
         graph: the channels of what the training step called.
-        steps: optimizer steps of the fit on one device; infinite if nobody knows.
+        length: optimizer steps of the fit and of an epoch on one device; infinite if nobody knows.
     """
 
     pruner: TaylorPruning
     graph: ChannelGraph
-    steps: float
+    length: FitLength
 
 
 def look(
@@ -69,7 +70,7 @@ def look(
     visit(args, looking)
     if looking.graph is None:
         fail(1, "the fit ended before its first training batch: is the training set empty?")
-    return Looked(looking.pruner, looking.graph, looking.steps)
+    return Looked(looking.pruner, looking.graph, looking.length)
 
 
 class SeenError(Exception):
@@ -99,7 +100,7 @@ class _Looking(Visitor):
     def __init__(self, ignore: Sequence[str] | None, chosen: Mapping[str, object]) -> None:
         self.pruner = TaylorPruning()
         self.graph: ChannelGraph | None = None
-        self.steps = float("inf")
+        self.length = FitLength(float("inf"))
         self._ignore, self._chosen = ignore, chosen
         self._recorder: CallRecorder | None = None
 
@@ -109,7 +110,7 @@ class _Looking(Visitor):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Called when the train begins: all is set up, and the length of the fit is known."""
-        self.steps = remaining_steps(trainer)
+        self.length = fit_length(trainer)
         inputs = self.pruner.example_inputs
         inputs = inputs if inputs is not None else pl_module.example_input_array
         if inputs is not None:

@@ -22,6 +22,7 @@ from lightning_taylor.cli.extras import require_extras
 from lightning_taylor.cli.shipped_configs import resolve_configs
 from lightning_taylor.errors import NothingToPruneError
 from lightning_taylor.graph.serialize import graph_from_plain
+from lightning_taylor.plan.fit_length import FitLength
 from lightning_taylor.plan.record import Record
 from lightning_taylor.plan.schedule import default_schedule
 from lightning_taylor.plan.target import Target
@@ -240,12 +241,13 @@ def of_config(args: list[str], request: Request) -> Inspection:
     looked = look(args, request.ignore, chosen)
     pruner, options = looked.pruner, looked.pruner.options
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    steps = request.steps or (int(looked.steps) if looked.steps != float("inf") else None)
+    length = FitLength(request.steps, looked.length.epoch) if request.steps else looked.length
+    schedule = pruner.schedule.in_steps(length) if pruner.schedule else default_schedule(length.steps)
     return Inspection.of(
         looked.graph,
         request.target or options.target,
-        pruner.schedule or default_schedule(float("inf") if steps is None else steps),
-        steps,
+        schedule,
+        int(length.steps) if length.steps != float("inf") else None,
         min_channels=request.min_channels or options.min_channels,
         round_to=request.round_to or options.on(device).multiple,
     )

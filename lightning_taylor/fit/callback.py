@@ -33,9 +33,9 @@ from lightning_taylor.fit.step_counter import StepCounter
 from lightning_taylor.fit.trainer_state import (
     check_validation,
     example_call,
+    fit_length,
     gradient_scale,
     remaining_scale,
-    remaining_steps,
     trace_step,
 )
 from lightning_taylor.fit.training_step import GradientWatch, repeatable, step_of
@@ -64,7 +64,7 @@ class TaylorPruning(Callback):
         target: what may remain: a fraction of the dense model's FLOPs in (0, 1], or a ``Target`` with any of
             ``flops``, ``params``, ``channels``, ``latency`` and ``memory``, each such a fraction; all have to hold.
         schedule: when channels are removed: ``Gradual``, ``Iterative`` or ``OneShot``. By default a cubic
-            ``Gradual`` over the fit's own length: the first tenth dense, events until two thirds, then fine-tuning.
+            ``Gradual()`` over the fit's own length: the first tenth dense, events until two thirds, then fine-tuning.
         criterion: how channels are scored; ``Taylor()`` by default.
         normalization: of the scores within each group, before the global ranking: "l2", "l1", "minmax" or "none". By
             default the criterion's own ("none" for ``Taylor``, "l2" for the baselines); with a ``flops_penalty`` "l2".
@@ -209,7 +209,7 @@ class TaylorPruning(Callback):
         self._steps.start(trainer)
         self._ranks.warn_of_copies(trainer, pl_module, self)
         check_validation(trainer, self.guard)
-        self._session.lay_schedule(self.schedule, remaining_steps(trainer))
+        self._session.lay_schedule(self.schedule, fit_length(trainer))
         inputs = self.example_inputs if self.example_inputs is not None else pl_module.example_input_array
         if not self._session.traced and inputs is not None:
             self._begin(trainer, pl_module, Recording([example_call(inputs, pl_module)]))

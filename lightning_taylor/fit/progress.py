@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, final
 
+from lightning_taylor.plan.fit_length import FitLength
 from lightning_taylor.plan.schedule import Schedule, default_schedule
 
 __all__ = [
@@ -17,7 +18,7 @@ class ScheduleProgress:
     """One fit's optimizer steps, and the events among them.
 
     Attributes:
-        schedule: of this fit; None before it is laid and after the fit.
+        schedule: of this fit, in steps; None before it is laid and after the fit.
         step: optimizer steps of this fit so far.
         due: the step of the event that has to happen, or has to wait; None if there is none.
         skips_first_batch: whether the first batch goes to the trace, and is not scored.
@@ -25,7 +26,7 @@ class ScheduleProgress:
     Example:
         >>> from lightning_taylor.plan import OneShot
         >>> progress = ScheduleProgress()
-        >>> progress.set_schedule(OneShot(step=2), remaining=10)
+        >>> progress.set_schedule(OneShot(at=0.2), FitLength(steps=10))
         >>> [progress.advance() for _ in range(3)], progress.due
         ([None, 2, 2], 2)
     """
@@ -39,23 +40,24 @@ class ScheduleProgress:
         self.step = 0
         self.due: int | None = None
         self.skips_first_batch = False
-        self._length: float | None = None
+        self._length: FitLength | None = None
 
-    def set_schedule(self, schedule: Schedule | None, remaining: float) -> None:
+    def set_schedule(self, schedule: Schedule | None, remaining: FitLength) -> None:
         """Fix the events of this fit; a resumed one keeps the length that it began with.
 
         Args:
             schedule: the user's; by default a cubic one over the length of the fit.
-            remaining: optimizer steps to come; infinite if nobody knows.
+            remaining: optimizer steps to come, and those of an epoch; infinite if nobody knows.
 
         Raises:
-            ValueError: if the fit is too short for the schedule, or of unknown length and there is none.
+            ValueError: if the fit is too short for the schedule, or of unknown length and the schedule depends on it.
         """
         if self._length is None:
             self._length = remaining
-        self.schedule = schedule or default_schedule(self._length)
-        if self._length != float("inf"):
-            self.schedule.check(int(self._length))
+        length = self._length
+        self.schedule = schedule.in_steps(length) if schedule else default_schedule(length.steps)
+        if length.steps != float("inf"):
+            self.schedule.check(int(length.steps))
 
     def skip_first_batch(self) -> None:
         """The first batch goes to the trace, and is not scored.
@@ -66,7 +68,7 @@ class ScheduleProgress:
         assert self.schedule is not None
         assert self._length is not None
         self.skips_first_batch = True
-        later = range(2, int(min(self._length, 10**6)) + 1)
+        later = range(2, int(min(self._length.steps, 10**6)) + 1)
         if self.schedule.is_event(1) and not any(self.schedule.is_event(step) for step in later):
             raise ValueError(
                 f"{self.schedule} has its only event after the first step, when no batch has been scored; set "
@@ -88,11 +90,16 @@ class ScheduleProgress:
 
     def to_plain(self) -> dict[str, Any]:
         """The state in types that load with ``weights_only=True``."""
-        return {"step": self.step, "length": self._length, "pending": self.due}
+        length = self._length
+        lengths = {"length": length and length.steps, "epoch_length": length and length.epoch}
+        return {"step": self.step, "pending": self.due, **lengths}
 
     @classmethod
     def from_plain(cls, plain: Mapping[str, Any]) -> ScheduleProgress:
         """The fit that ``to_plain`` was asked in, before its schedule is laid again."""
         progress = cls()
-        progress.step, progress._length, progress.due = plain["step"], plain["length"], plain["pending"]
+        progress.step, progress.due = plain["step"], plain["pending"]
+        if plain["length"] is not None:
+            # An earlier release did not know of epochs.
+            progress._length = FitLength(plain["length"], plain.get("epoch_length", float("inf")))
         return progress

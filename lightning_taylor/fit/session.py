@@ -21,6 +21,7 @@ from lightning_taylor.fit.pruner import Pruner
 from lightning_taylor.fit.report import FitReport
 from lightning_taylor.graph.channel_graph import ChannelGraph
 from lightning_taylor.graph.serialize import graph_from_plain, graph_to_plain
+from lightning_taylor.plan.fit_length import FitLength
 from lightning_taylor.plan.guard import Guard
 from lightning_taylor.plan.measured_search import Selection
 from lightning_taylor.plan.record import Event, Record
@@ -121,8 +122,8 @@ class Session:
         """Whether nothing but this model was pruned so far."""
         return self._pruner is None or self._pruner.model is model
 
-    def lay_schedule(self, schedule: Schedule | None, remaining: float) -> None:
-        """Fix the events of this fit, unless there is nothing left to remove: see ``ScheduleProgress.lay``."""
+    def lay_schedule(self, schedule: Schedule | None, remaining: FitLength) -> None:
+        """Fix the events of this fit, unless there is nothing left to remove: see ``ScheduleProgress.set_schedule``."""
         if not self.reached:
             self.progress.set_schedule(schedule, remaining)
 

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from lightning_taylor.errors import UnsupportedModelError
 from lightning_taylor.graph.channel_graph import ChannelGraph
+from lightning_taylor.plan.fit_length import FitLength
 from lightning_taylor.plan.guard import Guard
 from lightning_taylor.surgery.mirrors import Copy, find_copies, unreachable_copies
 from lightning_taylor.trace.api import trace_calls
@@ -27,6 +28,7 @@ __all__ = [
     "clear_screen",
     "copies_of",
     "example_call",
+    "fit_length",
     "gradient_scale",
     "holders",
     "incoming_checkpoint",
@@ -156,6 +158,13 @@ def remaining_steps(trainer: Trainer) -> float:
         total = planned if trainer.max_steps == -1 else min(planned, trainer.max_steps)
     # Not global_step: with several optimizers each of them counts there.
     return total - trainer.fit_loop.epoch_loop._batches_that_stepped
+
+
+def fit_length(trainer: Trainer) -> FitLength:
+    """Return how many batches with an optimizer step are to come, and how many an epoch has."""
+    batches = trainer.num_training_batches
+    epoch = math.ceil(batches / trainer.accumulate_grad_batches) if batches != float("inf") else batches
+    return FitLength(remaining_steps(trainer), epoch)
 
 
 def clear_screen(trainer: Trainer, pl_module: LightningModule, *, summarize: bool) -> None:

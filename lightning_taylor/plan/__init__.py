@@ -1,6 +1,7 @@
 """What goes when: costs, targets, schedules, the selection, and the record of events."""
 
 from lightning_taylor.plan.cost import Cost, CostModel
+from lightning_taylor.plan.fit_length import FitLength
 from lightning_taylor.plan.guard import Guard
 from lightning_taylor.plan.record import Event, Record
 from lightning_taylor.plan.schedule import Demand, Gradual, Iterative, OneShot, Schedule
@@ -12,6 +13,7 @@ __all__ = [
     "CostModel",
     "Demand",
     "Event",
+    "FitLength",
     "Gradual",
     "Guard",
     "Iterative",

@@ -14,6 +14,7 @@ from lightning_taylor.graph.channel_graph import ChannelGraph
 from lightning_taylor.graph.types import Operation
 from lightning_taylor.plan.cost import Cost, CostModel
 from lightning_taylor.plan.feasibility import allowed_widths, check_reachable
+from lightning_taylor.plan.fit_length import FitLength
 from lightning_taylor.plan.record import Record
 from lightning_taylor.plan.schedule import Schedule, default_schedule
 from lightning_taylor.plan.target import Target
@@ -88,10 +89,11 @@ class Inspection:
         *,
         min_channels: int = 1,
         round_to: int = 1,
+        epoch: float = math.inf,
     ) -> Inspection:
-        """A dry run of a graph; the arguments are those of ``inspect_model``."""
+        """A dry run of a graph; the arguments are those of ``inspect_model``, and the steps of an epoch."""
         if steps is not None:
-            schedule = schedule or default_schedule(steps)
+            schedule = (schedule or default_schedule(steps)).in_steps(FitLength(steps, epoch))
             schedule.check(steps)
         events, problem = (), ""
         try:

@@ -231,7 +231,7 @@ WRONG = {
     "configuration": (["--config", "digit"], "no configuration 'digit'"),
     "option of the fit": (["--config", "digits", "--trainer.max_epoch=3"], "no option 'trainer.max_epoch'; did"),
     "typo beside a configuration": (["--config", "digits", "--taget=0.5"], "no option '--taget'; did you mean --t"),
-    "too short": (["--config", "digits", "--trainer.max_epochs=3"], "needs 273 optimizer steps"),
+    "too short": (["--trainer.callbacks.schedule=OneShot", "--trainer.callbacks.schedule.step=421"], "needs 421 optim"),
 }  # fmt: skip
 
 

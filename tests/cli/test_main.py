@@ -152,7 +152,10 @@ WRONG = {
     "root": (["fit", "--config=flowers12", "--data.root=nowhere"], "no folder nowhere/train: ImageFolder expects"),
     "weights": (["fit", "--model.weights=no.pt"], "weights='no.pt': no such file, and no such weights enum"),
     "classes": (["fit", "--model.num_classes=3"], "makes 3 classes and the data has 10: leave num_classes out"),
-    "too short": (["fit", "--trainer.max_epochs=3"], "needs 273 optimizer steps to reach the target, but the fit has"),
+    "too short": (
+        ["fit", "--trainer.callbacks.schedule=OneShot", "--trainer.callbacks.schedule.step=421"],
+        "needs 421 optimizer steps to reach the target, but the fit has",
+    ),
     "checkpoint": (["test", "--ckpt_path=no.ckpt"], "Checkpoint file not found: no.ckpt"),
 }
 
@@ -164,7 +167,7 @@ def test_a_mistake_on_the_command_line_is_answered_in_a_line_or_two(run: Run, ar
 
 TYPOS = {
     "callback": ("target:", "taget:", "trainer.callbacks: TaylorPruning has no option 'taget'; did you mean target?"),
-    "schedule": ("{every_n_steps:", "{every:", "trainer.callbacks.schedule: Gradual has no option 'every'"),
+    "schedule": ("{start:", "{strat:", "trainer.callbacks.schedule: Gradual has no option 'strat'; did you mean start"),
     "trainer": ("max_epochs:", "max_epoch:", "no option 'trainer.max_epoch'; did you mean trainer.max_epochs"),
     "part": ("model:\n", "modle:\n", "did you mean model?"),
     "model": ("lr:", "lrate:", "model: ImageClassifier has no option 'lrate'; there are model, weights"),

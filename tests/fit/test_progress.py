@@ -1,0 +1,29 @@
+"""The events of one fit: laid over its length once, and kept by a checkpoint."""
+
+from __future__ import annotations
+
+import pytest
+
+from lightning_taylor.fit.progress import ScheduleProgress
+from lightning_taylor.plan.fit_length import FitLength
+from lightning_taylor.plan.schedule import Gradual, OneShot, Schedule
+
+
+@pytest.mark.parametrize("schedule", [Gradual(start=0.1, end=0.5), Gradual(start=1, end=5, unit="epochs"), None])
+def test_a_resumed_fit_keeps_the_events_that_it_began_with(schedule: Schedule | None) -> None:
+    whole = ScheduleProgress()
+    whole.set_schedule(schedule, FitLength(steps=100, epoch=10))
+    resumed = ScheduleProgress.from_plain(whole.to_plain())
+    resumed.set_schedule(schedule, FitLength(steps=40, epoch=7))
+    assert resumed.schedule == whole.schedule
+
+
+def test_the_state_of_an_earlier_release_is_read() -> None:
+    progress = ScheduleProgress.from_plain({"step": 3, "length": 50, "pending": None})
+    progress.set_schedule(OneShot(at=0.5), FitLength(steps=10))
+    assert (progress.step, progress.schedule) == (3, OneShot(25))
+
+
+def test_a_fit_that_ends_before_its_schedule_is_refused() -> None:
+    with pytest.raises(ValueError, match="needs 30 optimizer steps"):
+        ScheduleProgress().set_schedule(OneShot(at=3, unit="epochs"), FitLength(steps=20, epoch=10))
