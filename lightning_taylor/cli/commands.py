@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from importlib import import_module
 
-__all__ = ["COMMANDS", "EVERY_COMMAND", "OVERVIEW", "TRAINER_COMMANDS", "run_command"]
+__all__ = ["COMMANDS", "EVERY_COMMAND", "EXAMPLES_OF_FIT", "OVERVIEW", "TRAINER_COMMANDS", "run_command"]
 
 TRAINER_COMMANDS: dict[str, str] = {
     "fit": "train a network and prune it on the way; without options, a small one on handwritten digits",
@@ -36,11 +36,22 @@ commands:
 
 examples:
   lightning-taylor inspect resnet18 --target 0.5
-  lightning-taylor fit --config my.yaml --trainer.callbacks.target 0.5
+  lightning-taylor fit --config my.yaml --target 0.5
   lightning-taylor export last.ckpt --format onnx --model my_project.Net
 
 `lightning-taylor COMMAND --help` lists the options of a command; `lightning-taylor --version` prints the version."""
 """What ``lightning-taylor --help`` prints."""
+
+
+EXAMPLES_OF_FIT = """\
+examples:
+  lightning-taylor fit --trainer.max_epochs 5        the main job: a small network on handwritten digits
+  lightning-taylor fit --config my.yaml --target 0.5 --schedule.every_n_steps 10
+  lightning-taylor fit --model my_project.Net --data my_project.Data --target 0.5 --trainer.max_epochs 20
+
+--target, --schedule and every other setting of TaylorPruning is short for --trainer.callbacks.target and so on;
+`lightning-taylor fit --trainer.callbacks.help=lightning_taylor.TaylorPruning` explains them."""
+"""What ``lightning-taylor fit --help`` begins with."""
 
 
 def run_command(name: str, args: list[str]) -> None:

@@ -50,7 +50,8 @@ examples:
   lightning-taylor inspect lightning_logs/version_0/checkpoints/last.ckpt
 Options of `lightning-taylor fit` are taken, too, with a configuration."""
 
-OF_FIT = ("--config", "-c", "--trainer", "--model", "--data", "--seed_everything", "--optimizer", "--lr_scheduler")
+OF_FIT = ("--config", "-c", "--trainer", "--model", "--data", "--seed_everything", "--optimizer", "--lr_scheduler",
+          "--schedule")  # fmt: skip
 """How options begin that ``lightning-taylor fit`` knows; their presence tells that there is a configuration."""
 
 
@@ -236,9 +237,10 @@ def of_config(args: list[str], request: Request) -> Inspection:
     """
     require_extras("cli")
     from lightning_taylor.cli.dry_fit import look
+    from lightning_taylor.cli.short_forms import expand_short_forms
 
     chosen = {f.name: value for f in fields(TraceOptions) if (value := getattr(request, f.name)) is not None}
-    looked = look(args, request.ignore, chosen)
+    looked = look(expand_short_forms(args), request.ignore, chosen)
     pruner, options = looked.pruner, looked.pruner.options
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     length = FitLength(request.steps, looked.length.epoch) if request.steps else looked.length

@@ -19,10 +19,12 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import CSVLogger
 
+from lightning_taylor.cli.commands import EXAMPLES_OF_FIT
 from lightning_taylor.cli.exit import debugging, fail
 from lightning_taylor.cli.extras import require_extras_of_data
 from lightning_taylor.cli.messages import options_of, readable
 from lightning_taylor.cli.shipped_configs import shipped_configs
+from lightning_taylor.cli.short_forms import SHORT_FORMS
 from lightning_taylor.fit import TaylorPruning
 
 __all__ = [
@@ -53,6 +55,7 @@ class TaylorCLI(LightningCLI):
                 "version": metadata.version("lightning-taylor"),
                 # Else --trainer.max_epoch would be taken for --trainer.max_epochs, and --trainer.max for an error.
                 "allow_abbrev": False,
+                "fit": {"usage": "lightning-taylor fit [options]"},
             },
             args=args,
         )
@@ -107,13 +110,18 @@ class _Parser(LightningArgumentParser):
 
     args: Sequence[str] = ()
 
+    def format_help(self) -> str:
+        """Begin the help on ``fit`` with examples."""
+        text = super().format_help()
+        return f"{EXAMPLES_OF_FIT}\n\n{text}" if self.usage and "fit" in self.usage else text
+
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         # Without exit_on_error this is a nested parser, which has to raise.
         if not self.exit_on_error or debugging():
             super().error(message, ex)
         parser = getattr(ex, "subcommand_parser", None) or self
         command = parser.prog.replace(" [options]", "")
-        said = readable(message, options_of(parser))
+        said = readable(message, [*options_of(parser), *SHORT_FORMS])
         fail(2, f"{_file_of(said, self.args)}{said}\n`{command} --help` lists the options")
 
 
