@@ -110,9 +110,9 @@ class _Parser(LightningArgumentParser):
 
     args: Sequence[str] = ()
 
-    def format_help(self) -> str:
+    def format_help(self, *args: Any, **kwargs: Any) -> str:
         """Begin the help on ``fit`` with examples."""
-        text = super().format_help()
+        text = super().format_help(*args, **kwargs)
         return f"{EXAMPLES_OF_FIT}\n\n{text}" if self.usage and "fit" in self.usage else text
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:

@@ -87,7 +87,7 @@ def _callbacks(args: Sequence[str]) -> list[tuple[str, dict[str, Any]]]:
 
 def _entries(given: Any) -> list[tuple[str, dict[str, Any]]]:
     each = given if isinstance(given, list) else [given] if given else []
-    plain = [{"class_path": entry} if isinstance(entry, str) else entry for entry in each]
+    plain: list[Any] = [{"class_path": entry} if isinstance(entry, str) else entry for entry in each]
     return [(str(entry.get("class_path")), entry.get("init_args") or {}) for entry in plain if isinstance(entry, dict)]
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from inspect import signature
 from typing import Any
@@ -19,10 +19,12 @@ from lightning_taylor.criteria.taylor import Taylor
 from lightning_taylor.fit import logging as loggers
 from lightning_taylor.fit.distributed import Ranks, check_return, check_strategy
 from lightning_taylor.fit.logging import FitLog
+from lightning_taylor.fit.news import News
 from lightning_taylor.fit.options import (
     OF_THE_TRACE,
     Options,
     as_inputs,
+    as_written,
     changed_settings,
     check_arguments,
     settings_of,
@@ -43,6 +45,7 @@ from lightning_taylor.graph.channel_graph import ChannelGraph
 from lightning_taylor.plan.guard import Guard
 from lightning_taylor.plan.schedule import Schedule
 from lightning_taylor.plan.target import Target
+from lightning_taylor.report.event import PruningEvent
 from lightning_taylor.scores.normalize import Normalization
 from lightning_taylor.surgery.wrapped_optimizers import check_optimizers
 from lightning_taylor.trace.options import AttentionHeads, ConvGroups, TraceOptions, as_patterns
@@ -94,6 +97,9 @@ class TaylorPruning(Callback):
         attention_heads: what goes from an attention: "whole" heads, or with "spread" the same coordinates of each.
         scope: a name pattern, or several, of the modules that may lose channels and that the target counts, such as
             "generator"; by default all that is trained or that ``forward`` runs. The rest keeps every weight.
+        verbose: whether a line is said when the model was traced and at each event, as Lightning says its own.
+        on_event: called after each event, on every rank, with a ``PruningEvent``: its ``step``, the ``fractions`` that
+            are left, and how many channels were ``removed`` by layer.
 
     Raises:
         ValueError: listing every value of a wrong type or outside its range.
@@ -123,9 +129,13 @@ class TaylorPruning(Callback):
         conv_groups: ConvGroups = "auto",
         attention_heads: AttentionHeads = "whole",
         scope: str | Sequence[str] = (),
+        verbose: bool = True,
+        on_event: Callable[[PruningEvent], object] | None = None,
     ) -> None:
-        check_arguments({name: value for name, value in locals().items() if name not in ("self", "__class__")})
+        arguments = {name: value for name, value in locals().items() if name not in ("self", "__class__")}
+        check_arguments(arguments)
         super().__init__()
+        self._written = as_written(arguments, TaylorPruning)
         numbers = (flops_penalty, min_channels, round_to, flops_power)
         self.options = Options.of(target, criterion or Taylor(), normalization, *numbers)
         self.normalization, self.flops_power = normalization, flops_power
@@ -138,7 +148,8 @@ class TaylorPruning(Callback):
         self.attention_heads: AttentionHeads = attention_heads
         self.scope = as_patterns(scope)
         self._session = Session(self.options, guard)
-        self._ranks = Ranks()
+        self.verbose, self.on_event = verbose, on_event
+        self._ranks = Ranks(News(verbose))
         self._listener = CallListener()
         self._gradients = GradientWatch()
         self._batch: Any = None
@@ -147,6 +158,9 @@ class TaylorPruning(Callback):
         self._steps = StepCounter()
         self._examples = 1
         self._grad_scale: float | Tensor = 1.0
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self._written})"
 
     @property
     def graph(self) -> ChannelGraph | None:
@@ -274,7 +288,9 @@ class TaylorPruning(Callback):
         self._log.batch_ends(trainer, pl_module, session)
         if session.end_batch(self._examples, self._grad_scale, stepped=self._steps.stepped()):
             optimizers, sample = self._steps.optimizers, self.oracle_sample
-            self._ranks.event(trainer, pl_module, self, session, optimizers, batch=batch, oracle_sample=sample)
+            event = self._ranks.event(trainer, pl_module, self, session, optimizers, batch=batch, oracle_sample=sample)
+            if event and self.on_event:
+                self.on_event(event)
         if session.active:
             loggers.log_step(pl_module, session.fractions())
 

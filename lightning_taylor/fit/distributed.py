@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar, cast, final
 
@@ -19,11 +20,13 @@ from torch.optim import Optimizer
 from lightning_taylor.checkpoint.load import PrunedCheckpointMixin
 from lightning_taylor.errors import PruningError, UncoupledChannelsError
 from lightning_taylor.fit import logging as loggers
+from lightning_taylor.fit.news import News
 from lightning_taylor.fit.session import Session
 from lightning_taylor.fit.trainer_state import copies_of, warn_of_unreachable
 from lightning_taylor.fit.training_step import repeatable
 from lightning_taylor.graph.channel_graph import ChannelGraph
 from lightning_taylor.plan.record import fingerprint
+from lightning_taylor.report.event import PruningEvent
 from lightning_taylor.trace.api import require_groups
 from lightning_taylor.trace.recorder import Recording
 from lightning_taylor.utilities.calls import ForwardCall
@@ -45,11 +48,15 @@ __all__ = [
 class Ranks:
     """The turns of a pruning that need the strategy, and the Trainer's other callbacks with what they keep.
 
+    Args:
+        news: what is said of them.
+
     Where it takes ``own``, that is the callback that prunes, which keeps no copy of the model. It is not held: a module
     may bring its callback along, and would be copied in circles.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, news: News) -> None:
+        self._news = news
         self._told: set[str] = set()
 
     def warn_of_copies(self, trainer: Trainer, pl_module: LightningModule, own: Callback) -> None:
@@ -65,7 +72,9 @@ class Ranks:
         trace: Callable[[list[ForwardCall]], ChannelGraph],
     ) -> None:
         """Trace on rank zero, share the graph, and start to score."""
-        graph = share(trainer.strategy, lambda: require_groups(trace(recording.calls)))
+        graph = self._news.trace(
+            pl_module, lambda: share(trainer.strategy, lambda: require_groups(trace(recording.calls)))
+        )
         calls = repeatable(pl_module, recording.calls)
         later = any(isinstance(c, either(BaseFinetuning)) for c in trainer.callbacks)  # type: ignore[attr-defined]
         session.begin(pl_module, graph, calls, None if later else recording.differentiable)
@@ -86,12 +95,17 @@ class Ranks:
         *,
         batch: Any,
         oracle_sample: int,
-    ) -> None:
-        """Rank zero decides what goes, all ranks remove it, and the loggers are told."""
+    ) -> PruningEvent | None:
+        """Rank zero decides what goes, all ranks remove it, and the loggers are told.
+
+        Returns:
+            What the event did; None if it has to wait.
+        """
+        began, before = time.perf_counter(), session.size
         decided = share(trainer.strategy, session.decide)
         if isinstance(decided, str):
             rank_zero_warn(decided)
-            return
+            return None
         check_agreement(trainer.strategy, decided.remove)
         self.warn_of_copies(trainer, pl_module, own)  # some are made in the course of the fit
         correlation: float | None = None
@@ -102,7 +116,11 @@ class Ranks:
         if decided.remove:
             widths_changed(trainer.strategy, pl_module)
         event, scores = session.last_event
-        loggers.log_event(trainer, event, session.size, scores, correlation)
+        loggers.log_event(trainer, event, size := session.size, scores, correlation)
+        channels = sum(map(len, event.removed.values()))
+        told = PruningEvent.between(before, size, event.step, channels, time.perf_counter() - began)
+        self._news.event(told)
+        return told
 
     def validated(
         self,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
@@ -9,6 +10,7 @@ from numbers import Real
 from typing import Any, get_args
 
 import torch
+from torch import Tensor
 
 from lightning_taylor.criteria.base import Criterion
 from lightning_taylor.plan.feasibility import own_round_to
@@ -23,6 +25,7 @@ __all__ = [
     "OF_THE_TRACE",
     "Options",
     "as_inputs",
+    "as_written",
     "changed_settings",
     "check_arguments",
     "settings_of",
@@ -131,6 +134,32 @@ def as_inputs(value: Any) -> Any:
     return torch.rand(*value, generator=torch.Generator().manual_seed(0)) if _is_shape(value) else value
 
 
+def as_written(arguments: Mapping[str, Any], kind: type) -> str:
+    """Write arguments as they stand in a call: without those that are the class's defaults; tensors by their shapes.
+
+    Example:
+        >>> as_written({"momentum": 0.9, "dampening": 0, "params": [torch.zeros(2, 3)]}, torch.optim.SGD)
+        'momentum=0.9, params=[tensor of shape (2, 3)]'
+    """
+    defaults = {name: p.default for name, p in inspect.signature(kind).parameters.items()}
+    return ", ".join(f"{k}={_short(v)}" for k, v in arguments.items() if not _is_default(v, defaults[k]))
+
+
+def _is_default(value: Any, default: Any) -> bool:
+    return value is default or (type(value) is type(default) and not isinstance(value, Tensor) and value == default)
+
+
+def _short(value: Any) -> str:
+    if isinstance(value, Tensor):
+        return f"tensor of shape {tuple(value.shape)}"
+    if isinstance(value, dict):
+        return f"{{{', '.join(f'{key!r}: {_short(item)}' for key, item in value.items())}}}"
+    if type(value) in (list, tuple):
+        inside = ", ".join(map(_short, value))
+        return f"[{inside}]" if isinstance(value, list) else f"({inside}{',' * (len(value) == 1)})"
+    return repr(value)
+
+
 def _is_shape(value: Any) -> bool:
     """Whole numbers, all of them positive: no model takes nothing but those."""
     sizes = value if isinstance(value, list | tuple) else ()
@@ -213,6 +242,11 @@ def _switch(name: str, value: Any) -> Iterator[str]:
         yield f"{name} must be True or False, got {value!r}"
 
 
+def _callable(name: str, value: Any) -> Iterator[str]:
+    if value is not None and not callable(value):
+        yield f"{name} takes a function of a PruningEvent, got {value!r}"
+
+
 CHECKS: Mapping[str, Check] = {
     "target": _target,
     "schedule": _instance(Schedule, "Gradual(...), Iterative(...) or OneShot(...)"),
@@ -231,6 +265,8 @@ CHECKS: Mapping[str, Check] = {
     "allow_inexact_norms": _switch,
     "conv_groups": _one_of(ConvGroups),
     "attention_heads": _one_of(AttentionHeads),
+    "verbose": _switch,
+    "on_event": _callable,
     "scope": _scope,
 }
 

@@ -110,6 +110,10 @@ CASES = [
     Case("allow_inexact_norms", True, "true", ("allow_inexact_norms=true",)),
     *(Case("conv_groups", how, how, (f"conv_groups={how}",)) for how in ("auto", "whole", "spread")),
     *(Case("attention_heads", how, how, (f"attention_heads={how}",)) for how in ("whole", "spread")),
+    Case("scope", ["net"], "[net]", ("scope+=net",)),
+    Case("scope", "net", "net", ("scope=net",)),
+    Case("verbose", False, "false", ("verbose=false",)),
+    Case("on_event", print, "builtins.print", ("on_event=builtins.print",)),
 ]  # fmt: skip
 IDS = [f"{case.option}={case.python!r}" for case in CASES]
 
