@@ -35,6 +35,9 @@ WARNINGS = (
 OTHER_NET = "Error(s) in loading state_dict for "
 """How torch begins what it says."""
 
+INTERRUPTED = 130
+"""The exit status of a program that Ctrl-C stopped, for shells."""
+
 LONGEST = 240
 
 CHATTER = re.compile("💡 Tip: |TPU available: False|Loading `train_dataloader` to estimate")
@@ -52,14 +55,19 @@ def main(args: Sequence[str] | None = None) -> None:
 
     Raises:
         SystemExit: with 2 for a mistake on the command line or in a configuration, with 1 if an extra is missing, the
-            model cannot be pruned or Ctrl-C stopped the run; the message is on stderr. With ``JSONARGPARSE_DEBUG=true``
-            in the environment, a mistake raises what it raised.
+            model cannot be pruned, and with 130 if Ctrl-C stopped the run; the message is on stderr. With
+            ``JSONARGPARSE_DEBUG=true`` in the environment, a mistake raises what it raised.
     """
     try:
         with _quiet(), _from_here():
             _dispatch(list(sys.argv[1:] if args is None else args))
     except KeyboardInterrupt:
-        fail(1, "interrupted")
+        fail(INTERRUPTED, "interrupted")
+    except SystemExit as stop:
+        # Lightning ends a fit that Ctrl-C stopped by itself, with 1.
+        if isinstance(stop.__context__, KeyboardInterrupt):
+            raise SystemExit(INTERRUPTED) from stop
+        raise
     except PruningError as error:
         fail(1, str(error))
     except Exception as error:

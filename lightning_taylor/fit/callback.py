@@ -314,8 +314,10 @@ class TaylorPruning(Callback):
 
     @override
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """Called when any exception or Ctrl-C stops the fit: leave nothing on the model."""
+        """Called when any exception or Ctrl-C stops the fit: leave nothing on the model; report what Ctrl-C stopped."""
         self._close()
+        if isinstance(exception, KeyboardInterrupt) and trainer.is_global_zero and trainer.state.fn == "fit":
+            self._log.interrupted(trainer, pl_module, self._session)
         self._shape_hooks.stop()
 
     @override

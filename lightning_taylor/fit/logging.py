@@ -299,3 +299,22 @@ class FitLog:
         folder, device = report_folder(trainer), trainer.strategy.root_device
         summary = session.show(folder, measure_latency=measure_latency, device=device)
         log_summary(trainer, summary, folder)
+
+    def interrupted(self, trainer: Trainer, pl_module: LightningModule, session: Session) -> None:
+        """Report a network at its target that Ctrl-C stopped in fine-tuning, and say how to go on.
+
+        Nothing is timed: who pressed Ctrl-C does not want to wait.
+        """
+        if not session.traced:
+            return
+        if session.reached and session.changed:
+            self.fit_ends(trainer, pl_module, session, measure_latency=False)
+        rank_zero_info(f"{NAME} was stopped at step {session.progress.step}, {_how_to_go_on(trainer)}")
+
+
+def _how_to_go_on(trainer: Trainer) -> str:
+    callbacks: list[Any] = trainer.checkpoint_callbacks
+    paths = [path for c in callbacks for path in (getattr(c, n, "") for n in ("last_model_path", "best_model_path"))]
+    if written := next(filter(None, paths), ""):
+        return f"and goes on from {written}: give it as ckpt_path, or with --ckpt_path on the command line"
+    return "before the first checkpoint was written: ModelCheckpoint(every_n_train_steps=...) writes some"

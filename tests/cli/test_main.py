@@ -282,8 +282,9 @@ def test_a_checkpoint_of_the_command_line_loads_without_it(run: Run) -> None:
 
 
 def test_ctrl_c_ends_the_fit_quietly_and_leaves_no_report_of_it(run: Run) -> None:
-    code, out, err = run("fit", *SHORT, *QUICK, f"--trainer.callbacks+={__name__}.CtrlC")
-    assert code == 1
+    late = ("--trainer.callbacks.schedule=OneShot", "--trainer.callbacks.schedule.step=6")
+    code, out, err = run("fit", *SHORT, *QUICK, *late, f"--trainer.callbacks+={__name__}.CtrlC")
+    assert code == 130
     assert "Traceback" not in out + err
     assert "Target" not in out
     assert not list(Path().rglob("*pruning.json*"))
@@ -294,7 +295,7 @@ def test_ctrl_c_before_the_fit_says_so(run: Run, monkeypatch: pytest.MonkeyPatch
         raise KeyboardInterrupt
 
     monkeypatch.setattr(cli.TaylorCLI, "parse_arguments", interrupt)
-    assert_answered(run("fit"), 1, "interrupted")
+    assert_answered(run("fit"), 130, "interrupted")
 
 
 def test_help_explains_every_argument_of_the_callback(run: Run) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 import warnings
 from collections.abc import Callable, Iterator
@@ -12,6 +13,7 @@ from typing import Any
 import lightning as L
 import pytest
 import zoo
+from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger, Logger, MLFlowLogger, TensorBoardLogger, WandbLogger
 
 from fit import stores
@@ -19,7 +21,7 @@ from fit.boring import Boring, Validated, loader
 from fit.harness import fit, pruning
 from fit.rank_launch import all_well, on_ranks
 from fit.stores import Stored
-from lightning_taylor import Gradual, Guard, TaylorPruning
+from lightning_taylor import Gradual, Guard, OneShot, TaylorPruning
 from lightning_taylor.fit.logging import plain_settings, report_folder
 
 EVENTS = Gradual(every_n_steps=3, start_step=9, end_step=18)  # at steps 12, 15, 18, the first of which is number 1
@@ -318,3 +320,44 @@ def test_settings_become_plain_however_deep_they_are() -> None:
     assert found["a"] == {"class": "Circle", "inner": {"class": "Circle", "inner": 3}}
     assert found["b"] == {"c": [1, None]}
     assert str(found["d"]).count("Circle") == 6
+
+
+class Stopped(L.Callback):
+    """Presses Ctrl-C after a step."""
+
+    def __init__(self, step: int) -> None:
+        self.step = step
+
+    def on_train_batch_end(self, trainer: L.Trainer, *_: Any) -> None:
+        if trainer.global_step == self.step:
+            raise KeyboardInterrupt
+
+
+def stop(folder: Path, step: int, monkeypatch: pytest.MonkeyPatch, **kwargs: Any) -> str:
+    """Interrupt a fit that reaches its target at step 3, and return the last line that was said."""
+    lines: list[str] = []
+    handler = signal.getsignal(signal.SIGINT)
+    monkeypatch.setattr("lightning_taylor.fit.logging.rank_zero_info", lines.append)
+    others = [Stopped(step), *([ModelCheckpoint(folder, every_n_train_steps=2)] if kwargs else [])]
+    try:
+        with pytest.raises(SystemExit):
+            fit(Boring(zoo.Residual()), pruning(schedule=OneShot(3)), folder, others=others, **kwargs)
+    finally:
+        signal.signal(signal.SIGINT, handler)
+    return lines[-1]
+
+
+def test_ctrl_c_after_the_target_leaves_a_report_and_says_how_to_go_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    line = stop(tmp_path, 5, monkeypatch, enable_checkpointing=True)
+    assert "Target met after 1 event" in capsys.readouterr().out
+    assert (tmp_path / "pruning.html").exists()
+    assert line.startswith("TaylorPruning was stopped at step 5, and goes on from ")
+    assert Path(line.split(" goes on from ")[1].split(": ")[0]).is_file()
+
+
+def test_ctrl_c_before_the_target_leaves_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    line = stop(tmp_path, 2, monkeypatch)
+    assert not list(tmp_path.iterdir())
+    assert line.startswith("TaylorPruning was stopped at step 2, before the first checkpoint was written")
