@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from inspect import signature
 from typing import Any
@@ -41,6 +41,7 @@ from lightning_taylor.fit.trainer_state import (
     trace_step,
 )
 from lightning_taylor.fit.training_step import GradientWatch, repeatable, step_of
+from lightning_taylor.fit.validation import warn_of_late_validation
 from lightning_taylor.graph.channel_graph import ChannelGraph
 from lightning_taylor.plan.guard import Guard
 from lightning_taylor.plan.schedule import Schedule
@@ -99,7 +100,9 @@ class TaylorPruning(Callback):
             "generator"; by default all that is trained or that ``forward`` runs. The rest keeps every weight.
         verbose: whether a line is said when the model was traced and at each event, as Lightning says its own.
         on_event: called after each event, on every rank, with a ``PruningEvent``: its ``step``, the ``fractions`` that
-            are left, and how many channels were ``removed`` by layer.
+            left, and how many channels were ``removed`` by layer.
+        baseline: metrics of the dense model where they are known, such as ``{"val_acc": 0.93}``, for the report and the
+            guard. By default those of the last validation before the first event.
 
     Raises:
         ValueError: listing every value of a wrong type or outside its range.
@@ -131,6 +134,7 @@ class TaylorPruning(Callback):
         scope: str | Sequence[str] = (),
         verbose: bool = True,
         on_event: Callable[[PruningEvent], object] | None = None,
+        baseline: Mapping[str, float] | None = None,
     ) -> None:
         arguments = {name: value for name, value in locals().items() if name not in ("self", "__class__")}
         check_arguments(arguments)
@@ -147,8 +151,9 @@ class TaylorPruning(Callback):
         self.conv_groups: ConvGroups = conv_groups
         self.attention_heads: AttentionHeads = attention_heads
         self.scope = as_patterns(scope)
-        self._session = Session(self.options, guard)
+        self._session = Session(self.options, guard, baseline)
         self.verbose, self.on_event = verbose, on_event
+        self.baseline = dict(baseline) if baseline else None
         self._ranks = Ranks(News(verbose))
         self._listener = CallListener()
         self._gradients = GradientWatch()
@@ -181,7 +186,7 @@ class TaylorPruning(Callback):
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Called when fit, validate, test or predict begins: make ready for a checkpoint of any size."""
         if not self._session.owns(pl_module):
-            self._session = Session(self.options, self.guard)
+            self._session = Session(self.options, self.guard, self.baseline)
         self._shape_hooks.begin(trainer, pl_module, self, lambda: self.graph)
         if stage != "fit":
             return
@@ -223,7 +228,9 @@ class TaylorPruning(Callback):
         self._steps.start(trainer)
         self._ranks.warn_of_copies(trainer, pl_module, self)
         check_validation(trainer, self.guard)
-        self._session.lay_schedule(self.schedule, fit_length(trainer))
+        self._session.lay_schedule(self.schedule, length := fit_length(trainer))
+        if self.guard and self._session.lacks_baseline and (schedule := self._session.progress.schedule):
+            warn_of_late_validation(trainer, self.guard, schedule, length.steps)
         inputs = self.example_inputs if self.example_inputs is not None else pl_module.example_input_array
         if not self._session.traced and inputs is not None:
             self._begin(trainer, pl_module, Recording([example_call(inputs, pl_module)]))

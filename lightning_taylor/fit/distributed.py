@@ -24,6 +24,7 @@ from lightning_taylor.fit.news import News
 from lightning_taylor.fit.session import Session
 from lightning_taylor.fit.trainer_state import copies_of, warn_of_unreachable
 from lightning_taylor.fit.training_step import repeatable
+from lightning_taylor.fit.validation import logged_in_validation
 from lightning_taylor.graph.channel_graph import ChannelGraph
 from lightning_taylor.plan.record import fingerprint
 from lightning_taylor.report.event import PruningEvent
@@ -132,7 +133,9 @@ class Ranks:
     ) -> None:
         """Let the guard see a validation's metrics as rank zero has them; all ranks go back if it says so."""
         metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
-        metrics, graph = share(trainer.strategy, lambda: metrics), session.graph
+        logged = {name: metrics[name] for name in metrics if name in logged_in_validation(trainer)}
+        (metrics, logged), graph = share(trainer.strategy, lambda: (metrics, logged)), session.graph
+        session.report.note(logged, session.progress.step, session.pruner)
         said = session.validated(metrics, optimizers, copies_of(trainer, pl_module, own))
         if said:
             rank_zero_warn(said)

@@ -23,11 +23,14 @@ class GuardState:
 
     Args:
         guard: the user's settings.
+        dense: the metric of the dense model, where the user knows it; else that of the last validation before the first
+            event.
     """
 
-    def __init__(self, guard: Guard) -> None:
+    def __init__(self, guard: Guard, dense: float | None = None) -> None:
         self.guard = guard
-        self.dense: float | None = None
+        self.dense = dense
+        self._is_given = dense is not None
         self.held = False
         self.ended = False
         self._good: dict[str, Any] | None = None
@@ -58,7 +61,7 @@ class GuardState:
                 f"Guard(monitor={self.guard.monitor!r}) finds no such metric after the validation; there are {known}"
             )
         value = metrics[self.guard.monitor]
-        if not pruner.record.events:
+        if not pruner.record.events and not self._is_given:
             self.dense = value
         elif self.dense is None:
             told, self._told = self._told, True
@@ -92,7 +95,8 @@ class GuardState:
     def load(self, plain: Mapping[str, Any]) -> None:
         """Go on from ``to_plain``."""
         dense, held, ended, good = (plain[name] for name in ("dense", "held", "ended", "good"))
-        self.dense, self.held, self.ended, self._good = dense, held, ended, good
+        self.dense = self.dense if self._is_given else dense
+        self.held, self.ended, self._good = held, ended, good
 
     def _keep(self, pruner: Pruner, optimizers: Iterable[Optimizer], copies: Iterable[Copy]) -> None:
         self._good = None

@@ -19,6 +19,7 @@ from lightning_taylor.plan.schedule import Schedule
 from lightning_taylor.plan.target import Target
 from lightning_taylor.scores.normalize import Normalization
 from lightning_taylor.trace.options import AttentionHeads, ConvGroups, TraceOptions
+from lightning_taylor.utilities.checks import is_number
 
 __all__ = [
     "CHECKS",
@@ -242,6 +243,13 @@ def _switch(name: str, value: Any) -> Iterator[str]:
         yield f"{name} must be True or False, got {value!r}"
 
 
+def _baseline(name: str, value: Any) -> Iterator[str]:
+    names = isinstance(value, Mapping) and all(isinstance(key, str) and is_number(v) for key, v in value.items())
+    if value is not None and not names:
+        hint = f"; write {{'val_acc': {value:g}}} with the metric's name" if is_number(value) else ""
+        yield f"{name} takes the dense model's metrics by their names, such as {{'val_acc': 0.93}}, got {value!r}{hint}"
+
+
 def _callable(name: str, value: Any) -> Iterator[str]:
     if value is not None and not callable(value):
         yield f"{name} takes a function of a PruningEvent, got {value!r}"
@@ -267,6 +275,7 @@ CHECKS: Mapping[str, Check] = {
     "attention_heads": _one_of(AttentionHeads),
     "verbose": _switch,
     "on_event": _callable,
+    "baseline": _baseline,
     "scope": _scope,
 }
 

@@ -51,9 +51,14 @@ def quantiles(score_C: Tensor) -> list[float]:
 
 
 class FitReport:
-    """Collects during a fit, and shows at its end."""
+    """Collects during a fit, and shows at its end.
 
-    def __init__(self) -> None:
+    Args:
+        baseline: metric -> its value of the dense model, where the user knows it.
+    """
+
+    def __init__(self, baseline: Mapping[str, float] | None = None) -> None:
+        self.baseline = dict(baseline or {})
         self.before: dict[str, float] = {}
         self.after: dict[str, float] = {}
         self.curve: list[dict[str, float]] = []
@@ -73,16 +78,13 @@ class FitReport:
         self.called_with = [plain for call in self._calls if (plain := call_to_plain(call))]
 
     def note(self, metrics: Mapping[str, float], step: int, pruner: Pruner) -> None:
-        """Take down a validation's metrics; those of the last one before the first event are the dense ones."""
-        values = {
-            name: value
-            for name, value in metrics.items()
-            if not name.startswith(("pruning/", "train")) and not name.endswith("_step") and name != "flops"
-        }
-        self.after = values
+        """Take down what a validation logged; the last one before the first event is of the dense model."""
+        self.after = dict(metrics)
         if not pruner.record.events:
-            self.before = values
-        self.curve.append({"step": step, "flops": pruner.cost.flops, **values})
+            self.before = dict(metrics)
+        row = {"step": step, "flops": pruner.cost.flops}
+        # A metric of the user's may have the name of a column of ours.
+        self.curve.append({**row, **{f"{k} (logged)" if k in row else k: value for k, value in metrics.items()}})
 
     def note_scores(self, scores: Mapping[str, Tensor]) -> None:
         """Take down what an event was decided by; a no-op without scores, as on any rank but the first.
@@ -144,7 +146,7 @@ class FitReport:
             pruner.options.target,
             record=pruner.record,
             unscored={**pruner.blind, **pruner.unscored},
-            metrics_before=self.before,
+            metrics_before={**self.before, **self.baseline},
             metrics_after=self.after,
             latency=latency,
             compiled_graphs=compiled,
@@ -152,6 +154,7 @@ class FitReport:
             scores=self.scores,
             oracle=self.oracle,
             environment=environment,
+            given=self.baseline,
         )
         data, page = Path(folder) / "pruning.json", Path(folder) / "pruning.html"
         console = Console(file=sys.stdout, soft_wrap=False)

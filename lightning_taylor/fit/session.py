@@ -46,12 +46,15 @@ class Session:
     Args:
         options: what to reach and how to choose.
         guard: when to hold back; None for never.
+        baseline: metric -> its value of the dense model, where the user knows it.
     """
 
-    def __init__(self, options: Options, guard: Guard | None = None) -> None:
+    def __init__(
+        self, options: Options, guard: Guard | None = None, baseline: Mapping[str, float] | None = None
+    ) -> None:
         self.options = options
-        self.report = FitReport()
-        self._guard = GuardState(guard) if guard else None
+        self.report = FitReport(baseline)
+        self._guard = GuardState(guard, (baseline or {}).get(guard.monitor)) if guard else None
         self._pruner: Pruner | None = None
         self._scores: Mapping[str, Any] = {}
         self._eager_mode = EagerMode()
@@ -117,6 +120,13 @@ class Session:
         """What was asked for and what was reached, where that is not enough."""
         reached = ", ".join(f"{name}={value:.3f}" for name, value in self.fractions().items())
         return f"the target {self.options.target.asked} was not reached: {reached} of the dense model left"
+
+    @property
+    def lacks_baseline(self) -> bool:
+        """Whether there is a guard that does not know yet what the dense model is worth, before the first event."""
+        return (
+            self._guard is not None and self._guard.dense is None and not (self._pruner and self.pruner.record.events)
+        )
 
     def owns(self, model: nn.Module) -> bool:
         """Whether nothing but this model was pruned so far."""
@@ -210,13 +220,12 @@ class Session:
     def validated(
         self, metrics: Mapping[str, float], optimizers: Iterable[Optimizer], copies: Iterable[Copy]
     ) -> str | None:
-        """Note a validation's metrics, and ask the guard.
+        """Ask the guard about a validation's metrics.
 
         Returns:
             What the guard decided, in words, if that is news. The graph changes if it went back.
         """
         assert self._pruner is not None
-        self.report.note(metrics, self.progress.step, self._pruner)
         if self._guard is None:
             return None
         said = self._guard.validated(metrics, self._pruner, optimizers, copies)

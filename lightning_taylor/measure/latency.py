@@ -77,7 +77,7 @@ class LatencyComparison:
         what = "range" if self.dense.repeats < _FEW else "middle half"
         spread = f"{what} {self.low:.2f} to {self.high:.2f}, {self.dense.repeats} pairs"
         if not self.conclusive:
-            return f"no speed-up measured (ratio {self.speedup:.2f}, {spread})"
+            return f"no speed-up measured: any difference is lost in the machine's noise ({self.dense.repeats} pairs)"
         if self.speedup < 1:
             return f"{1 / self.speedup:.2f} times slower (ratio {self.speedup:.2f}, {spread})"
         return f"{self.speedup:.2f} times faster ({spread})"

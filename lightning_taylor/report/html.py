@@ -18,7 +18,7 @@ from markupsafe import Markup
 from lightning_taylor.report.figures import figures
 from lightning_taylor.report.figures.style import png
 from lightning_taylor.report.summary import PruningSummary
-from lightning_taylor.report.text import latency_line, oracle_line, totals, verdict
+from lightning_taylor.report.text import baseline_line, latency_line, oracle_line, totals, verdict
 from lightning_taylor.utilities.atomic import write_file
 
 __all__ = [
@@ -72,7 +72,7 @@ def page(summary: PruningSummary) -> str:
         style=Markup((_FOLDER / "page.css").read_text("utf-8")),
         verdict=verdict(summary),
         totals=totals(summary),
-        latency_line=latency_line(summary),
+        notes=[line for line in (baseline_line(summary), latency_line(summary)) if line],
         conditions=_conditions(summary),
         event_columns=list(dict.fromkeys(name for event in summary.events for name in event)),
         widths=_some(summary.widths),

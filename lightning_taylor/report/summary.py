@@ -6,7 +6,7 @@ import json
 import math
 import os
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -80,6 +80,7 @@ class PruningSummary:
         environment: where and how the report was measured: "machine", "device", "versions", "batch_size", and in
             bytes "state_dict_bytes" and "peak_bytes" (of one inference), each as {"dense": ..., "pruned": ...}.
             What could not be measured is not there.
+        given: metrics whose value of the dense model the user gave, in the place of a validation.
     """
 
     asked: Mapping[str, float]
@@ -99,6 +100,7 @@ class PruningSummary:
     oracle: tuple[Mapping[str, float], ...] = ()
     widths: tuple[Mapping[str, int], ...] = ()
     environment: Mapping[str, Any] = field(default_factory=dict)
+    given: tuple[str, ...] = ()
 
     @classmethod
     def of(
@@ -116,6 +118,7 @@ class PruningSummary:
         scores: Mapping[str, Mapping[str, Sequence[float]]] | None = None,
         oracle: Sequence[Mapping[str, float]] = (),
         environment: Mapping[str, Any] | None = None,
+        given: Iterable[str] = (),
     ) -> PruningSummary:
         """The summary of a pruned graph, which knows its dense shapes.
 
@@ -132,6 +135,7 @@ class PruningSummary:
             scores: quantiles of each group's scores, "first" and "last".
             oracle: one row per event at which the scores were checked.
             environment: where it was measured, sizes and peak memory.
+            given: metrics of the dense model that the user gave.
         """
         cost = CostModel(graph)
         first, last = metrics_before or {}, metrics_after or {}
@@ -156,7 +160,15 @@ class PruningSummary:
             oracle=tuple(dict(row) for row in oracle),
             widths=widths_after(graph, record or Record()),
             environment=dict(environment or {}),
+            given=tuple(given),
         )
+
+    @property
+    def baseline_step(self) -> int | None:
+        """The step of the validation that the dense model's metrics are of; None if there was none before an event."""
+        first = self.events[0]["step"] if self.events else math.inf
+        steps = [row["step"] for row in self.curve if row["flops"] == self.flops.before and row["step"] <= first]
+        return int(steps[-1]) if steps else None
 
     @property
     def achieved(self) -> dict[str, float]:
@@ -190,6 +202,7 @@ class PruningSummary:
             **({"oracle": [dict(row) for row in self.oracle]} if self.oracle else {}),
             "widths": [dict(row) for row in self.widths],
             "environment": dict(self.environment),
+            "baseline": {"step": self.baseline_step, "given": list(self.given)},
         }
         return _finite(plain)
 

@@ -13,7 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from lightning_taylor.report.summary import Change, PruningSummary
-from lightning_taylor.report.text import latency_line, oracle_line, totals, verdict
+from lightning_taylor.report.text import baseline_line, latency_line, oracle_line, totals, verdict
 
 __all__ = [
     "render",
@@ -33,10 +33,7 @@ def summary_tables(summary: PruningSummary, style: box.Box = box.SIMPLE_HEAD) ->
         style: how the tables' lines are drawn.
     """
     parts: list[RenderableType] = [_layers(summary, style), _totals(summary, style), Text(verdict(summary))]
-    if summary.latency:
-        parts.append(Text(latency_line(summary)))
-    if summary.oracle:
-        parts.append(Text(oracle_line(summary)))
+    parts += [Text(line) for line in (baseline_line(summary), latency_line(summary), oracle_line(summary)) if line]
     if summary.frozen:
         parts.append(_reasons("frozen layers", summary.frozen.values(), style))
     if summary.unscored:

@@ -9,6 +9,7 @@ from lightning_taylor.report.summary import Change, PruningSummary
 
 __all__ = [
     "Total",
+    "baseline_line",
     "latency_line",
     "oracle_line",
     "shortly",
@@ -64,8 +65,33 @@ def latency_line(summary: PruningSummary) -> str:
     return f"Latency{f' at batch size {batch}' if batch else ''}: {summary.latency.verdict}."
 
 
+def baseline_line(summary: PruningSummary) -> str:
+    """Where the dense network's metrics come from, and whether the pruned one's are of its last size; "" without any.
+
+    Example:
+        >>> change, rows = Change(8, 4), ({"step": 5, "flops": 8}, {"step": 9, "flops": 4})
+        >>> baseline_line(PruningSummary({}, change, change, change, (), events=({"step": 7},), curve=rows))
+        'Metrics when dense: of the validation at step 5, before the first event at step 7.'
+    """
+    if not summary.curve or not summary.events:
+        return ""
+    first, last, given = summary.events[0]["step"], summary.curve[-1], ", ".join(summary.given)
+    if summary.baseline_step is not None:
+        said = f"of the validation at step {summary.baseline_step}, before the first event at step {first}"
+        said += f"; {given} as given" if given else ""
+    elif given:
+        said = f"{given} as given"
+    else:
+        said = (
+            f"unknown, since no validation came before the first event at step {first}: "
+            "begin later, validate more often, or give baseline="
+        )
+    stale = f" The last validation, at step {last['step']}, came before the last event."
+    return f"Metrics when dense: {said}.{stale if last['flops'] != summary.flops.after else ''}"
+
+
 def oracle_line(summary: PruningSummary) -> str:
-    """How well the scores predicted the loss, over the events at which that was checked.
+    """How well the scores predicted the loss, over the events at which that was checked; "" if it was at none.
 
     Example:
         >>> from lightning_taylor.report.summary import Change, PruningSummary
@@ -73,6 +99,8 @@ def oracle_line(summary: PruningSummary) -> str:
         >>> oracle_line(PruningSummary({}, Change(1, 1), Change(1, 1), Change(1, 1), (), oracle=checks))
         'Scores against the oracle: mean rank correlation 0.65 over 2 events (0.50 to 0.80).'
     """
+    if not summary.oracle:
+        return ""
     found = [row["correlation"] for row in summary.oracle]
     spread = f"({min(found):.2f} to {max(found):.2f})"
     events = f"{len(found)} event{'s' * (len(found) > 1)}"
@@ -139,6 +167,10 @@ def _times(summary: PruningSummary) -> Iterator[Total]:
 def _metrics(summary: PruningSummary) -> Iterator[Total]:
     for name, change in summary.metrics.items():
         yield Total(name, f"{change.before:.4g}", f"{change.after:.4g}")
+    last = summary.curve[-1] if summary.curve and summary.events else {}
+    for name, value in last.items():
+        if name not in ("step", "flops", *summary.metrics):
+            yield Total(name, "unknown", f"{value:.4g}")
 
 
 def _asked(summary: PruningSummary, resource: str) -> str:

@@ -113,6 +113,7 @@ CASES = [
     Case("scope", ["net"], "[net]", ("scope+=net",)),
     Case("scope", "net", "net", ("scope=net",)),
     Case("verbose", False, "false", ("verbose=false",)),
+    Case("baseline", {"val_acc": 0.9}, "{val_acc: 0.9}", ('baseline={"val_acc": 0.9}',)),
     Case("on_event", print, "builtins.print", ("on_event=builtins.print",)),
 ]  # fmt: skip
 IDS = [f"{case.option}={case.python!r}" for case in CASES]
