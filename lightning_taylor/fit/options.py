@@ -163,8 +163,13 @@ def _short(value: Any) -> str:
 
 def _is_shape(value: Any) -> bool:
     """Whole numbers, all of them positive: no model takes nothing but those."""
-    sizes = value if isinstance(value, list | tuple) else ()
+    sizes = value if _is_sequence(value) else ()
     return bool(sizes) and all(isinstance(n, int) and not isinstance(n, bool) and n > 0 for n in sizes)
+
+
+def _is_sequence(value: Any) -> bool:
+    # Of any class: what reads a configuration file may have a list of its own, as Hydra has.
+    return isinstance(value, Sequence) and not isinstance(value, str | bytes | bytearray)
 
 
 def _target(name: str, value: Any) -> Iterator[str]:
@@ -232,7 +237,7 @@ def _or_none(check: Check) -> Check:
 
 def _inputs(name: str, value: Any) -> Iterator[str]:
     """Not a number, a text or a broken shape; of anything else only the model itself can judge."""
-    numbers = isinstance(value, list | tuple) and all(isinstance(n, Real) for n in value)
+    numbers = _is_sequence(value) and all(isinstance(n, Real) for n in value)
     if (numbers and not _is_shape(value)) or isinstance(value, str | bytes | Real):
         way = "such as torch.rand(1, 3, 224, 224), or a shape such as [1, 3, 224, 224]"
         yield f"{name} takes what the model's forward takes, {way}, got {value!r}"

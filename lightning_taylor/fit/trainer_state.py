@@ -53,7 +53,7 @@ def check_validation(trainer: Trainer, guard: Guard | None) -> None:
 def example_call(inputs: Any, pl_module: LightningModule) -> ForwardCall:
     """What a user gave as example inputs, on the module's device, as a call of the module."""
     inputs = pl_module._apply_batch_transfer_handler(inputs)
-    if isinstance(inputs, dict):
+    if isinstance(inputs, Mapping):
         return ForwardCall("", (), inputs)
     return ForwardCall("", inputs if isinstance(inputs, tuple) else (inputs,))
 

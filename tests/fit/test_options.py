@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import UserList
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -89,3 +90,11 @@ def test_scores_are_weighed_against_flops_where_flops_are_the_target(
 ) -> None:
     found: Options = TaylorPruning(**arguments).options  # type: ignore[arg-type]
     assert found.flops_power == power
+
+
+def test_a_shape_may_come_in_the_list_of_whatever_reads_a_configuration() -> None:
+    shape: Any = UserList([2, 3, 8, 8])
+    assert TaylorPruning(example_inputs=shape).example_inputs.shape == (2, 3, 8, 8)
+    broken: Any = UserList([2, 0])
+    with pytest.raises(ValueError, match=r"example_inputs takes what the model's forward takes, .* got \[2, 0\]"):
+        TaylorPruning(example_inputs=broken)
