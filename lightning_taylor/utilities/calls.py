@@ -72,13 +72,21 @@ def batch_size(values: Any) -> int:
 
     A list of examples is one of images, or of dicts and objects with tensors of different lengths.
     """
+    count = _counted(values, {})
+    return 1 if count is None else count
+
+
+def _counted(values: Any, entered: dict[int, Any]) -> int | None:
+    """Count the examples in what was not entered before; None where no tensor is."""
     if isinstance(values, Tensor):
         return values.shape[0] if values.ndim else 1
+    if id(values) in entered:  # a graph, whose nodes know each other
+        return None
+    entered[id(values)] = values
     if _is_list_of_images(values) or _is_list_of_records(values):
         return len(values)
-    holding = (part for part in parts_of(values) if next(tensors_in(part), None) is not None)
-    first = next(holding, None)
-    return 1 if first is None else batch_size(first)
+    counts = (_counted(part, entered) for part in parts_of(values))
+    return next((count for count in counts if count is not None), None)
 
 
 def few_examples(values: Any, batch: int, most: int) -> Any:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import copy
 import functools
 from collections import UserString, namedtuple
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, MutableMapping, MutableSequence, Sequence
 from types import BuiltinFunctionType, FunctionType, MethodType, ModuleType
 from typing import Any
 
@@ -48,7 +48,8 @@ def mapped(values: Any, change: Callable[[Any], Any], special: Callable[[Any], A
     """Change every leaf of nested containers and objects; these are made anew, of the same types.
 
     Objects that are no containers stay the same where nothing in them changes; none is written into. What is
-    reached again from inside of itself stays as it is there.
+    reached again from inside of itself, as in a graph whose nodes know each other, is the new one there too, but for
+    what cannot be made before its parts are: tuples and sets.
 
     Args:
         values: anything.
@@ -56,20 +57,29 @@ def mapped(values: Any, change: Callable[[Any], Any], special: Callable[[Any], A
         special: of a container, before it is entered: another one to go on with.
     """
     done: dict[int, tuple[Any, Any]] = {}
+    inside: dict[int, Any] = {}
+    early: dict[int, Any] = {}
 
     def walk(value: Any) -> Any:
+        if id(value) in inside:
+            return early.setdefault(id(value), _copied(inside[id(value)]))
         if id(value) in done:
             return done[id(value)][1]
         given = value if special is None else special(value)
         opened = _open(given)
         if opened is None:
             return change(given)
-        done[id(value)] = value, given
+        inside[id(value)] = given
         parts, rebuild, always = opened
         new = [walk(part) for part in parts]
-        same = all(a is b for a, b in zip(new, parts, strict=True))
-        done[id(value)] = value, given if same and not always else rebuild(new)
-        return done[id(value)][1]
+        del inside[id(value)]
+        if early.get(id(value), given) is not given:
+            made = _refilled(early[id(value)], new)
+        else:
+            same = all(a is b for a, b in zip(new, parts, strict=True))
+            made = given if same and not always else rebuild(new)
+        done[id(value)] = value, made
+        return made
 
     return walk(values)
 
@@ -102,6 +112,28 @@ def _open(value: Any) -> tuple[list[Any], Rebuild, bool] | None:
     if not names:
         return None
     return [getattr(value, name) for name in names], lambda new: _object(value, names, new), False
+
+
+def _copied(value: Any) -> Any:
+    """Copy what can be filled later; return a tuple, a set and what refuses to be copied itself."""
+    try:
+        return value if isinstance(value, tuple | set | frozenset) else copy.copy(value)
+    except Exception:
+        return value
+
+
+def _refilled(made: Any, new: list[Any]) -> Any:
+    """Put other parts into a copy of a container, which something inside of it holds already."""
+    if isinstance(made, MutableMapping):
+        for key, part in zip(list(made), new, strict=True):
+            made[key] = part
+    elif isinstance(made, MutableSequence):
+        for place, part in enumerate(new):
+            made[place] = part
+    else:
+        for name, part in zip(_attributes(made), new, strict=True):
+            object.__setattr__(made, name, part)
+    return made
 
 
 def _mapping(value: Any, keys: list[Any], new: list[Any]) -> Any:

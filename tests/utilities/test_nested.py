@@ -212,6 +212,29 @@ def test_circles_end() -> None:
     assert len(list(tensors_in(moved(many, torch.device("cpu"))))) == 40
 
 
+def test_examples_are_counted_where_the_first_part_leads_back() -> None:
+    child, parent = Thing(None), Thing(None)
+    child.a, parent.a = parent, [child, torch.ones(3, 2)]
+    assert batch_size(child) == batch_size(parent) == 3
+    named: dict[str, Any] = {}
+    named.update(me=named, x=torch.ones(4, 2))
+    assert batch_size(named) == 4
+
+
+def test_a_graph_is_cut_with_all_that_its_nodes_know_of_each_other() -> None:
+    """Nothing of the new graph leads back into the old one."""
+    parent, child = Thing(torch.ones(4, 2)), Thing(torch.ones(4, 3))
+    parent.children, child.parent = {"one": [child]}, parent  # type: ignore[attr-defined]
+    child.siblings = child.__dict__["around"] = [child]  # type: ignore[attr-defined]
+    few: Any = few_examples(parent, 4, 2)
+    (young,) = few.children["one"]
+    assert young.parent is few
+    assert young.siblings[0] is young.around[0] is young
+    assert {t.shape[0] for t in tensors_in(few)} == {2}
+    assert {t.shape[0] for t in tensors_in(parent)} == {4}
+    assert child.parent is parent  # type: ignore[attr-defined]
+
+
 def test_configs_are_read_and_left_as_they_are() -> None:
     shape, nested = Config([1, 3, 224, 224]), Config([[1, 2], [3]])
     assert list(tensors_in(shape)) == []
