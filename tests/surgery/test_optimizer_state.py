@@ -14,6 +14,7 @@ from torch.optim import Optimizer
 from lightning_taylor.errors import OptimizerStateError
 from lightning_taylor.graph.channel_graph import ChannelGraph
 from lightning_taylor.graph.types import Role
+from lightning_taylor.surgery.optimizer_state import check_state
 from lightning_taylor.surgery.prune import prune_channels
 
 from .nets import Chain, Perceptron, Residual, Words, batches, build
@@ -182,6 +183,53 @@ def test_a_square_preconditioner_is_not_taken_for_a_moment() -> None:
     graph = model.graph()
     with pytest.raises(OptimizerStateError, match=r"'a.weight' of shape \(8, 8\)"):
         prune_channels(model, graph, {"a": [1]}, optimizers=[optimizer])
+
+
+class Factored(Strange):
+    """Rows and columns of second moments, squeezed; those of a vector are whole."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__(model, lambda p: p.detach().clone() if p.ndim < 2 else p.detach().mean(-1))
+        for p in model.parameters():
+            if p.ndim > 1:
+                self.state[p]["columns"] = p.detach().mean(-2)
+
+
+def test_rows_and_columns_of_second_moments_lose_the_channels_of_their_side() -> None:
+    for cls in (Perceptron, Chain):
+        model = build(cls)
+        optimizer, names = Factored(model), {p: name for name, p in model.named_parameters()}
+        check_state(optimizer, names)
+        graph = model.graph()
+        remove = graph.sample(0.4, torch.Generator().manual_seed(1))
+        prune_channels(model, graph, remove, optimizers=[optimizer])
+        for p in model.parameters():
+            kept = optimizer.state[p]["strange"], optimizer.state[p].get("columns")
+            assert kept[0].shape == (p.shape if p.ndim < 2 else p.shape[:-1])
+            assert kept[1] is None or kept[1].shape == p.shape[:-2] + p.shape[-1:]
+
+
+def test_whether_a_vector_is_of_rows_or_of_columns_is_told_by_a_weight_that_is_not_square() -> None:
+    """Without one nobody knows, and nothing is guessed."""
+    for width, known in ((4, True), (8, False)):
+        net = nn.Sequential(nn.Linear(8, 8, bias=False), nn.Linear(8, width, bias=False))
+        optimizer = Strange(net, lambda p: p.detach().mean(-1))
+        names = {p: name for name, p in net.named_parameters()}
+        if known:
+            check_state(optimizer, names)
+            continue
+        with pytest.raises(OptimizerStateError, match=r"'strange' \(shape \(8,\)\) for parameter '0.weight'"):
+            check_state(optimizer, names)
+
+
+@pytest.mark.parametrize("make", STRANGE.values(), ids=STRANGE)
+def test_unknown_state_is_noticed_before_anything_is_to_go(make: Any) -> None:
+    model = build(Perceptron)
+    names = {model.a.weight: "a.weight"}
+    check_state(torch.optim.Adam(model.parameters()), names)
+    with pytest.raises(OptimizerStateError, match=r"Strange keeps 'strange' .* use an optimizer .* SGD or AdamW"):
+        check_state(Strange(model, make), names)
+    check_state(Strange(model, make), {})
 
 
 def test_unknown_state_can_be_dropped_for_its_parameters_only() -> None:
