@@ -293,7 +293,9 @@ class TaylorPruning(Callback):
         self._end_recording(trainer, pl_module)
         session = self._session
         self._log.batch_ends(trainer, pl_module, session)
-        if session.end_batch(self._examples, self._grad_scale, stepped=self._steps.stepped()):
+        if stepped := self._steps.stepped():
+            session.check_state(self._steps.optimizers)
+        if session.end_batch(self._examples, self._grad_scale, stepped=stepped):
             optimizers, sample = self._steps.optimizers, self.oracle_sample
             event = self._ranks.event(trainer, pl_module, self, session, optimizers, batch=batch, oracle_sample=sample)
             if event and self.on_event:

@@ -25,7 +25,9 @@ from lightning_taylor.plan.record import Event, Record
 from lightning_taylor.plan.schedule import Schedule
 from lightning_taylor.scores.normalize import normalize
 from lightning_taylor.surgery.mirrors import Copy
+from lightning_taylor.surgery.optimizer_state import check_state
 from lightning_taylor.surgery.prune import prune_channels
+from lightning_taylor.surgery.wrapped_optimizers import unwrapped
 from lightning_taylor.utilities.atomic import signals_deferred
 from lightning_taylor.utilities.calls import ForwardCall
 
@@ -123,6 +125,17 @@ class Pruner:
         # Of what reads without a call of its own, as inside of an attention, nobody knows.
         known = {n: [self.differentiable.get(layer, True) for layer in layers] for n, layers in readers.items()}
         return {name: _NO_GRADIENT for name, layers in known.items() if layers and not any(layers)}
+
+    def check_state(self, optimizers: Iterable[torch.optim.Optimizer]) -> None:
+        """Check that the optimizers' state of what may lose channels, as far as there is any, can follow.
+
+        Raises:
+            OptimizerStateError: naming the state and the way out.
+        """
+        sliced = {s.tensor for group in self.graph.groups.values() for s in group.slices}
+        names: dict[Tensor, str] = {p: name for name, p in self.model.named_parameters() if name in sliced}
+        for optimizer in unwrapped(optimizers):
+            check_state(optimizer, names)
 
     def decide(self, schedule: Schedule, step: int) -> Selection | str:
         """What goes at this event, and what was measured for it; or why the event has to wait, in words.

@@ -69,6 +69,7 @@ class Session:
                 self._pruner.options = self.options
         self.progress.begin()
         self._spot_check = SpotCheck()
+        self._state_is_checked = False
         self.changed = False
         """Whether this fit has removed anything."""
         self._compiled = compiled_graphs()
@@ -190,6 +191,13 @@ class Session:
         due = self.progress.advance()
         allowed = self._guard is None or self._guard.allows
         return due is not None and allowed and not pruner.done
+
+    def check_state(self, optimizers: Iterable[Optimizer]) -> None:
+        """Refuse optimizers whose state cannot follow, after the first step that gave them some; then a no-op."""
+        if self._state_is_checked or self._active_pruner is None or self.reached:
+            return
+        self._state_is_checked = True
+        self._active_pruner.check_state(optimizers)
 
     def decide(self) -> Selection | str:
         """What the event that is due removes; or why it has to wait, in words."""

@@ -23,6 +23,7 @@ from torch import Tensor
 
 from fit.boring import Boring, Validated, loader, trainer
 from lightning_taylor import Gradual, TaylorBatch, TaylorPruning
+from lightning_taylor.errors import OptimizerStateError
 from lightning_taylor.fit.options import CHECKS, check_arguments
 from lightning_taylor.plan.guard import Guard
 from lightning_taylor.report.summary import PruningSummary
@@ -172,6 +173,28 @@ def test_ctrl_c_anywhere_leaves_the_network_whole(part: str, lines: Counter[str]
         with on_lines(part, line, interrupt), pytest.raises((SystemExit, KeyboardInterrupt)):
             run.fit(module, loader())
         assert_whole(module, pruner, run)
+
+
+class Whitened(torch.optim.SGD):
+    """Keeps a matrix that mixes the channels, under a name that nobody knows."""
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> Any:
+        loss = super().step(closure)
+        for group in self.param_groups:
+            for p in group["params"]:
+                self.state[p]["gram"] = p.flatten(1) @ p.flatten(1).T if p.ndim > 1 else None
+        return loss
+
+
+def test_an_optimizer_that_cannot_follow_ends_the_fit_after_its_first_step(tmp_path: Path) -> None:
+    module, pruner = Boring(zoo.Residual()), pruning()
+    module.configure_optimizers = lambda: Whitened(module.parameters(), lr=0.1)  # type: ignore[method-assign]
+    run = trainer([pruner], default_root_dir=tmp_path)
+    with pytest.raises(OptimizerStateError, match=r"Whitened keeps 'gram' .* parameter 'net\..* such as SGD or AdamW"):
+        run.fit(module, loader())
+    assert run.global_step == 1
+    assert hooks(module) == 0
 
 
 def test_a_guard_without_a_validation_is_an_error_before_training(tmp_path: Path) -> None:
