@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Mapping
 from io import StringIO
 
 from rich import box
@@ -12,6 +11,7 @@ from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from lightning_taylor.report.remedies import remedy_for
 from lightning_taylor.report.summary import Change, PruningSummary
 from lightning_taylor.report.text import baseline_line, latency_line, oracle_line, totals, verdict
 
@@ -21,12 +21,13 @@ __all__ = [
 ]
 
 _REASON = 150  # characters of a reason; the whole of it is in pruning.json
+_NAMES = 3  # of the layers that a reason holds
 
 
 def summary_tables(summary: PruningSummary, style: box.Box = box.SIMPLE_HEAD) -> RenderableType:
     """The summary as something that ``rich`` can print.
 
-    Layers that lost nothing share one row. Reasons why layers stayed are counted, not repeated.
+    Layers that lost nothing share one row, and so do those that stayed for the same reason, with what would help.
 
     Args:
         summary: what to show.
@@ -35,9 +36,9 @@ def summary_tables(summary: PruningSummary, style: box.Box = box.SIMPLE_HEAD) ->
     parts: list[RenderableType] = [_layers(summary, style), _totals(summary, style), Text(verdict(summary))]
     parts += [Text(line) for line in (baseline_line(summary), latency_line(summary), oracle_line(summary)) if line]
     if summary.frozen:
-        parts.append(_reasons("frozen layers", summary.frozen.values(), style))
+        parts.append(_reasons("frozen layers", summary.frozen, style))
     if summary.unscored:
-        parts.append(_reasons("groups without a score", summary.unscored.values(), style))
+        parts.append(_reasons("groups without a score", summary.unscored, style))
     return Group(*(part for shown in parts for part in (shown, Text(""))))
 
 
@@ -70,13 +71,19 @@ def _totals(summary: PruningSummary, style: box.Box) -> Table:
     return table
 
 
-def _reasons(title: str, reasons: Iterable[str], style: box.Box) -> Table:
-    """How often each reason occurs, the most frequent first."""
+def _reasons(title: str, reasons: Mapping[str, str], style: box.Box) -> Table:
+    """Show how often each reason occurs, the most frequent first, for which layers, and what would help."""
     table = Table(box=style, show_edge=style is box.MARKDOWN)
     table.add_column(title, justify="right", no_wrap=True)
     table.add_column("because", overflow="fold")
-    for reason, count in Counter(reasons).most_common():
-        table.add_row(str(count), Text(reason if len(reason) <= _REASON else reason[: _REASON - 3] + "..."))
+    layers: dict[str, list[str]] = {}
+    for layer, reason in reasons.items():
+        layers.setdefault(reason, []).append(layer)
+    for reason, names in sorted(layers.items(), key=lambda item: -len(item[1])):
+        shortened = reason if len(reason) <= _REASON else reason[: _REASON - 3] + "..."
+        more = f" and {len(names) - _NAMES} more" if len(names) > _NAMES else ""
+        help_ = f"\nway out: {remedy}" if (remedy := remedy_for(reason)) else ""
+        table.add_row(str(len(names)), Text(f"{shortened}\n{', '.join(names[:_NAMES])}{more}{help_}"))
     return table
 
 

@@ -40,6 +40,15 @@ def test_frozen_layers_are_counted_by_reason(summary):
     assert "no gradient" in text
 
 
+def test_what_stayed_is_named_with_what_would_help(summary):
+    why = "its statistics run over the channels (native_layer_norm in norm), so removing one changes the others"
+    text = render(replace(summary, frozen={f"block[{i}]": why for i in range(5)} | {"head": "reaches the output"}))
+    said = " ".join(line.strip("| ") for line in text.splitlines())
+    assert "block[0], block[1], block[2] and 2 more way out: allow_inexact_norms, or BatchNorm" in said
+    assert "reaches the output head" in said
+    assert "head way out" not in said
+
+
 def test_an_unclear_latency_is_not_given_as_a_fraction(summary):
     same = Latency(0.010, 0.009, 0.011, 30)
     unclear = LatencyComparison(same, same, speedup=1.02, low=0.97, high=1.05)
