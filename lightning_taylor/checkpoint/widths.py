@@ -101,7 +101,12 @@ def fit_shapes(module: nn.Module, state_dict: Mapping[str, Any], widths: Widths,
     differing = {n: t for n, t in incoming.items() if isinstance(t, Tensor) and t.shape != living[n].shape}
     if not differing:
         return
-    problems = [text for name in differing if (text := _misfit(name, living[name], differing[name], widths))]
+    known_as = _known_names(living, widths)
+    problems = [
+        text
+        for name in differing
+        if (text := _misfit(name, living[name], differing[name], widths, known_as.get(id(living[name]), name)))
+    ]
     if problems:
         raise UncoupledChannelsError(
             f"the checkpoint belongs to another {type(module).__name__}: {'; '.join(problems[:8])}"
@@ -119,10 +124,15 @@ def fit_shapes(module: nn.Module, state_dict: Mapping[str, Any], widths: Widths,
         follow_shapes(part, values=values.get(name))
 
 
-def _misfit(name: str, living: Tensor, incoming: Tensor, widths: Widths) -> str | None:
+def _known_names(living: Mapping[str, Tensor], widths: Widths) -> dict[int, str]:
+    """Map the id of a living tensor to the one of its names that the widths know: those of a shared module are many."""
+    return {id(tensor): name for name, tensor in reversed(list(living.items())) if name in widths["dense"]}
+
+
+def _misfit(name: str, living: Tensor, incoming: Tensor, widths: Widths, known_as: str) -> str | None:
     """Why a tensor cannot take the shape of the incoming one; None if it can."""
     here, there = tuple(living.shape), tuple(incoming.shape)
-    dense, dims = widths["dense"].get(name), widths["dims"].get(name, ())
+    dense, dims = widths["dense"].get(known_as), widths["dims"].get(known_as, ())
     said = f"{name} has shape {here} here and {there} in the checkpoint"
     if len(here) != len(there) or any(
         a != b and d not in dims for d, (a, b) in enumerate(zip(here, there, strict=False))
