@@ -349,9 +349,8 @@ class TaylorPruning(Callback):
         self._begin(trainer, pl_module, recording, step=step, trained=trained)
 
     def _begin(self, trainer: Trainer, pl_module: LightningModule, recording: Recording, **known: Any) -> None:
-        options = TraceOptions.of(self)
-        trace = partial(trace_step, pl_module, ignore=self.ignore, options=options, **known)
-        self._ranks.begin(trainer, pl_module, self._session, recording, trace)
+        trace = partial(trace_step, pl_module, ignore=self.ignore, **known)
+        self._ranks.begin(trainer, pl_module, self._session, recording, trace, TraceOptions.of(self))
 
     def _close(self) -> None:
         self._listener.end()

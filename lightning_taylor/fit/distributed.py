@@ -18,17 +18,24 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from lightning_taylor.checkpoint.load import PrunedCheckpointMixin
-from lightning_taylor.errors import PruningError, UncoupledChannelsError
+from lightning_taylor.errors import (
+    NothingToPruneError,
+    PruningError,
+    TargetUnreachableError,
+    UncoupledChannelsError,
+)
 from lightning_taylor.fit import logging as loggers
 from lightning_taylor.fit.news import News
 from lightning_taylor.fit.session import Session
 from lightning_taylor.fit.trainer_state import copies_of, warn_of_unreachable
 from lightning_taylor.fit.training_step import repeatable
 from lightning_taylor.fit.validation import logged_in_validation
+from lightning_taylor.fit.way_out import with_way_out
 from lightning_taylor.graph.channel_graph import ChannelGraph
 from lightning_taylor.plan.record import fingerprint
 from lightning_taylor.report.event import PruningEvent
 from lightning_taylor.trace.api import require_groups
+from lightning_taylor.trace.options import TraceOptions
 from lightning_taylor.trace.recorder import Recording
 from lightning_taylor.utilities.calls import ForwardCall
 from lightning_taylor.utilities.compile import forget_compiled
@@ -70,15 +77,41 @@ class Ranks:
         pl_module: LightningModule,
         session: Session,
         recording: Recording,
-        trace: Callable[[list[ForwardCall]], ChannelGraph],
+        trace: Callable[..., ChannelGraph],
+        options: TraceOptions,
     ) -> None:
-        """Trace on rank zero, share the graph, and start to score."""
-        graph = self._news.trace(
-            pl_module, lambda: share(trainer.strategy, lambda: require_groups(trace(recording.calls)))
-        )
+        """Trace on rank zero, share the graph, and start to score.
+
+        Args:
+            trainer: of the fit.
+            pl_module: at its dense widths.
+            session: begins with the graph.
+            recording: what the first step called.
+            trace: traces these calls with ``options=``.
+            options: of the trace.
+
+        Raises:
+            NothingToPruneError: if no channel can go.
+            TargetUnreachableError: if too few can go; both name the options that would help.
+        """
+
+        def retrace(other: TraceOptions) -> ChannelGraph:
+            return trace(recording.calls, options=other)
+
+        def traced() -> ChannelGraph:
+            graph = retrace(options)
+            try:
+                return require_groups(graph)
+            except NothingToPruneError as error:
+                raise with_way_out(error, graph, session.options, options, retrace) from None
+
+        graph = self._news.trace(pl_module, lambda: share(trainer.strategy, traced))
         calls = repeatable(pl_module, recording.calls)
         later = any(isinstance(c, either(BaseFinetuning)) for c in trainer.callbacks)  # type: ignore[attr-defined]
-        session.begin(pl_module, graph, calls, None if later else recording.differentiable)
+        try:
+            session.begin(pl_module, graph, calls, None if later else recording.differentiable)
+        except TargetUnreachableError as error:
+            raise with_way_out(error, graph, session.options, options, retrace) from error
         share(trainer.strategy, lambda: session.pruner.measure_with(calls))
 
     def go_on(self, trainer: Trainer, session: Session, calls: list[ForwardCall]) -> None:

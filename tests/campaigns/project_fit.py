@@ -86,7 +86,7 @@ class Project:
     know: str = ""
     callbacks: Callable[[], list[L.Callback]] = list
     trainer: Mapping[str, Any] = field(default_factory=dict)
-    given: Mapping[str, Any] = field(default_factory=dict)
+    given: Callable[[], Mapping[str, Any]] = dict
     datamodule: bool = False
     old_name: bool = False
     around: Callable[[], AbstractContextManager[Any]] = nullcontext
@@ -257,7 +257,7 @@ def _same(ones: Mapping[str, Tensor], others: Mapping[str, Tensor]) -> str:
 
 
 def _loads(project: Project, module: L.LightningModule, checkpoint: Path, final: Mapping[str, Tensor]) -> str:
-    loaded = load_pruned(type(module), checkpoint, weights_only=False, **project.given)
+    loaded = load_pruned(type(module), checkpoint, weights_only=False, **project.given())
     return _same(_state(loaded), final) or "yes"
 
 

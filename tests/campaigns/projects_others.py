@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from campaigns.project_fit import Project
 from campaigns.projects_lightning import CLASSES
-from campaigns.projects_vision import supervised
+from campaigns.projects_vision import NORMS, supervised
 
 
 def views(count: int, size: int = 32, examples: int = 4) -> Any:
@@ -207,7 +207,7 @@ def anomalies(size: int, count: int = 4) -> Any:
         from anomalib.data import ImageBatch
 
         images = torch.rand(count, 3, size, size, generator=g)
-        return ImageBatch(image=images, gt_label=torch.zeros(count), gt_mask=torch.zeros(count, size, size))
+        return ImageBatch(image=images, gt_label=torch.zeros(count).bool(), gt_mask=torch.zeros(count, size, size))
 
     return batch
 
@@ -263,7 +263,7 @@ def efficient_ad() -> L.LightningModule:
     return EfficientAd(model_size="small", padding=True, **PLAIN)
 
 
-def asteroid(build: Callable[[], nn.Module]) -> Project:
+def asteroid(build: Callable[[], nn.Module], **more: Any) -> Project:
     """A model in asteroid's System, with its loss."""
 
     def system() -> Any:
@@ -281,19 +281,7 @@ def asteroid(build: Callable[[], nn.Module]) -> Project:
         sources = torch.randn(2, 2, 4000, generator=g)
         return [sources.sum(1), sources]
 
-    return Project("asteroid", system, mixtures, old_name=True, trainer={"logger": True}, given=Late(given))
-
-
-class Late(dict[str, Any]):
-    """Arguments that are made when they are needed."""
-
-    def __init__(self, make: Callable[[], dict[str, Any]]) -> None:
-        super().__init__()
-        self.make = make
-
-    def keys(self) -> Any:
-        self.update(self.make())
-        return super().keys()
+    return Project("asteroid", system, mixtures, old_name=True, trainer={"logger": True}, given=given, **more)
 
 
 def conv_tasnet() -> nn.Module:
@@ -305,7 +293,7 @@ def conv_tasnet() -> nn.Module:
 def dcunet() -> nn.Module:
     from asteroid.models import DCUNet
 
-    return DCUNet("DCUNet-10", stft_n_filters=256, stft_kernel_size=256, stft_stride=64, n_src=2)
+    return DCUNet("DCUNet-10", stft_n_filters=256, stft_kernel_size=256, stft_stride=64, n_src=2, fix_length_mode="pad")
 
 
 def sudormrf() -> nn.Module:
@@ -393,6 +381,8 @@ PROJECTS = {
     "asteroid/ConvTasNet": asteroid(conv_tasnet),
     "asteroid/DCUNet": asteroid(dcunet),
     "asteroid/SuDORM-RF": asteroid(sudormrf),
+    "asteroid/SuDORM-RF, inexact norms": asteroid(sudormrf, **NORMS),
+    "asteroid/ConvTasNet, inexact norms": asteroid(conv_tasnet, **NORMS),
     "series/InceptionTime": supervised("", InceptionTime, series),
     "pytorch-tcn/TCN": supervised("pytorch-tcn", TemporalClassifier, series),
 }  # fmt: skip

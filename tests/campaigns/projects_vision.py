@@ -43,7 +43,9 @@ def supervised(
     package: str, build: Callable[[], nn.Module], batch: Any, loss: Any = F.cross_entropy, **more: Any
 ) -> Project:
     """A network of a library in the small module."""
-    return Project(package, lambda: Supervised(build, loss), batch, given={"build": build, "loss": loss}, **more)
+    return Project(
+        package, lambda: Supervised(build, loss), batch, given=lambda: {"build": build, "loss": loss}, **more
+    )
 
 
 def timm(name: str, **more: Any) -> Callable[[], nn.Module]:
@@ -154,7 +156,7 @@ def detr() -> nn.Module:
 
 
 def hugging_face(build: Callable[[], nn.Module], batch: Any, **more: Any) -> Project:
-    return Project("transformers", lambda: HuggingFace(build), batch, given={"build": build}, **more)
+    return Project("transformers", lambda: HuggingFace(build), batch, given=lambda: {"build": build}, **more)
 
 
 def labelled(size: int = 32) -> Any:
