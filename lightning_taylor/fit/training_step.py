@@ -24,7 +24,8 @@ __all__ = ["GradientWatch", "repeatable", "step_of"]
 def step_of(trainer: Trainer, pl_module: LightningModule, batch: Any, examples: int) -> Step | None:
     """Return the training step of a fit, as a trace can make it on a copy of the module.
 
-    On the copy nothing is logged, stepped or reduced over ranks.
+    On the copy nothing is logged, stepped or reduced over ranks. In manual optimization its losses are what it hands to
+    ``manual_backward``, whether it returns them or not.
 
     Returns:
         None if the step fetches its batches by itself, or if there are other ranks, which would wait for this one.
@@ -36,24 +37,31 @@ def step_of(trainer: Trainer, pl_module: LightningModule, batch: Any, examples: 
     numbered = len(parameters) > 1 and not keywords
 
     def run(module: nn.Module, given: Any) -> Any:
-        detach(module, trainer)
+        losses = detach(module, trainer)
+        losses.clear()
         step: Any = module.training_step
-        return step(given, 0) if numbered else step(given, **keywords)
+        returned = step(given, 0) if numbered else step(given, **keywords)
+        return [*losses, returned]
 
     return Step(run, batch, examples)
 
 
-def detach(module: nn.Module, trainer: Trainer) -> None:
-    """Let a copy of a LightningModule run its training step apart from the fit; a no-op the second time."""
-    if isinstance(vars(module).get("_trainer"), _QuietTrainer):
-        return
-    quiet: Any = _QuietTrainer(trainer)
+def detach(module: nn.Module, trainer: Trainer) -> list[Tensor]:
+    """Let a copy of a LightningModule run its training step apart from the fit.
+
+    Returns:
+        Where the losses go that the step would go back from; the same list the second time.
+    """
+    quiet: Any = vars(module).get("_trainer")
+    if isinstance(quiet, _QuietTrainer):
+        return quiet.losses
+    quiet = _QuietTrainer(trainer)
     attributes = {
         "_trainer": quiet,
         "log": _nothing,
         "log_dict": _nothing,
         "print": _nothing,
-        "manual_backward": _nothing,
+        "manual_backward": lambda loss, *_args, **_kwargs: quiet.losses.append(loss),
         "clip_gradients": _nothing,
         "toggle_optimizer": _nothing,
         "untoggle_optimizer": _nothing,
@@ -64,6 +72,7 @@ def detach(module: nn.Module, trainer: Trainer) -> None:
     vars(module).update(attributes)
     for metric in (part for part in module.modules() if isinstance(part, Metric)):
         metric.sync_on_compute = metric._to_sync = False
+    return quiet.losses
 
 
 def repeatable(module: LightningModule, calls: Sequence[ForwardCall]) -> list[ForwardCall]:
@@ -121,6 +130,7 @@ class _QuietTrainer:
 
     def __init__(self, trainer: Trainer) -> None:
         self._real = trainer
+        self.losses: list[Tensor] = []
         self.logger = DummyLogger()
         self.loggers = [self.logger]
         self.optimizers = [_Idle(optimizer) for optimizer in trainer.optimizers]

@@ -123,6 +123,20 @@ class InThreeParts(Learner):
         return F.cross_entropy(self.head(self.neck(self.encoder(batch[0])).relu()), batch[1])
 
 
+class ByHand(InParts):
+    """Goes back from its loss by itself, and returns nothing."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.automatic_optimization = False
+
+    def training_step(self, batch: Any, batch_idx: int) -> None:
+        optimizer: Any = self.optimizers()
+        optimizer.zero_grad()
+        self.manual_backward(super().training_step(batch, batch_idx))
+        optimizer.step()
+
+
 class Hooked(Learner):
     """A forward hook carries a layer's maps to the loss, which averages over their channels."""
 
@@ -190,7 +204,7 @@ def test_a_momentum_teacher_loses_the_channels_of_its_student(make: type[WithMom
     assert all(torch.equal(fast, slow) for fast, slow in pairs)
 
 
-@pytest.mark.parametrize("make", [InParts, InThreeParts])
+@pytest.mark.parametrize("make", [InParts, InThreeParts, ByHand])
 def test_what_passes_between_parts_that_are_called_apart_can_go(make: type[Learner]) -> None:
     module, callback = fitted(make, 0.2)
     assert module.encoder[2].out_channels < 8
