@@ -70,16 +70,21 @@ def cast(values: Any, dtype: torch.dtype) -> Any:
 def batch_size(values: Any) -> int:
     """Count the examples: the length of a list of them, else the leading dimension of the first tensor; 1 if none.
 
-    A list of examples is one of images, or of dicts and objects with tensors of different lengths.
+    A list of examples is one of images, or of dicts and objects with tensors of different lengths. Tensors that are
+    single numbers, such as the weight of a loss, have no examples.
+
+    Example:
+        >>> batch_size({"temperature": torch.tensor(0.1), "image": torch.zeros(8, 3, 4, 4), "label": torch.zeros(8)})
+        8
     """
     count = _counted(values, {})
     return 1 if count is None else count
 
 
 def _counted(values: Any, entered: dict[int, Any]) -> int | None:
-    """Count the examples in what was not entered before; None where no tensor is."""
+    """Count the examples in what was not entered before; None where no tensor has a dimension."""
     if isinstance(values, Tensor):
-        return values.shape[0] if values.ndim else 1
+        return values.shape[0] if values.ndim else None
     if id(values) in entered:  # a graph, whose nodes know each other
         return None
     entered[id(values)] = values

@@ -307,3 +307,14 @@ def test_arguments_are_no_list_of_examples() -> None:
     assert len(repeated(few_of(ForwardCall("", (record,)), 2), 4, torch.ones(1)).args) == 1
     sizes = [torch.ones(2, 4, 8, 8), torch.ones(2, 4, 4, 4)]
     assert [t.shape[0] for t in few_examples(sizes, 2, 1)] == [1, 1]
+
+
+def test_a_number_that_comes_first_counts_no_examples() -> None:
+    @dataclasses.dataclass
+    class Batch:
+        weight: Tensor
+        images: Tensor
+
+    weight, images = torch.tensor(1.0), torch.ones(8, 3, 4, 4)
+    for batch in ({"weight": weight, "images": images}, (weight, images), [[weight], images], Batch(weight, images)):
+        assert batch_size(batch) == 8
