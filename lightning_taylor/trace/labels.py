@@ -93,6 +93,8 @@ def compressed(*labels: Tensor) -> Tensor:
 def collapse(labels: Tensor, dims: tuple[int, ...], keepdim: bool) -> Tensor:
     """Labels with the given dimensions, along which they are constant, reduced to one entry or dropped."""
     for d in sorted((d % labels.ndim for d in dims), reverse=True):
+        if not labels.shape[d]:  # of no examples: what comes out is made of nothing
+            labels = labels.new_full((1,), NEUTRAL).expand([1 if i == d else n for i, n in enumerate(labels.shape)])
         labels = labels.narrow(d, 0, 1)
         if not keepdim:
             labels = labels.squeeze(d)

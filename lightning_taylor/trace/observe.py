@@ -72,7 +72,9 @@ def _noting(net: nn.Module, training: bool, reads: dict[tuple[bool, str, int], T
 
 
 def settle_precision(net: nn.Module, program: Program) -> tuple[torch.dtype, Program, Program]:
-    """Find how a copy can be run: in double precision on one example if it runs that way.
+    """Find how a copy can be run: in double precision on one example if it runs that way, and reaches its layers.
+
+    A mask over the batch may leave out the first example; then more of them are tried.
 
     Returns:
         The precision, the program on one example (on all if it knows its batch), and on two (on one).
@@ -82,28 +84,42 @@ def settle_precision(net: nn.Module, program: Program) -> tuple[torch.dtype, Pro
     """
     own = next((p.dtype for p in net.parameters() if p.is_floating_point()), torch.float32)
     calls = program.without_step()
-    attempts = [(torch.float64, calls, 1), (torch.float64, calls, 0), (own, calls, 1), (own, calls, 0)]
-    if program.step is not None:
-        attempts = [(torch.float64, program, 1), (torch.float64, program, 2), (torch.float64, program, 0), *attempts]
+    ways = [(torch.float64, calls), (own, calls)]
     failure: Exception | None = None
-    for dtype, whole, most in attempts:
-        given = (whole.few(most) if most else whole).cast(dtype)
+    for dtype, whole in [(torch.float64, program), *ways] if program.step is not None else ways:
         # Not net.to(dtype): that would cut complex numbers to their real part.
         net._apply(lambda t, dtype=dtype: t.to(dtype) if t.is_floating_point() else t)
-        given = _with_forward(net, given, dtype)
-        try:
-            outputs = observe(net, given, dtype).outputs
-            if whole.step is not None and not any(bool(t.isfinite().any()) for t in outputs):
-                raise ValueError("the training step returned no loss that is a number")
-        except Exception as error:
-            failure = failure if whole.step is not None else error
-            continue
-        _check_finite(net, outputs)
-        two = replace(whole, forward=given.forward and whole.with_forward(net).forward).few(2).cast(dtype)
-        return dtype, given, two if most else given
+        settled, error = _settle_examples(net, whole, dtype)
+        if settled is not None:
+            return dtype, *settled
+        failure = failure if whole.step is not None else error
     raise UnsupportedModelError(
         f"the forward pass of {type(net).__name__} raised {type(failure).__name__} on the example inputs: {failure}"
     ) from failure
+
+
+def _settle_examples(
+    net: nn.Module, whole: Program, dtype: torch.dtype
+) -> tuple[tuple[Program, Program] | None, Exception | None]:
+    """Return the program on few examples and on two; or None, and why it does not run."""
+    failure: Exception | None = None
+    settled: tuple[Program, Program] | None = None
+    for most in (1, 2, 8, 0) if whole.step is not None else (1, 0):
+        given = _with_forward(net, (whole.few(most) if most else whole).cast(dtype), dtype)
+        try:
+            seen = observe(net, given, dtype)
+            if whole.step is not None and not any(bool(t.isfinite().any()) for t in seen.outputs):
+                raise ValueError("the training step returned no loss that is a number")
+        except Exception as error:
+            failure = error
+            continue
+        _check_finite(net, seen.outputs)
+        two = replace(whole, forward=given.forward and whole.with_forward(net).forward).few(max(2, most)).cast(dtype)
+        complete = all(t.numel() for t in seen.reads.values()) and all(bool(t.isfinite().any()) for t in seen.outputs)
+        if complete or whole.step is None:
+            return (given, two if most else given), None
+        settled = settled or (given, two if most else given)
+    return settled, failure
 
 
 def _with_forward(net: nn.Module, program: Program, dtype: torch.dtype) -> Program:

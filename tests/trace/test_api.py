@@ -8,7 +8,7 @@ import pytest
 import torch
 import zoo
 from exactness import difference, masked, outputs, sliced
-from torch import nn
+from torch import Tensor, nn
 from torchvision.ops import roi_align
 
 from lightning_taylor.errors import UnsupportedModelError
@@ -395,3 +395,16 @@ def test_queries_stay_for_the_reason_for_which_their_values_do() -> None:
     assert set(graph.groups) == {"patch"}
     assert graph.frozen["both"] == graph.frozen["value"]
     assert "assumes its width" in graph.frozen["both"]
+
+
+def test_a_call_without_an_example_is_traced_along() -> None:
+    class Detector(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.make, self.read = nn.Conv2d(3, 6, 1), nn.Linear(6, 2)
+
+        def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+            none = x[x.flatten(1).sum(1) > 1e9]
+            return self.read(self.make(x).relu().mean((2, 3))), self.read(self.make(none).relu().sum((0, 2, 3)))
+
+    assert trace_channels(Detector(), torch.rand(2, 3, 4, 4)).groups["make"].size == 6
