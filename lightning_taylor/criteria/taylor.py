@@ -7,7 +7,6 @@ N = examples.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from functools import reduce
 from typing import final, get_args
 
 import torch
@@ -18,9 +17,10 @@ from lightning_taylor.criteria.base import Criterion, Scorer
 from lightning_taylor.criteria.hooked import HookedScorer
 from lightning_taylor.graph.channel_graph import ChannelGraph
 from lightning_taylor.scores.accumulator import ChannelSums
-from lightning_taylor.scores.formulas import Absolute, Positions, fold_examples, taylor
+from lightning_taylor.scores.formulas import Absolute, Positions, taylor
 from lightning_taylor.scores.input_hooks import ConsumerHooks
 from lightning_taylor.scores.normalize import Normalization
+from lightning_taylor.scores.rows import fold_calls
 from lightning_taylor.scores.taylor_hook import TaylorHook
 
 __all__ = [
@@ -108,7 +108,7 @@ class _TaylorScorer(HookedScorer[ConsumerHooks[TaylorHook]]):
         self._matrix = hooks.channel_matrix(mean=positions == "mean")
         self._sums = ChannelSums(self._matrix.channels, dtype=self._matrix.dtype, device=self._matrix.device)
         super().__init__(hooks, self._sums)
-        self._view_major = graph.view_major
+        self._rows = graph.rows
         self._examples: int | None = None  # of the batches that compiled code can gather
 
     @override
@@ -132,12 +132,19 @@ class _TaylorScorer(HookedScorer[ConsumerHooks[TaylorHook]]):
         if self._examples is None or examples > self._examples:
             self._make_gates({name: len(calls[0]) for name, calls in gathered.items()}, examples)
         with torch.no_grad():
-            entries = {
-                name: _sum_calls(calls, examples, view_major=name in self._view_major)
-                for name, calls in gathered.items()
-            }
-            score_C = taylor(self._matrix(entries, examples), self._absolute) / grad_scale
+            score_C = self._score(gathered, examples) / grad_scale
             self._sums.update(score_C, self._matrix.channels_of(gathered), examples)
+
+    def _score(self, gathered: Mapping[str, list[Tensor]], examples: int) -> Tensor:
+        """Shape ``(C,)``: of one batch."""
+        if self._absolute != "example":
+            sums = {name: torch.cat(calls).sum(0, keepdim=True) for name, calls in gathered.items()}
+            return taylor(self._matrix(sums, 1), self._absolute)
+        entries = {name: fold_calls(calls, examples, self._rows.get(name)) for name, calls in gathered.items()}
+        # Usually all have one row for each example. Those that a mask chose are other ones, and stand for themselves.
+        lengths = dict.fromkeys(len(rows) for rows in entries.values())
+        alike = ({name: rows for name, rows in entries.items() if len(rows) == n} for n in lengths)
+        return sum(taylor(self._matrix(some, n)) for n, some in zip(lengths, alike, strict=True))  # type: ignore
 
     def _make_gates(self, entries: Mapping[str, int], examples: int) -> None:
         zero = torch.zeros((), dtype=self._matrix.dtype, device=self._matrix.device)
@@ -166,13 +173,3 @@ class _TaylorScorer(HookedScorer[ConsumerHooks[TaylorHook]]):
     def scores(self) -> dict[str, Tensor]:
         mean_C = self._sums.mean()
         return self._matrix.by_group(mean_C.abs() if self._absolute == "window" else mean_C)
-
-
-def _sum_calls(calls: list[Tensor], examples: int, *, view_major: bool) -> Tensor:
-    """Add up the calls of a layer, with signs: shape ``(N, I)``.
-
-    Calls that have fewer rows than there are examples, and together as many, are chunks of the batch.
-    """
-    if len(calls) > 1 and all(len(call) < examples for call in calls) and sum(map(len, calls)) == examples:
-        return torch.cat(calls)
-    return reduce(torch.add, (fold_examples(call_LI, examples, view_major=view_major) for call_LI in calls))

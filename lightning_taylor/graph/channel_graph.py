@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from lightning_taylor.graph.row_layout import RowLayout
 from lightning_taylor.graph.types import Axis, ChannelGroup, LinkedAttribute, Operation, Remove, Slice
 
 __all__ = [
@@ -37,7 +38,7 @@ class ChannelGraph:
         unseen: layers that neither the training nor the evaluation path reached.
         dense_sizes: group name -> its size when the model was traced; filled in by itself.
         followers: the attributes of modules that follow the widths, beyond those that their class says.
-        view_major: layers whose input holds the examples of a batch view by view, as contrastive steps join them.
+        rows: layer -> which rows of its input belong to one example, where that is not one row of each in one call.
     """
 
     groups: Mapping[str, ChannelGroup]
@@ -50,7 +51,7 @@ class ChannelGraph:
     unseen: tuple[str, ...] = ()
     dense_sizes: Mapping[str, int] = field(default_factory=dict)
     followers: tuple[LinkedAttribute, ...] = ()
-    view_major: frozenset[str] = frozenset()
+    rows: Mapping[str, RowLayout] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if not self.dense_sizes:

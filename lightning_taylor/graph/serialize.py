@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from lightning_taylor.graph.channel_graph import ChannelGraph
+from lightning_taylor.graph.row_layout import layout_from_plain, layout_to_plain
 from lightning_taylor.graph.types import Axis, ChannelGroup, LinkedAttribute, Operation, Role, Slice
 from lightning_taylor.utilities.calls import ForwardCall
 
@@ -46,7 +47,7 @@ def graph_to_plain(graph: ChannelGraph) -> dict[str, Any]:
         "unseen": list(graph.unseen),
         "dense_sizes": dict(graph.dense_sizes),
         "followers": [follower_to_plain(f) for f in graph.followers],
-        "view_major": sorted(graph.view_major),
+        "rows": {layer: layout_to_plain(layout) for layer, layout in graph.rows.items()},
     }
 
 
@@ -69,7 +70,7 @@ def graph_from_plain(plain: Mapping[str, Any]) -> ChannelGraph:
         unseen=tuple(plain["unseen"]),
         dense_sizes=dict(plain["dense_sizes"]),
         followers=tuple(follower_from_plain(f) for f in plain.get("followers", ())),
-        view_major=frozenset(plain.get("view_major", ())),
+        rows={layer: layout_from_plain(layout) for layer, layout in plain.get("rows", {}).items()},
     )
 
 

@@ -75,22 +75,20 @@ def taylor_contributions(x: Tensor, grad: Tensor, *, dim: int, positions: Positi
     return contribution_LI
 
 
-def fold_examples(contribution_LI: Tensor, examples: int, *, view_major: bool = False) -> Tensor:
+def fold_examples(contribution_LI: Tensor, examples: int) -> Tensor:
     r"""Per-example contributions from those of windows, frames or crops that were folded into the batch.
 
     .. math::  v_{ni} = \sum_{j<k} v_{(nk+j)\,i}, \qquad k = L / N
 
-    The leading dimension is example-major, or view-major (``v_{ni} = \sum_{j<k} v_{(jN+n)\,i}``) where views of all
-    examples were joined one after the other. When it is no multiple of ``examples`` (regions of a
-    detector), nobody can say which entry belongs to which example: the sum is spread evenly over the examples, and
-    the absolute value is then that of the whole batch.
+    The leading dimension is example-major; for other orders see ``scores.rows``. When it is no multiple of ``examples``
+    (regions of a detector), nobody can say which entry belongs to which example: the sum is spread evenly over the
+    examples, and the absolute value is then that of the whole batch.
 
     Units: as the input; signed.
 
     Args:
         contribution_LI: shape ``(L, I)``; read only.
         examples: N, at least 1.
-        view_major: whether the rows of one view stand together, as ``ChannelGraph.view_major`` says of a layer.
 
     Returns:
         Shape ``(N, I)``, same dtype; the input itself if ``L`` equals ``N``.
@@ -111,11 +109,7 @@ def fold_examples(contribution_LI: Tensor, examples: int, *, view_major: bool = 
     if length == examples:
         return contribution_LI
     if length and length % examples == 0:
-        return (
-            contribution_LI.view(-1, examples, width).sum(0)
-            if view_major
-            else contribution_LI.view(examples, -1, width).sum(1)
-        )
+        return contribution_LI.view(examples, -1, width).sum(1)
     return (contribution_LI.sum(0, keepdim=True) / examples).expand(examples, width)
 
 

@@ -64,7 +64,8 @@ class TaylorHook(InputHook):
         time_first = isinstance(module, nn.RNNBase) and not module.batch_first
         self._kind = _Kind(self.maps, 3 if isinstance(module, nn.RNNBase) else self.batched, time_first, positions)
         self._casts = type(module).forward in _CASTING
-        self._calls: list[Tensor] = []
+        self._calls: list[tuple[int, Tensor]] = []
+        self._number = 0
         self._kept: list[Tensor] = []
         self._gate_LI: Tensor | None = None
 
@@ -78,7 +79,7 @@ class TaylorHook(InputHook):
         if self._casts and x.dtype == torch.float32 and torch.is_autocast_enabled(x.device.type):
             # The layer would, and save the copy for its backward pass: else the input is kept in both precisions.
             x = x.to(torch.get_autocast_dtype(x.device.type))
-        tapped = self._through_gate(x) if torch.compiler.is_compiling() else _Identity.apply(x, self)
+        tapped = self._through_gate(x) if torch.compiler.is_compiling() else self._through_identity(x)
         return with_input(args, kwargs, tapped)
 
     def _through_gate(self, x: Tensor) -> Tensor:
@@ -88,15 +89,19 @@ class TaylorHook(InputHook):
             return _through(x, self)
         return _Gated.apply(x, gate_LI, *self._kind)  # type: ignore[return-value]
 
-    def add(self, x: Tensor, grad: Tensor) -> None:
-        """Gather one call's contributions, in the backward pass."""
+    def _through_identity(self, x: Tensor) -> Any:
+        self._number += 1
+        return _Identity.apply(x, self, self._number)
+
+    def add(self, x: Tensor, grad: Tensor, number: int) -> None:
+        """Gather one call's contributions, in the backward pass, which goes through the calls from the last."""
         if torch.is_grad_enabled() or torch.is_autocast_enabled(x.device.type):
             # Or a backward pass with create_graph would keep its graph alive in here; and autocast would be applied to
             # the product by a manual backward inside of training_step.
             with torch.no_grad(), torch.autocast(x.device.type, enabled=False):
-                self._calls.append(_contributions(x.detach(), grad.detach(), self._kind))
+                self._calls.append((number, _contributions(x.detach(), grad.detach(), self._kind)))
         else:
-            self._calls.append(_contributions(x, grad, self._kind))
+            self._calls.append((number, _contributions(x, grad, self._kind)))
 
     def drop(self) -> None:
         """Forget what was gathered since the last ``keep``."""
@@ -113,6 +118,7 @@ class TaylorHook(InputHook):
         """
         seen = self._seen()
         calls, self._kept = self._kept or seen, []
+        self._number = 0
         return calls
 
     @property
@@ -126,8 +132,9 @@ class TaylorHook(InputHook):
             self._gate_LI = zero.expand(entries, width).requires_grad_()
 
     def _seen(self) -> list[Tensor]:
-        """What was gathered since the last call, and forget it."""
-        calls, self._calls = self._calls, []
+        """What was gathered since the last call, in the order of the forward pass, and forget it."""
+        calls = [contribution_LI for _, contribution_LI in sorted(self._calls, key=lambda call: call[0])]
+        self._calls = []
         if self._gate_LI is not None and self._gate_LI.grad is not None:
             calls.append(self._gate_LI.grad)
             self._gate_LI.grad = None
@@ -138,20 +145,20 @@ class _Identity(torch.autograd.Function):
     """Hands its input on, and in the backward pass shows input and gradient to a tap."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, tap: TaylorHook) -> Tensor:
+    def forward(ctx: Any, x: Tensor, tap: TaylorHook, number: int) -> Tensor:
         ctx.save_for_backward(x)
-        ctx.tap = tap
+        ctx.tap, ctx.number = tap, number
         return x.view_as(x)
 
     @staticmethod
     def backward(ctx: Any, *grads: Any) -> Any:
         (x,) = ctx.saved_tensors
-        ctx.tap.add(x, grads[0])
-        return grads[0], None
+        ctx.tap.add(x, grads[0], ctx.number)
+        return grads[0], None, None
 
 
 def _uncompiled(x: Tensor, tap: TaylorHook) -> Any:
-    return _Identity.apply(x, tap)
+    return tap._through_identity(x)
 
 
 _through: Callable[..., Any] = torch.compiler.disable(_uncompiled)  # type: ignore[assignment]

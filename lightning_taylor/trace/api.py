@@ -15,7 +15,7 @@ from lightning_taylor.errors import NothingToPruneError, UnsupportedModelError
 from lightning_taylor.graph.channel_graph import ChannelGraph
 from lightning_taylor.modules.model_copy import private_copy, reveal, tensor_names
 from lightning_taylor.trace.constraints import attach_constraints
-from lightning_taylor.trace.examples import find_view_major
+from lightning_taylor.trace.examples import find_row_layouts
 from lightning_taylor.trace.forward import quiet, unchanged
 from lightning_taylor.trace.groups import build_graph
 from lightning_taylor.trace.observe import observe, settle_precision
@@ -171,11 +171,11 @@ def trace_calls(
     partition.settle()
     _ignore(partition, ignore, net)
     unseen = _unseen(partition, net)
-    view_major = find_view_major(net, two, dtype) if verify else frozenset()
+    rows = find_row_layouts(net, program if few.step else program.without_step(), dtype) if verify else {}
 
     def build() -> ChannelGraph:
         graph = build_graph(partition, constraints, parameters, unseen)
-        return replace(with_mirrors(graph, scope), view_major=view_major)
+        return replace(with_mirrors(graph, scope), rows=rows)
 
     if verify:
         prove(

@@ -1,53 +1,123 @@
-"""Which rows of a layer's input belong to one example, found by trial: the rows that change when the example does.
+"""Which rows of a layer's input belong to which example, found by trial: the rows that change when the example does.
 
 Where a step joins views of its images in one batch (``torch.cat([x, flipped])``), an example is a row of each view;
-where windows or frames are folded into the batch, it is several rows in sequence. Shapes cannot tell which.
+where windows or frames are folded into the batch, it is several rows in sequence; in a forward pass by chunks, or after
+a mask over the batch, it is a row of some call. Shapes cannot tell which.
 """
 
 from __future__ import annotations
 
+from collections import defaultdict
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
-from lightning_taylor.trace.observe import observe
+from lightning_taylor.graph.row_layout import RowLayout
+from lightning_taylor.trace.forward import quiet, unchanged
+from lightning_taylor.trace.observe import READING
 from lightning_taylor.trace.program import Program
 
-__all__ = ["find_view_major"]
+__all__ = ["find_row_layouts"]
+
+_EXAMPLES = 8
+"""In the program that is tried: enough that a chunk of it has several rows."""
+
+Reads = Mapping[str, list[Tensor]]
+"""Layer -> its inputs, call by call."""
 
 
-def find_view_major(net: nn.Module, program: Program, dtype: torch.dtype) -> frozenset[str]:
-    """Find the layers whose input holds the examples view by view.
+def find_row_layouts(net: nn.Module, program: Program, dtype: torch.dtype) -> dict[str, RowLayout]:
+    """Find how the layers' inputs hold the examples.
 
     Args:
         net: a private copy; left as it was.
-        program: on two examples.
+        program: on all of its examples.
         dtype: the precision that it runs in.
 
     Returns:
-        Names of layers; empty if the program does not run on two examples.
+        Layer -> layout, of those that do not simply read one row of each example in one call; empty if the program does
+        not run on several examples.
     """
-    if program.examples != 2:
-        return frozenset()
-    before = observe(net, program, dtype, (True,)).reads
-    if not any(_could_be_views(x) for x in before.values()):
-        return frozenset()
-    after = observe(net, program.pick([1, 1]), dtype, (True,)).reads
-    layers = {
-        layer
-        for (training, layer, number), x in before.items()
-        if _could_be_views(x)
-        and (y := after.get((training, layer, number))) is not None
-        and x.shape == y.shape
-        and _changes_by_turns(x, y)
+    try:
+        if program.examples < 2 or all(map(_is_plain, _reads(net, program.few(2).cast(dtype), dtype).values())):
+            return {}
+        several = program.few(_EXAMPLES).cast(dtype)
+        owners = _owners(net, several, dtype)
+    except Exception:  # code that knows its batch
+        return {}
+    plain = RowLayout.of([range(several.examples)], several.examples)
+    layouts = {name: RowLayout.of(calls, several.examples) for name, calls in owners.items()}
+    return {name: layout for name, layout in layouts.items() if layout != plain}
+
+
+def _is_plain(calls: list[Tensor]) -> bool:
+    return len(calls) == 1 and len(calls[0]) == 2
+
+
+def _owners(net: nn.Module, program: Program, dtype: torch.dtype) -> dict[str, list[list[int]]]:
+    """Layer -> the owner of every row of each call: the bits of its number, read off by changing half of the examples.
+
+    A row that changes with both halves mixes examples; one that changes with neither, or whose call has other rows
+    then, has no owner.
+    """
+    before = _reads(net, program, dtype)
+    number = {name: [torch.zeros(len(x), dtype=torch.int64) for x in calls] for name, calls in before.items()}
+    owned = {name: [torch.ones(len(x), dtype=torch.bool) for x in calls] for name, calls in before.items()}
+    for bit in range((program.examples - 1).bit_length()):
+        rows = range(program.examples)
+        halves = [[row for row in rows if row >> bit & 1 == value] for value in (0, 1)]
+        zero, one = (_changed(before, _reads(net, program.disturbed(half), dtype)) for half in halves)
+        for name, calls in before.items():
+            for i in range(len(calls)):
+                number[name][i] += one[name][i].long() << bit
+                owned[name][i] &= one[name][i] != zero[name][i]
+    return {
+        name: [torch.where(own, n, -1).tolist() for n, own in zip(number[name], owned[name], strict=True)]
+        for name in before
     }
-    return frozenset(layers)
 
 
-def _could_be_views(x: Tensor) -> bool:
-    return x.ndim > 1 and x.shape[0] > 2 and x.shape[0] % 2 == 0
+def _changed(before: Reads, after: Reads) -> dict[str, list[Tensor]]:
+    """Tell which rows changed; all of them, if there are others."""
+    changed = {}
+    for name, calls in before.items():
+        others = after.get(name, [])
+        alike = len(calls) == len(others) and all(a.shape == b.shape for a, b in zip(calls, others, strict=True))
+        pairs = zip(calls, others if alike else calls, strict=True)
+        changed[name] = [(a != b).flatten(1).any(1).cpu() | (not alike) for a, b in pairs]
+    return changed
 
 
-def _changes_by_turns(x: Tensor, y: Tensor) -> bool:
-    """Whether every row of the first example differs, and none of the second, where they take turns."""
-    changed = (x != y).flatten(1).any(1)
-    return torch.equal(changed, torch.arange(len(changed), device=changed.device) % 2 == 0)
+def _reads(net: nn.Module, program: Program, dtype: torch.dtype) -> Reads:
+    """Run the training path, and note what every layer reads that a gradient goes through."""
+    reads: dict[str, list[Tensor]] = defaultdict(list)
+    step = program.step is not None
+    # Gradients tell passes that are scored from those of a teacher; they are seen where a step is one program.
+    noting = _noting(net, reads, all_of_them=not step)
+    with unchanged(net, True, step=step), quiet(dtype=dtype), torch.set_grad_enabled(step), noting:
+        for _ in program.run(net, training=True):
+            pass
+    return reads
+
+
+@contextmanager
+def _noting(net: nn.Module, reads: dict[str, list[Tensor]], *, all_of_them: bool) -> Iterator[None]:
+    handles = []
+    for name, module in net.named_modules():
+        if not isinstance(module, READING):
+            continue
+
+        def note(_module: nn.Module, args: Any, name: str = name) -> None:
+            x = args[0] if args else None
+            if isinstance(x, Tensor) and x.ndim > 1 and (all_of_them or (torch.is_grad_enabled() and x.requires_grad)):
+                reads[name].append(x.detach().clone())
+
+        handles.append(module.register_forward_pre_hook(note))
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()

@@ -18,9 +18,9 @@ from lightning_taylor.utilities.calls import (
     batch_size,
     cast,
     cast_call,
+    disturb_examples,
     few_examples,
     few_of,
-    pick_examples,
 )
 
 __all__ = ["Program", "Step"]
@@ -83,18 +83,17 @@ class Program:
         forward = None if self.forward is None else few_of(self.forward, batch, most)
         return Program(tuple(few_of(c, batch, most) for c in self.calls), step, forward)
 
-    def pick(self, rows: Sequence[int]) -> Program:
-        """Return the program on the examples that these rows name."""
-        batch = batch_size([(c.args, dict(c.kwargs)) for c in self.calls])
+    def disturbed(self, rows: Sequence[int]) -> Program:
+        """Return the program in which the examples that these rows name have become others, their labels kept."""
+        if self.step is not None:
+            return replace(self, step=replace(self.step, batch=disturb_examples(self.step.batch, self.examples, rows)))
+        batch = self.examples
 
-        def pick_of(call: ForwardCall) -> ForwardCall:
-            args, kwargs = pick_examples((call.args, dict(call.kwargs)), batch, rows)
+        def disturb(call: ForwardCall) -> ForwardCall:
+            args, kwargs = disturb_examples((call.args, dict(call.kwargs)), batch, rows)
             return ForwardCall(call.module, args, kwargs)
 
-        step = self.step
-        if step is not None:
-            step = replace(step, batch=pick_examples(step.batch, step.examples, rows), examples=len(rows))
-        return Program(tuple(map(pick_of, self.calls)), step, None if self.forward is None else pick_of(self.forward))
+        return replace(self, calls=tuple(map(disturb, self.calls)))
 
     def cast(self, dtype: torch.dtype) -> Program:
         """Return the program with every floating-point input in another precision."""

@@ -18,12 +18,12 @@ __all__ = [
     "batch_size",
     "cast",
     "cast_call",
+    "disturb_examples",
     "evaluating",
     "few_examples",
     "few_of",
     "moved",
     "one_example",
-    "pick_examples",
     "repeated",
     "runner",
     "tensors_in",
@@ -103,17 +103,34 @@ def few_examples(values: Any, batch: int, most: int) -> Any:
     return _map(values, lambda t: t[:most] if t.ndim and t.shape[0] == batch else t, fewer)
 
 
-def pick_examples(values: Any, batch: int, rows: Sequence[int]) -> Any:
-    """Return nested inputs of ``batch`` examples with those that the rows name, in this order, repeated perhaps."""
+def disturb_examples(values: Any, batch: int, rows: Sequence[int]) -> Any:
+    """Return nested inputs of ``batch`` examples in which those that the rows name have other numbers.
 
-    def picked(container: Any) -> Any:
+    Whole numbers of one dimension are labels, by which code may choose what it does: they stay.
+    """
+    generator = torch.Generator().manual_seed(0)
+
+    def other(tensor: Tensor) -> Tensor:
+        if tensor.is_floating_point():
+            noise = torch.randn(tensor.shape, generator=generator).to(tensor)
+            return tensor * 0.8 + noise * (tensor.std(correction=0) + 0.1)
+        return tensor.roll(1, -1) if tensor.ndim > 1 else tensor
+
+    def disturbed(tensor: Tensor) -> Tensor:
+        if not tensor.ndim or tensor.shape[0] != batch:
+            return tensor
+        tensor = tensor.clone()
+        tensor[list(rows)] = other(tensor)[list(rows)]
+        return tensor
+
+    def listed(container: Any) -> Any:
         # Tensors that are all as long as the batch are batches, also where they could be images of as many colours.
         batches = all(t.ndim and t.shape[0] == batch for t in tensors_in(container))
         if batches or not _lists_examples(container, batch):
             return container
-        return type(container)(container[row] for row in rows)
+        return type(container)(_map(x, other) if i in rows else x for i, x in enumerate(container))
 
-    return _map(values, lambda t: t[list(rows)] if t.ndim and t.shape[0] == batch else t, picked)
+    return _map(values, disturbed, listed)
 
 
 def _is_list_of_images(values: Any) -> bool:

@@ -228,18 +228,32 @@ def test_a_target_that_no_gradient_can_reach_is_an_error_before_the_first_step()
     assert all(torch.equal(value, before[name]) for name, value in module.state_dict().items())
 
 
+def stacked(views: list[Tensor]) -> Tensor:
+    return torch.stack(views, 1).flatten(0, 1)
+
+
+JOINS: dict[str, Callable[[list[Tensor]], list[Tensor]]] = {
+    "two views": lambda views: [torch.cat(views[:2])],
+    "three views": lambda views: [torch.cat(views)],
+    "views of an image side by side": lambda views: [stacked(views)],
+    "a call for each view": lambda views: views,
+    "chunks of images with their views": lambda views: list(stacked(views).chunk(2)),
+    "chunks of views": lambda views: list(torch.cat(views).chunk(4)),
+    "only some of the images": lambda views: [torch.cat([view[view[:, 0, 0, 0] > 0.5] for view in views[:1]])],
+}
+
+
 class Views(L.LightningModule):
     """Joins views of its images in one batch; learning rate zero, so that scores can be computed afterwards."""
 
-    def __init__(self, views: int, stacked: bool) -> None:
+    def __init__(self, join: Callable[[list[Tensor]], list[Tensor]]) -> None:
         super().__init__()
-        self.views, self.stacked = views, stacked
+        self.join = join
         self.make, self.read = nn.Conv2d(3, 6, 3, padding=1), nn.Conv2d(6, 2, 1)
 
     def loss(self, images: Tensor) -> Tensor:
-        shifted = [images.roll(i, 3) for i in range(self.views)]
-        joined = torch.stack(shifted, 1).flatten(0, 1) if self.stacked else torch.cat(shifted)
-        return self.read(self.make(joined).relu()).pow(2).mean()
+        calls = self.join([images.roll(i, 3) for i in range(3)])
+        return torch.stack([self.read(self.make(x).relu()).pow(2).sum() for x in calls]).sum() / len(images)
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
         return self.loss(batch[0])
@@ -265,10 +279,10 @@ class Kept(Taylor):
         return scorer
 
 
-@pytest.mark.parametrize(("views", "stacked"), [(2, False), (3, False), (3, True)])
-def test_an_example_is_all_of_its_views(views: int, stacked: bool) -> None:
+@pytest.mark.parametrize("join", JOINS.values(), ids=JOINS)
+def test_an_example_is_all_of_its_rows(join: Callable[[list[Tensor]], list[Tensor]]) -> None:
     torch.manual_seed(0)
-    module = Views(views, stacked)
+    module = Views(join)
     whole = copy.deepcopy(module)
     schedule = Gradual(every_n_steps=4, start_step=0, end_step=4)
     callback = TaylorPruning(0.7, schedule, Kept(), normalization="none", measure_latency=False)
@@ -280,6 +294,6 @@ def test_an_example_is_all_of_its_views(views: int, stacked: bool) -> None:
         handle = whole.read.register_forward_pre_hook(lambda m, args, read=read: read.append(args[0]))
         loss = whole.loss(image[None])
         handle.remove()
-        (gradient,) = torch.autograd.grad(loss, read)
-        total += (read[0] * gradient).sum((0, 2, 3)).abs()
+        gradients = torch.autograd.grad(loss, read)
+        total += sum((x * g).sum((0, 2, 3)) for x, g in zip(read, gradients, strict=True)).abs()  # type: ignore
     torch.testing.assert_close(Kept.last["make"], total / len(images), rtol=1e-4, atol=1e-6)
