@@ -22,7 +22,8 @@ class Stretch:
     Attributes:
         order: of the rows, the calls' rows put one after the other.
         each: how many rows an example has.
-        repeats: how many calls, one after the other, read the same rows, as a layer that is called twice.
+        repeats: how many calls, one after the other, read the same part of the examples, as a layer that is called
+            twice for each chunk of a batch.
     """
 
     order: Order
@@ -72,7 +73,10 @@ class RowLayout:
                 return RowLayout(())
             open_rows, repeats = [*open_rows, *call], times
             if (order := _order(open_rows, present)) is not None:
-                stretches.append(Stretch(order, len(open_rows) // len(present), repeats))
+                each = len(open_rows) // len(present)
+                # Of whole calls any may belong to another objective.
+                whole = len(open_rows) == len(call)
+                stretches += [Stretch(order, each)] * repeats if whole else [Stretch(order, each, repeats)]
                 open_rows = []
         return RowLayout(() if open_rows else tuple(stretches), some=len(present) < examples)
 

@@ -10,7 +10,7 @@ LAYOUTS = {
     "one row each": ([[0, 1, 2, 3]], [Stretch("examples")]),
     "frames": ([[0, 0, 1, 1, 2, 2, 3, 3]], [Stretch("examples", 2)]),
     "views": ([[0, 1, 2, 3, 0, 1, 2, 3]], [Stretch("views", 2)]),
-    "called twice": ([[0, 1, 2, 3], [0, 1, 2, 3]], [Stretch("examples", 1, 2)]),
+    "called twice": ([[0, 1, 2, 3], [0, 1, 2, 3]], [Stretch("examples"), Stretch("examples")]),
     "chunks": ([[0, 1], [2, 3]], [Stretch("examples")]),
     "called twice in chunks": ([[0, 1], [0, 1], [2, 3], [2, 3]], [Stretch("examples", 1, 2)]),
     "frames in chunks": ([[0, 0, 1], [1, 2, 2], [3, 3]], [Stretch("examples", 2)]),
