@@ -346,7 +346,7 @@ class TaylorPruning(Callback):
         trained = self._gradients.end(pl_module, self._steps.optimizers) or None
         step = None if self._batch is None else step_of(trainer, pl_module, self._batch, self._examples)
         self._batch = None
-        self._begin(trainer, pl_module, recording, step=step, trained=trained)
+        self._begin(trainer, pl_module, recording, step=step, trained=trained, equal=self._gradients.equal)
 
     def _begin(self, trainer: Trainer, pl_module: LightningModule, recording: Recording, **known: Any) -> None:
         trace = partial(trace_step, pl_module, ignore=self.ignore, **known)

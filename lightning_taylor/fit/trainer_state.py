@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -65,7 +65,7 @@ def trace_step(
     ignore: Sequence[str] = (),
     options: TraceOptions | None = None,
     step: Step | None = None,
-    trained: Iterable[str] | None = None,
+    **known: Any,
 ) -> ChannelGraph:
     """Trace a training step, or what it called; the options are those of ``trace_calls``.
 
@@ -77,7 +77,7 @@ def trace_step(
             f"the training step of {type(pl_module).__name__} called no module with parameters before its first "
             "backward pass, so there is nothing to trace; pass example_inputs="
         )
-    return trace_calls(pl_module, calls, ignore=ignore, options=options, step=step, trained=trained)
+    return trace_calls(pl_module, calls, ignore=ignore, options=options, step=step, **known)
 
 
 def gradient_scale(trainer: Trainer, pl_module: LightningModule) -> float | Tensor:

@@ -15,6 +15,7 @@ from torch.utils.hooks import RemovableHandle
 from torchmetrics import Metric
 
 from lightning_taylor.trace.program import Program, Step
+from lightning_taylor.trace.scope import equal_parts
 from lightning_taylor.utilities.atomic import signals_deferred
 from lightning_taylor.utilities.calls import ForwardCall, evaluating, tensors_in
 
@@ -149,14 +150,20 @@ def _nothing(*_args: Any, **_kwargs: Any) -> None:
 
 @final
 class GradientWatch:
-    """Notes which parameters a gradient reaches, from ``begin`` to ``end``."""
+    """Notes which parameters a gradient reaches, from ``begin`` to ``end``.
+
+    Attributes:
+        equal: the parts that were equal at ``begin``, as ``scope.equal_parts`` gives them.
+    """
 
     def __init__(self) -> None:
+        self.equal: frozenset[tuple[str, str]] = frozenset()
         self._handles: list[RemovableHandle] = []
         self._reached: set[int] = set()
 
     def begin(self, module: nn.Module) -> None:
         """Start to look at every parameter that learns."""
+        self.equal = equal_parts(module)
         with signals_deferred():  # a Ctrl-C among the hooks would leave some that nobody knows
             for parameter in module.parameters():
                 if parameter.requires_grad:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
@@ -118,6 +118,7 @@ def trace_calls(
     options: TraceOptions | None = None,
     step: Step | None = None,
     trained: Iterable[str] | None = None,
+    equal: Collection[tuple[str, str]] | None = None,
 ) -> ChannelGraph:
     """Trace a model whose parts are called one by one from a training step, or the step itself.
 
@@ -130,6 +131,7 @@ def trace_calls(
         step: the training step that made the calls, if it can be made again on a copy.
         trained: names of the parameters that an optimizer has and a gradient reached; None if nobody knows. What is
             neither trained nor run by ``forward`` is part of the loss: neither cut nor counted.
+        equal: as ``scope.equal_parts`` found them when training began; None for the values that the model has now.
 
     Raises:
         UnsupportedModelError, ValueError: as ``trace_channels``.
@@ -141,7 +143,7 @@ def trace_calls(
         raise ValueError("the example inputs are a batch without an example; give at least one")
     dtype, few, two = settle_precision(net, program)
     # Before the values are spread out: a copy is known by its values, too.
-    mirrors = find_mirrors(net, _deployed(net, few, dtype), trained)
+    mirrors = find_mirrors(net, _deployed(net, few, dtype), trained, equal)
     reveal(net, torch.Generator().manual_seed(0))
     scope = find_scope(net, _deployed(net, few, dtype), trained, mirrors)
     scope = narrowed(scope, net, options.scope if options else ())

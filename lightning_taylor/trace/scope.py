@@ -7,8 +7,10 @@ A mirror is a submodule with the names and shapes of a trained one that is neith
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import permutations
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -19,7 +21,7 @@ from lightning_taylor.modules.model_copy import named_tensors
 from lightning_taylor.trace.patterns import matches
 from lightning_taylor.trace.reasons import Why
 
-__all__ = ["Scope", "find_mirrors", "find_scope", "narrowed", "with_mirrors"]
+__all__ = ["Scope", "equal_parts", "find_mirrors", "find_scope", "narrowed", "with_mirrors"]
 
 
 @dataclass(frozen=True)
@@ -93,7 +95,34 @@ def narrowed(scope: Scope, net: nn.Module, patterns: Sequence[str]) -> Scope:
     return Scope(outside, mirrors, scope.modules | beyond, frozenset(beyond - scope.modules), tuple(patterns))
 
 
-def find_mirrors(net: nn.Module, deployed: Iterable[str] | None, trained: Iterable[str] | None) -> dict[str, str]:
+def equal_parts(net: nn.Module) -> frozenset[tuple[str, str]]:
+    """Find the pairs of submodules of one class whose tensors have the same names and values, and are not the same.
+
+    Example:
+        >>> import copy
+        >>> net = nn.ModuleDict({"student": nn.Linear(2, 3), "head": nn.Linear(2, 3)})
+        >>> net["teacher"] = copy.deepcopy(net["student"])
+        >>> sorted(equal_parts(net))
+        [('student', 'teacher'), ('teacher', 'student')]
+    """
+    alike: dict[Any, list[tuple[str, dict[str, Tensor]]]] = {}
+    for name, tensors in _parts(net).items():
+        shapes = tuple((key, t.shape) for key, t in tensors.items())
+        alike.setdefault((type(net.get_submodule(name)), shapes), []).append((name, tensors))
+    return frozenset(
+        (one, other)
+        for parts in alike.values()
+        for (one, tensors), (other, others) in permutations(parts, 2)
+        if _alike(tensors, others) and all(torch.equal(tensors[key], others[key]) for key in tensors)
+    )
+
+
+def find_mirrors(
+    net: nn.Module,
+    deployed: Iterable[str] | None,
+    trained: Iterable[str] | None,
+    equal: Collection[tuple[str, str]] | None = None,
+) -> dict[str, str]:
     """Find submodules that copy a trained one: the name of each of their tensors -> that of the original.
 
     Args:
@@ -102,6 +131,7 @@ def find_mirrors(net: nn.Module, deployed: Iterable[str] | None, trained: Iterab
             its original, too, as it has when training begins.
         trained: names of the parameters that a gradient reached; None if nobody knows: then nothing is taken for a
             copy, since parts of one shape are common.
+        equal: as ``equal_parts`` found them when training began; None to compare the values now.
 
     Example:
         >>> import copy
@@ -114,10 +144,8 @@ def find_mirrors(net: nn.Module, deployed: Iterable[str] | None, trained: Iterab
         return {}
     learning = set(trained)
     used = learning | set(deployed or ())
-    parts: dict[str, dict[str, Tensor]] = {}
-    for name, module in net.named_modules():
-        if name and next(module.parameters(), None) is not None:
-            parts[name] = dict(named_tensors(module))
+    parts = _parts(net)
+    equal = equal_parts(net) if deployed is None and equal is None else equal
     mirrors: dict[str, str] = {}
     for name, tensors in parts.items():
         if any(f"{name}.{key}" in used or f"{name}.{key}" in mirrors for key in tensors):
@@ -127,7 +155,7 @@ def find_mirrors(net: nn.Module, deployed: Iterable[str] | None, trained: Iterab
                 other
                 for other, others in parts.items()
                 if any(f"{other}.{key}" in learning for key in others)
-                and _alike(tensors, others, by_value=deployed is None)
+                and (_alike(tensors, others) if deployed is not None or equal is None else (name, other) in equal)
                 and type(net.get_submodule(other)) is type(net.get_submodule(name))
             ),
             None,
@@ -168,9 +196,17 @@ def _with_copies(group: ChannelGroup, copies: Mapping[str, list[str]]) -> Channe
     return ChannelGroup(group.name, tuple(slices)) if len(slices) > len(group.slices) else group
 
 
-def _alike(one: Mapping[str, Tensor], other: Mapping[str, Tensor], *, by_value: bool) -> bool:
+def _parts(net: nn.Module) -> dict[str, dict[str, Tensor]]:
+    """Return the submodules with parameters, and their tensors."""
+    return {
+        name: dict(named_tensors(module))
+        for name, module in net.named_modules()
+        if name and next(module.parameters(), None) is not None
+    }
+
+
+def _alike(one: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> bool:
+    """Return whether two parts have the same names and shapes, and no tensor in common."""
     if one.keys() != other.keys() or any(one[key] is other[key] for key in one):
         return False
-    if any(one[key].shape != other[key].shape for key in one):
-        return False
-    return not by_value or all(torch.equal(one[key], other[key]) for key in one)
+    return all(one[key].shape == other[key].shape for key in one)

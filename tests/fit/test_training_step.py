@@ -103,6 +103,24 @@ class WithMomentumAfterwards(WithMomentum):
         self.follow()
 
 
+class WithMomentumByHand(WithMomentum):
+    """The same without a ``forward``; its first step comes before the first batch ends."""
+
+    forward = L.LightningModule.forward
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.automatic_optimization = False
+
+    def training_step(self, batch: Any, batch_idx: int) -> None:
+        self.follow()
+        optimizer: Any = self.optimizers()
+        optimizer.zero_grad()
+        fast, slow = self.encoder(batch[0]), self.slow(batch[0].flip(3))
+        self.manual_backward(F.cross_entropy(self.head(fast), batch[1]) - F.cosine_similarity(fast, slow).mean())
+        optimizer.step()
+
+
 class InParts(Learner):
     """The parts are called one after the other, with something between them."""
 
@@ -187,7 +205,7 @@ def test_what_is_neither_deployed_nor_trained_is_neither_cut_nor_counted(make: t
     assert all("part of the loss" in why for name, why in callback.graph.frozen.items() if name.startswith(part))
 
 
-@pytest.mark.parametrize("make", [WithMomentum, WithMomentumAfterwards])
+@pytest.mark.parametrize("make", [WithMomentum, WithMomentumAfterwards, WithMomentumByHand])
 @pytest.mark.parametrize("scope", ["encoder", ["encoder", "head"]])
 def test_a_copy_of_what_is_in_the_scope_goes_along(make: type[WithMomentum], scope: Any) -> None:
     module, callback = fitted(make, scope=scope)
@@ -196,7 +214,7 @@ def test_a_copy_of_what_is_in_the_scope_goes_along(make: type[WithMomentum], sco
     assert not any(o.module.startswith("slow") for o in callback.graph.operations)
 
 
-@pytest.mark.parametrize("make", [WithMomentum, WithMomentumAfterwards])
+@pytest.mark.parametrize("make", [WithMomentum, WithMomentumAfterwards, WithMomentumByHand])
 def test_a_momentum_teacher_loses_the_channels_of_its_student(make: type[WithMomentum]) -> None:
     module, _ = fitted(make)
     assert module.encoder[0].out_channels < 8
