@@ -20,6 +20,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 SIDE, CLASSES, OUT = 6, 3, 5
+APART = 100
+"""Added to the numbers of rows that a mask chose among features: nobody can tell whose they are; they count apart."""
 
 CHOICES: dict[str, tuple[Any, ...]] = {
     "blocks": ("plain", "residual", "concat", "rezero", "shared", "functional", "separable"),
@@ -188,6 +190,11 @@ def viewed(rows: Rows, kind: str) -> list[Rows]:
     return [rows]
 
 
+def apart(call: Rows, number: int) -> Rows:
+    """Whose rows these are nobody can tell: each counts as an example of its own."""
+    return Rows(call.x, call.y, torch.arange(len(call.x)) + APART * (number + 1))
+
+
 def disagreement(outs: list[Tensor], views: str) -> Tensor:
     """How much what comes out for the views of an image varies."""
     match views:
@@ -278,8 +285,9 @@ class Learner(L.LightningModule):
             rows = rows.where(y < 2)
         calls = viewed(rows, recipe.views)
         if recipe.filtered == "rows":
-            calls = [call.where(call.x[:, 0, 0, 0] > -0.7) for call in calls]
+            calls = [apart(call.where(call.x[:, 0, 0, 0] > -0.7), i) for i, call in enumerate(calls)]
         outs, loss = [], torch.zeros((), dtype=x.dtype)
+        self.looks: list[Tensor] = []
         for call in calls:
             out, call = self.run(call)
             self.first = call.owner if not outs else self.first
@@ -304,29 +312,37 @@ class Learner(L.LightningModule):
         return (outs[0] if len(outs) == 1 else torch.cat(outs)), whole
 
     def run_chunk(self, call: Rows) -> tuple[Tensor, Rows]:
-        self.rows = self.seen = call.owner
+        self.rows = call.owner
         if self.recipe.filtered == "features":
             features, keep = self.encoder(call.x), call.y < 2
-            self.rows = call.owner[keep]
+            self.look()
+            self.rows = call.owner[keep] + APART
             return self.finish(features[keep]), call.where(keep)
-        match self.recipe.parts:
-            case "self":
-                return self(call.x), call
-            case "forward":
-                return self.forward(call.x), call
-        return self.finish(self.encoder(call.x)), call
+        if self.recipe.parts == "self":
+            out = self(call.x)
+        elif self.recipe.parts == "forward":
+            out = self.forward(call.x)
+        else:
+            out = self.finish(self.encoder(call.x))
+        self.look()
+        return out, call
 
-    def more(self, rows: Rows, outs: list[Tensor]) -> Iterator[Tensor]:
-        """Further losses."""
+    def look(self) -> None:
+        """Make a loss of the features that a hook or an attribute has of the call."""
         recipe = self.recipe
         if recipe.features != "none":
             maps = self.f["maps"] if recipe.features.startswith("hook") else self.encoder.maps
             assert maps is not None
-            self.rows = self.seen
             through = recipe.features.endswith("probe")
-            yield self.probe(maps.relu().mean((2, 3))).pow(2).mean() if through else maps.mean(1).pow(2).mean()
+            made = self.probe(maps.relu().mean((2, 3))) if through else maps.mean(1)
+            self.looks.append(made.pow(2).mean())
+
+    def more(self, rows: Rows, outs: list[Tensor]) -> Iterator[Tensor]:
+        """Further losses."""
+        recipe = self.recipe
+        yield from self.looks
         if recipe.judge:
-            self.rows = self.first
+            self.rows = self.first + (APART if recipe.filtered == "features" else 0)
             yield self.judge(outs[0]).pow(2).mean()
         if hasattr(self, "slow"):
             if recipe.teacher == "momentum in step":

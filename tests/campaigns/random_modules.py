@@ -35,7 +35,7 @@ from surgery.reference import lost, mask, without, zero
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from campaigns.learners import CLASSES, PACKINGS, SIDE, Learner, Recipe, build
+from campaigns.learners import APART, CLASSES, PACKINGS, SIDE, Learner, Recipe, build
 from lightning_taylor import Gradual, Taylor, TaylorBatch, TaylorPruning
 from lightning_taylor.errors import PruningError
 from lightning_taylor.graph.channel_graph import ChannelGraph
@@ -88,7 +88,7 @@ class Gates(TorchFunctionMode):
         name = self.weights.get(id(args[1])) if func in READERS else None
         if name is not None and torch.is_grad_enabled() and args[0].requires_grad:
             x, *others = args
-            gate = torch.ones(self.examples, x.shape[1], dtype=x.dtype, requires_grad=True)
+            gate = torch.ones(3 * APART, x.shape[1], dtype=x.dtype, requires_grad=True)
             self.gates.append((name, gate))
             opened = gate[self.learner.rows]
             args = (x * opened.reshape(*opened.shape, *[1] * (x.ndim - 2)), *others)
