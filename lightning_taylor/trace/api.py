@@ -27,7 +27,7 @@ from lightning_taylor.trace.patterns import matches
 from lightning_taylor.trace.program import Program, Step
 from lightning_taylor.trace.proof import prove
 from lightning_taylor.trace.reasons import Why
-from lightning_taylor.trace.scope import find_mirrors, find_scope, narrowed, with_mirrors
+from lightning_taylor.trace.scope import equal_parts, find_mirrors, find_scope, narrowed, with_mirrors
 from lightning_taylor.trace.state import TraceState
 from lightning_taylor.trace.tracer import Tracer
 from lightning_taylor.utilities.calls import ForwardCall, tensors_in
@@ -142,10 +142,11 @@ def trace_calls(
     if not program.examples:
         raise ValueError("the example inputs are a batch without an example; give at least one")
     dtype, few, two = settle_precision(net, program)
-    # Before the values are spread out: a copy is known by its values, too.
-    mirrors = find_mirrors(net, _deployed(net, few, dtype), trained, equal)
+    if trained is not None and equal is None:  # before the values are spread out
+        equal = equal_parts(net)
     reveal(net, torch.Generator().manual_seed(0))
-    scope = find_scope(net, _deployed(net, few, dtype), trained, mirrors)
+    deployed = None if trained is None else _deployed(net, few, dtype)
+    scope = find_scope(net, deployed, trained, find_mirrors(net, deployed, trained, equal))
     scope = narrowed(scope, net, options.scope if options else ())
     names = tensor_names(net)
     parameters = frozenset(names[id(p)] for p in net.parameters())

@@ -53,6 +53,14 @@ def relative_difference(one: Tensor, other: Tensor) -> float:
         return float("inf")
     if not one.numel():
         return 0.0
+    difference, scale = (one - other).abs_().max(), one.abs().max()
+    if bool(difference.isfinite() & scale.isfinite()):
+        return float(difference / scale) if float(scale) else float(difference)
+    return _finite_difference(one, other)
+
+
+def _finite_difference(one: Tensor, other: Tensor) -> float:
+    """Compare the finite entries; infinite if others are finite in the other tensor."""
     finite = one.isfinite()
     if not bool((finite == other.isfinite()).all()):
         return float("inf")

@@ -42,10 +42,10 @@ def find_row_layouts(net: nn.Module, program: Program, dtype: torch.dtype) -> di
         not run on several examples.
     """
     try:
-        if program.examples < 2 or all(map(_is_plain, _reads(net, program.few(2).cast(dtype), dtype).values())):
+        if program.examples < 2 or _is_in_sequence(net, program.few(2).cast(dtype), dtype):
             return {}
         several = program.few(_EXAMPLES).cast(dtype)
-        owners = _owners(net, several, dtype)
+        owners = _owners(net, several, dtype, _reads(net, several, dtype))
     except Exception:  # code that knows its batch
         return {}
     plain = RowLayout.of([range(several.examples)], several.examples)
@@ -57,13 +57,21 @@ def _is_plain(calls: list[Tensor]) -> bool:
     return len(calls) == 1 and len(calls[0]) == 2
 
 
-def _owners(net: nn.Module, program: Program, dtype: torch.dtype) -> dict[str, list[list[int]]]:
+def _is_in_sequence(net: nn.Module, program: Program, dtype: torch.dtype) -> bool:
+    """Whether every layer is called once, for all rows of one example after those of the other: windows, frames."""
+    reads = _reads(net, program, dtype)
+    if all(map(_is_plain, reads.values())):
+        return True
+    owners = _owners(net, program, dtype, reads)
+    return all(len(calls) == 1 and calls[0] == sorted([0, 1] * (len(calls[0]) // 2)) for calls in owners.values())
+
+
+def _owners(net: nn.Module, program: Program, dtype: torch.dtype, before: Reads) -> dict[str, list[list[int]]]:
     """Layer -> the owner of every row of each call: the bits of its number, read off by changing half of the examples.
 
-    A row that changes with both halves mixes examples; one that changes with neither, or whose call has other rows
-    then, has no owner.
+    ``before`` is what the layers read of the examples as they are. A row that changes with both halves mixes examples;
+    one that changes with neither, or whose call has other rows then, has no owner.
     """
-    before = _reads(net, program, dtype)
     number = {name: [torch.zeros(len(x), dtype=torch.int64) for x in calls] for name, calls in before.items()}
     owned = {name: [torch.ones(len(x), dtype=torch.bool) for x in calls] for name, calls in before.items()}
     for bit in range((program.examples - 1).bit_length()):

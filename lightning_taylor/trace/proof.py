@@ -86,7 +86,8 @@ class _Trial:
         self._partition = partition
         self._statistics_of_norms = statistics
         self._run = outputs
-        self._two = self._runs_on_two()
+        self._two = True
+        self._proven_on_two = False
         self._read_tolerances: dict[tuple[bool, str, int], float] = {}
         names = tensor_names(net)
         self._input_axes = input_axes(net, names)
@@ -162,18 +163,22 @@ class _Trial:
     def _observe(self, paths: Paths, *, two: bool = False) -> Observation:
         """What the net does with one example, or with two if it makes as many outputs of them (a detector does not)."""
         if two and self._two:
-            observation = self._run(paths, True)
-            if len(observation.outputs) == len(self._tolerances):
+            observation = self._run_on_two(paths)
+            if observation is not None and len(observation.outputs) == len(self._tolerances):
                 return observation
             self._two = False
         return self._run(paths, False)
 
-    def _runs_on_two(self) -> bool:
+    def _run_on_two(self, paths: Paths) -> Observation | None:
+        """Return nothing where the code knows its batch: the whole net raises, before any sliced one is tried."""
+        if self._proven_on_two:
+            return self._run(paths, True)
         try:
-            self._run(_BOTH, True)
-        except Exception:  # code that knows its batch
-            return False
-        return True
+            observation = self._run(paths, True)
+        except Exception:
+            return None
+        self._proven_on_two = True
+        return observation
 
     def _sensitivity(self) -> list[float | None]:
         """Per output, what a last-digit change of the weights makes of it, as the tolerance: some nets are chaotic.

@@ -145,7 +145,7 @@ def find_mirrors(
     learning = set(trained)
     used = learning | set(deployed or ())
     parts = _parts(net)
-    equal = equal_parts(net) if deployed is None and equal is None else equal
+    equal = equal_parts(net) if equal is None else equal
     mirrors: dict[str, str] = {}
     for name, tensors in parts.items():
         if any(f"{name}.{key}" in used or f"{name}.{key}" in mirrors for key in tensors):
@@ -155,7 +155,7 @@ def find_mirrors(
                 other
                 for other, others in parts.items()
                 if any(f"{other}.{key}" in learning for key in others)
-                and (_alike(tensors, others) if deployed is not None or equal is None else (name, other) in equal)
+                and (_alike(tensors, others) if deployed is not None else (name, other) in equal)
                 and type(net.get_submodule(other)) is type(net.get_submodule(name))
             ),
             None,
