@@ -18,6 +18,7 @@ COMMANDS: dict[str, str] = {
     "benchmark": "time the dense and the pruned network of a checkpoint at several batch sizes",
     "compare": "measure how well each criterion ranks the channels of a trained network, or prunes it (--curves)",
     "export": "write the network of a checkpoint as ONNX, torch.export program or state dict",
+    "report": "show the report of a pruning from its checkpoint, and write it as a page",
     "inspect": "show what can be pruned of a network, why layers stay, and what a schedule would leave",
 }
 """Command -> what it does, in a line; the module of that name beside this one has its ``run(args)``."""

@@ -297,7 +297,8 @@ class FitLog:
             rank_zero_warn(session.shortfall)
         clear_screen(trainer, pl_module, summarize=session.changed)
         folder, device = report_folder(trainer), trainer.strategy.root_device
-        summary = session.show(folder, measure_latency=measure_latency, device=device)
+        written = _last_checkpoint(trainer)
+        summary = session.show(folder, measure_latency=measure_latency, device=device, checkpoint=written)
         log_summary(trainer, summary, folder)
 
     def interrupted(self, trainer: Trainer, pl_module: LightningModule, session: Session) -> None:
@@ -312,9 +313,15 @@ class FitLog:
         rank_zero_info(f"{NAME} was stopped at step {session.progress.step}, {_how_to_go_on(trainer)}")
 
 
-def _how_to_go_on(trainer: Trainer) -> str:
+def _last_checkpoint(trainer: Trainer) -> str:
+    """Return the path of the latest checkpoint that the Trainer's callbacks know of; empty if there is none."""
     callbacks: list[Any] = trainer.checkpoint_callbacks
-    paths = [path for c in callbacks for path in (getattr(c, n, "") for n in ("last_model_path", "best_model_path"))]
-    if written := next(filter(None, paths), ""):
+    paths = [getattr(c, name, "") for c in callbacks for name in ("last_model_path", "best_model_path")]
+    written = [path for path in paths if path and Path(path).is_file()]
+    return max(written, key=lambda path: Path(path).stat().st_mtime, default="")
+
+
+def _how_to_go_on(trainer: Trainer) -> str:
+    if written := _last_checkpoint(trainer):
         return f"and goes on from {written}: give it as ckpt_path, or with --ckpt_path on the command line"
     return "before the first checkpoint was written: ModelCheckpoint(every_n_train_steps=...) writes some"

@@ -14,11 +14,15 @@ from rich.console import Console
 from torch import Tensor
 
 from lightning_taylor.fit.pruner import Pruner
-from lightning_taylor.graph.serialize import call_to_plain
+from lightning_taylor.graph.channel_graph import ChannelGraph
+from lightning_taylor.graph.serialize import call_to_plain, graph_from_plain
 from lightning_taylor.measure.environment import machine, peak_memory, state_dict_bytes
 from lightning_taylor.measure.latency import LatencyComparison, compare_latency
 from lightning_taylor.modules.model_copy import private_copy
 from lightning_taylor.modules.resize import with_shapes
+from lightning_taylor.plan.record import Record
+from lightning_taylor.plan.target import Target
+from lightning_taylor.report.commands import shown_commands
 from lightning_taylor.report.html import write_page
 from lightning_taylor.report.summary import PruningSummary
 from lightning_taylor.report.summary_table import summary_tables
@@ -27,7 +31,9 @@ from lightning_taylor.utilities.calls import ForwardCall, one_example, repeated,
 __all__ = [
     "QUANTILES",
     "FitReport",
+    "class_path",
     "quantiles",
+    "summary_of_state",
 ]
 
 QUANTILES = (0.0, 0.05, 0.25, 0.5, 0.75, 0.95, 1.0)
@@ -110,6 +116,7 @@ class FitReport:
             "scores": {when: {name: list(q) for name, q in groups.items()} for when, groups in self.scores.items()},
             "oracle": [dict(row) for row in self.oracle],
             "called_with": list(self.called_with),
+            "baseline": dict(self.baseline),
         }
 
     def load(self, plain: Mapping[str, Any]) -> None:
@@ -119,6 +126,22 @@ class FitReport:
         self.scores = {when: dict(groups) for when, groups in plain.get("scores", {}).items()}
         self.oracle = [dict(row) for row in plain.get("oracle", ())]
         self.called_with = list(plain.get("called_with", ()))
+        self.baseline = self.baseline or dict(plain.get("baseline", {}))
+
+    def summary(self, graph: ChannelGraph, target: Target | None, record: Record, **known: Any) -> PruningSummary:
+        """Put what was noted beside the graph and its events; the rest as for ``PruningSummary.of``."""
+        return PruningSummary.of(
+            graph,
+            target,
+            record=record,
+            metrics_before={**self.before, **self.baseline},
+            metrics_after=self.after,
+            curve=self.curve,
+            scores=self.scores,
+            oracle=self.oracle,
+            given=self.baseline,
+            **known,
+        )
 
     def show(
         self,
@@ -128,6 +151,7 @@ class FitReport:
         measure_latency: bool,
         compiled: int = 0,
         device: torch.device | None = None,
+        checkpoint: str = "",
     ) -> PruningSummary:
         """Print the table, and write ``pruning.json`` and ``pruning.html`` into a folder.
 
@@ -139,22 +163,19 @@ class FitReport:
             measure_latency: whether the dense and the pruned network are timed.
             compiled: how many graphs ``torch.compile`` made.
             device: to measure on; where the model is, if None.
+            checkpoint: the file that holds the model; empty if there is none.
         """
         latency, environment = self._measured(pruner, device, measure_latency)
-        summary = PruningSummary.of(
+        summary = self.summary(
             pruner.graph,
             pruner.options.target,
-            record=pruner.record,
+            pruner.record,
             unscored={**pruner.blind, **pruner.unscored},
-            metrics_before={**self.before, **self.baseline},
-            metrics_after=self.after,
             latency=latency,
             compiled_graphs=compiled,
-            curve=self.curve,
-            scores=self.scores,
-            oracle=self.oracle,
             environment=environment,
-            given=self.baseline,
+            checkpoint=checkpoint,
+            model=class_path(pruner.model),
         )
         data, page = Path(folder) / "pruning.json", Path(folder) / "pruning.html"
         console = Console(file=sys.stdout, soft_wrap=False)
@@ -166,6 +187,8 @@ class FitReport:
         with _no_loss(f"the pruning report could not be written to {page}"):
             write_page(summary, page)
             console.print(f"As a page: {page}", highlight=False, soft_wrap=True)
+        if commands := shown_commands(summary):
+            console.print(commands, highlight=False, markup=False, soft_wrap=True)
         return summary
 
     def _measured(
@@ -194,6 +217,31 @@ class FitReport:
                 with _no_loss("the latency of the pruned network could not be measured"), _own_warnings_only():
                     return compare_latency(runs["dense"], runs["pruned"], warmup=2, repeats=10), about
         return None, about
+
+
+def summary_of_state(state: Mapping[str, Any], checkpoint: str) -> PruningSummary:
+    """Summarise a pruning from what its session left in a checkpoint; nothing was measured then.
+
+    Args:
+        state: as ``Session.to_plain`` has it, with a graph.
+        checkpoint: the file.
+    """
+    report = FitReport()
+    report.load(state["report"])
+    asked = state.get("asked")  # an earlier release did not say
+    return report.summary(
+        graph_from_plain(state["graph"]),
+        Target(**asked) if asked else None,
+        Record.from_plain(state["record"]),
+        checkpoint=checkpoint,
+        model=state.get("model", ""),
+    )
+
+
+def class_path(model: object) -> str:
+    """Return the import path of an object's class; empty for one of the script that runs, which has none."""
+    kind = type(model)
+    return "" if kind.__module__ == "__main__" else f"{kind.__module__}.{kind.__qualname__}"
 
 
 @contextmanager

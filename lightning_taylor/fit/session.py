@@ -18,7 +18,7 @@ from lightning_taylor.fit.guard import GuardState
 from lightning_taylor.fit.options import Options
 from lightning_taylor.fit.progress import ScheduleProgress
 from lightning_taylor.fit.pruner import Pruner
-from lightning_taylor.fit.report import FitReport
+from lightning_taylor.fit.report import FitReport, class_path
 from lightning_taylor.graph.channel_graph import ChannelGraph
 from lightning_taylor.graph.serialize import graph_from_plain, graph_to_plain
 from lightning_taylor.plan.fit_length import FitLength
@@ -250,11 +250,10 @@ class Session:
         assert self._pruner is not None
         return Size(self._pruner.fractions(), widths_now(self._pruner.graph))
 
-    def show(self, folder: str | Path, *, measure_latency: bool, device: torch.device | None = None) -> PruningSummary:
+    def show(self, folder: str | Path, **known: Any) -> PruningSummary:
         """Print the table, and write it as data and as a page into a folder; see ``FitReport.show``."""
         assert self._pruner is not None
-        compiled = compiled_graphs() - self._compiled
-        return self.report.show(self._pruner, folder, measure_latency=measure_latency, compiled=compiled, device=device)
+        return self.report.show(self._pruner, folder, compiled=compiled_graphs() - self._compiled, **known)
 
     def close(self) -> None:
         """Leave nothing on the model."""
@@ -276,6 +275,8 @@ class Session:
             "scores": pruner.scorer.state() if pruner else {},
             **self.progress.to_plain(),
             "report": self.report.to_plain(),
+            "asked": dict(self.options.target.asked),
+            "model": class_path(pruner.model) if pruner else "",
             "guard": self._guard.to_plain() if self._guard else None,
         }
 

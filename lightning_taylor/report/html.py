@@ -15,10 +15,11 @@ from typing import Any
 from jinja2 import Environment, StrictUndefined, Template
 from markupsafe import Markup
 
+from lightning_taylor.report.commands import next_commands
 from lightning_taylor.report.figures import figures
 from lightning_taylor.report.figures.style import png
 from lightning_taylor.report.summary import PruningSummary
-from lightning_taylor.report.text import baseline_line, latency_line, oracle_line, totals, verdict
+from lightning_taylor.report.text import baseline_line, latency_line, oracle_line, shortly, totals, verdict
 from lightning_taylor.utilities.atomic import write_file
 
 __all__ = [
@@ -74,6 +75,8 @@ def page(summary: PruningSummary) -> str:
         totals=totals(summary),
         notes=[line for line in (baseline_line(summary), latency_line(summary)) if line],
         conditions=_conditions(summary),
+        commands=next_commands(summary),
+        short=shortly,
         event_columns=list(dict.fromkeys(name for event in summary.events for name in event)),
         widths=_some(summary.widths),
         rounded=_rounded,

@@ -11,7 +11,6 @@ from torch import nn
 
 from lightning_taylor.errors import TargetUnreachableError
 from lightning_taylor.graph.channel_graph import ChannelGraph
-from lightning_taylor.graph.types import Operation
 from lightning_taylor.plan.cost import Cost, CostModel
 from lightning_taylor.plan.feasibility import allowed_widths, check_reachable
 from lightning_taylor.plan.fit_length import FitLength
@@ -19,6 +18,7 @@ from lightning_taylor.plan.record import Record
 from lightning_taylor.plan.schedule import Schedule, default_schedule
 from lightning_taylor.plan.target import Target
 from lightning_taylor.report.dry_run import RULE, InspectedEvent, dry_run
+from lightning_taylor.report.layer_costs import flops_now
 from lightning_taylor.report.remedies import remedy_for
 from lightning_taylor.report.summary import widths_after, widths_now
 from lightning_taylor.trace.api import trace_channels
@@ -243,13 +243,8 @@ def _flops_shares(graph: ChannelGraph) -> dict[str, float]:
     flops = dict.fromkeys(graph.layers, 0.0)
     total = 0.0
     for operation in graph.operations:
-        own = _flops_now(operation, graph)
+        own = flops_now(operation, graph)
         total += own
         if operation.module in flops:
             flops[operation.module] += own
     return {layer: own / max(total, 1.0) for layer, own in flops.items()}
-
-
-def _flops_now(operation: Operation, graph: ChannelGraph) -> float:
-    ratio = math.prod(graph.width((tensor, dim)) / graph.dense[tensor][dim] for tensor, dim in operation.axes)
-    return operation.flops * ratio

@@ -16,6 +16,7 @@ from lightning_taylor.measure.latency import LatencyComparison
 from lightning_taylor.plan.cost import Cost, CostModel
 from lightning_taylor.plan.record import Record
 from lightning_taylor.plan.target import Target
+from lightning_taylor.report.layer_costs import layer_costs
 from lightning_taylor.utilities.atomic import write_file
 
 __all__ = [
@@ -47,11 +48,15 @@ class Change:
 
 @dataclass(frozen=True)
 class LayerChange:
-    """A layer's output channels before and after the pruning."""
+    """A layer before and after the pruning: its output channels, its FLOPs per example, its parameters."""
 
     layer: str
     before: int
     after: int
+    flops_before: float = 0
+    flops_after: float = 0
+    params_before: int = 0
+    params_after: int = 0
 
 
 @dataclass(frozen=True)
@@ -81,6 +86,8 @@ class PruningSummary:
             bytes "state_dict_bytes" and "peak_bytes" (of one inference), each as {"dense": ..., "pruned": ...}.
             What could not be measured is not there.
         given: metrics whose value of the dense model the user gave, in the place of a validation.
+        checkpoint: the file that holds the pruned model; empty if none was written.
+        model: the import path of its class; empty if nobody knows.
     """
 
     asked: Mapping[str, float]
@@ -101,6 +108,8 @@ class PruningSummary:
     widths: tuple[Mapping[str, int], ...] = ()
     environment: Mapping[str, Any] = field(default_factory=dict)
     given: tuple[str, ...] = ()
+    checkpoint: str = ""
+    model: str = ""
 
     @classmethod
     def of(
@@ -119,6 +128,8 @@ class PruningSummary:
         oracle: Sequence[Mapping[str, float]] = (),
         environment: Mapping[str, Any] | None = None,
         given: Iterable[str] = (),
+        checkpoint: str = "",
+        model: str = "",
     ) -> PruningSummary:
         """The summary of a pruned graph, which knows its dense shapes.
 
@@ -136,6 +147,8 @@ class PruningSummary:
             oracle: one row per event at which the scores were checked.
             environment: where it was measured, sizes and peak memory.
             given: metrics of the dense model that the user gave.
+            checkpoint: the file that holds the pruned model.
+            model: the import path of its class.
         """
         cost = CostModel(graph)
         first, last = metrics_before or {}, metrics_after or {}
@@ -144,10 +157,7 @@ class PruningSummary:
             flops=Change(cost.dense.flops, cost.now.flops),
             params=Change(cost.dense.params, cost.now.params),
             channels=Change(cost.dense.channels, cost.now.channels),
-            layers=tuple(
-                LayerChange(layer, graph.dense[tensor][dim], graph.shapes[tensor][dim])
-                for layer, (tensor, dim) in graph.layers.items()
-            ),
+            layers=_layers(graph),
             frozen=dict(graph.frozen),
             unscored=dict(unscored or {}),
             events=_event_rows(record or Record()),
@@ -161,6 +171,8 @@ class PruningSummary:
             widths=widths_after(graph, record or Record()),
             environment=dict(environment or {}),
             given=tuple(given),
+            checkpoint=checkpoint,
+            model=model,
         )
 
     @property
@@ -203,6 +215,8 @@ class PruningSummary:
             "widths": [dict(row) for row in self.widths],
             "environment": dict(self.environment),
             "baseline": {"step": self.baseline_step, "given": list(self.given)},
+            "checkpoint": self.checkpoint,
+            "model": self.model,
         }
         return _finite(plain)
 
@@ -216,6 +230,20 @@ class PruningSummary:
             The path.
         """
         return write_file(path, json.dumps(self.to_plain(), indent=2, allow_nan=False) + "\n")
+
+
+def _layers(graph: ChannelGraph) -> tuple[LayerChange, ...]:
+    costs = layer_costs(graph)
+    return tuple(
+        LayerChange(
+            layer,
+            graph.dense[tensor][dim],
+            graph.shapes[tensor][dim],
+            *(round(cost.flops) for cost in costs[layer]),
+            *(cost.params for cost in costs[layer]),
+        )
+        for layer, (tensor, dim) in graph.layers.items()
+    )
 
 
 def _event_rows(record: Record) -> tuple[Mapping[str, float], ...]:

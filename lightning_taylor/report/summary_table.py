@@ -20,6 +20,7 @@ __all__ = [
     "summary_tables",
 ]
 
+FLOPS = "FLOPs: 2 per multiply-add, for one example."
 _REASON = 150  # characters of a reason; the whole of it is in pruning.json
 _NAMES = 3  # of the layers that a reason holds
 
@@ -33,7 +34,12 @@ def summary_tables(summary: PruningSummary, style: box.Box = box.SIMPLE_HEAD) ->
         summary: what to show.
         style: how the tables' lines are drawn.
     """
-    parts: list[RenderableType] = [_layers(summary, style), _totals(summary, style), Text(verdict(summary))]
+    parts: list[RenderableType] = [
+        _layers(summary, style),
+        _totals(summary, style),
+        Text(FLOPS),
+        Text(verdict(summary)),
+    ]
     parts += [Text(line) for line in (baseline_line(summary), latency_line(summary), oracle_line(summary)) if line]
     if summary.frozen:
         parts.append(_reasons("frozen layers", summary.frozen, style))
@@ -65,7 +71,14 @@ def _layers(summary: PruningSummary, style: box.Box) -> Table:
 
 
 def _totals(summary: PruningSummary, style: box.Box) -> Table:
-    table = _table(style, "total", "dense", "pruned", "remain", "asked")
+    table = _table(
+        style,
+        "total",
+        "dense",
+        "pruned",
+        "remain",
+        "asked",
+    )
     for row in totals(summary):
         table.add_row(Text(row.label), row.dense, row.pruned, row.remains, row.asked)
     return table

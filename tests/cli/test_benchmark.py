@@ -38,7 +38,7 @@ def test_a_checkpoint_is_timed_at_every_batch_size(run: Run, pruned_fit: Path, t
     code, out, err = run("benchmark", pruned_fit, *DIGITS, "--batch-size", 1, 16)
     assert (code, err) == (0, "")
     assert [(len(dense), len(pruned)) for dense, pruned in timed] == [(1, 1), (16, 16)]
-    assert "batch of 1: no speed-up measured : any difference is lost" in out
+    assert "batch of 1: no speed-up measured: any difference is lost" in out
     assert "batch of 16: 2.00 times faster" in out
     rows = [line.split() for line in out.splitlines() if line.strip()[:1].isdigit()]
     assert rows[1] == ["16", "4", "(3.9-4.1)", "2", "(1.95-2.05)", "4000", "8000"]

@@ -157,10 +157,22 @@ def test_the_page_of_a_real_fit_holds_what_its_json_holds(fitted):
     plain = summary.to_plain()
     told = {name: plain[name] for name in ("layers", "frozen", "unscored", "metrics", "environment", "widths")}
     for name in strings(list(told.values())):
-        if name not in ("before", "after", "layer", "dense", "pruned"):
+        if name not in (*vars(summary.layers[0]), "dense", "pruned"):
             assert name.replace("_bytes", "").replace("_", " ") in words.replace("_", " ") or "bytes" in name, name
     assert f"{summary.flops.remaining:.1%}" in words
     assert "Target met after 1 event" in words
+    assert "FLOPs count 2 per multiply-add, for one example." in words
+
+
+def test_the_page_says_how_to_go_on_with_its_checkpoint(summary):
+    assert not Elements(page(summary)).of("pre")
+    html = page(replace(summary, checkpoint="my logs/last.ckpt", model="nets.Net"))
+    assert "lightning-taylor export 'my logs/last.ckpt' --format onnx --model nets.Net" in Elements(html).words()
+
+
+def test_the_page_has_the_flops_and_parameters_of_each_layer(summary):
+    cells = "".join(f"<td>{cell}</td>" for cell in (8, 2, "25%", 48, 12, 24, 6))
+    assert f'<th scope="row">first</th>{cells}' in page(summary)
 
 
 def test_the_fit_itself_writes_the_page(fitted):

@@ -21,7 +21,7 @@ def test_a_summary_sets_before_and_after_side_by_side(summary):
     assert summary.flops == Change(80, 20)
     assert summary.params == Change(40, 10)
     assert summary.channels == Change(8, 2)
-    assert summary.layers == (LayerChange("first", 8, 2), LayerChange("second", 2, 2))
+    assert summary.layers == (LayerChange("first", 8, 2, 48, 12, 24, 6), LayerChange("second", 2, 2, 32, 8, 16, 4))
     assert summary.achieved == {"flops": 0.25, "params": 0.25, "channels": 0.25}
     assert summary.metrics == {"val_acc": Change(0.9, 0.875)}
     assert summary.events == ({"step": 5, "removed": 6, "flops": 20, "params": 10, "channels": 2, "seconds": 0.5},)

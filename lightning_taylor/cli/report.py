@@ -1,0 +1,50 @@
+"""``lightning-taylor report``: the table and the page of a pruning, from what its checkpoint remembers."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+from rich.console import Console
+
+from lightning_taylor.checkpoint.widths import STATE_KEY
+from lightning_taylor.cli.arguments import Parser, add_trust
+from lightning_taylor.cli.checkpoint_model import read_checkpoint
+from lightning_taylor.cli.exit import fail
+from lightning_taylor.fit.report import summary_of_state
+from lightning_taylor.report.commands import shown_commands
+from lightning_taylor.report.html import write_page
+from lightning_taylor.report.summary_table import summary_tables
+
+__all__ = ["run"]
+
+DESCRIPTION = "Show the report of a pruning from its checkpoint, and write it as a page; no model's class is needed."
+EXAMPLES = """\
+examples:
+  lightning-taylor report lightning_logs/version_0/checkpoints/last.ckpt
+  lightning-taylor report last.ckpt --output friday.html"""
+
+
+def run(args: list[str]) -> None:
+    """Print the table and write the page."""
+    parser = Parser("report", DESCRIPTION, EXAMPLES)
+    parser.add_argument("checkpoint", metavar="CKPT", help="a checkpoint of a fit with TaylorPruning")
+    parser.add_argument("--output", metavar="PATH", help="the page; by default pruning.html beside the checkpoint")
+    add_trust(parser)
+    asked = parser.parse_args(args)
+    path = Path(asked.output or Path(asked.checkpoint).parent / "pruning.html")
+    if path.is_dir():
+        fail(2, f"--output {path} is a folder: give the name of a file in it")
+    content = read_checkpoint(asked.checkpoint, trust=asked.trust)
+    state = content.get("callbacks", {}).get(STATE_KEY)
+    if state is None:
+        fail(2, f"{asked.checkpoint} holds no state of TaylorPruning: it was saved without the callback")
+    if state.get("graph") is None:
+        fail(2, f"{asked.checkpoint} was saved before the first training batch, when nothing was known of its channels")
+    try:
+        summary = summary_of_state(state, checkpoint=asked.checkpoint)
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
+        fail(2, f"what {asked.checkpoint} says about its pruning cannot be read ({type(error).__name__}: {error})")
+    Console(file=sys.stdout, highlight=False).print(summary_tables(summary))
+    print(f"As a page: {write_page(summary, path)}")
+    print(shown_commands(summary))
