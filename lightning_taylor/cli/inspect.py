@@ -251,5 +251,6 @@ def of_config(args: list[str], request: Request) -> Inspection:
         schedule,
         int(length.steps) if length.steps != float("inf") else None,
         min_channels=request.min_channels or options.min_channels,
+        max_removed=options.max_removed,
         round_to=request.round_to or options.on(device).multiple,
     )

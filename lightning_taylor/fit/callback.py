@@ -103,6 +103,8 @@ class TaylorPruning(Callback):
             left, and how many channels were ``removed`` by layer.
         baseline: metrics of the dense model where they are known, such as ``{"val_acc": 0.93}``, for the report and the
             guard. By default those of the last validation before the first event.
+        max_removed: the largest share of a group's dense channels that may go, in [0, 1]: 0.9 for all groups, or by
+            name patterns of layers, as in ``{"layer4": 0.5, "*.conv1": 0.9}``; of several that match, the smallest.
 
     Raises:
         ValueError: listing every value of a wrong type or outside its range.
@@ -135,12 +137,13 @@ class TaylorPruning(Callback):
         verbose: bool = True,
         on_event: Callable[[PruningEvent], object] | None = None,
         baseline: Mapping[str, float] | None = None,
+        max_removed: float | Mapping[str, float] | None = None,
     ) -> None:
         arguments = {name: value for name, value in locals().items() if name not in ("self", "__class__")}
         check_arguments(arguments)
         super().__init__()
         self._written = as_written(arguments, TaylorPruning)
-        numbers = (flops_penalty, min_channels, round_to, flops_power)
+        numbers = (flops_penalty, min_channels, round_to, flops_power, max_removed)
         self.options = Options.of(target, criterion or Taylor(), normalization, *numbers)
         self.normalization, self.flops_power = normalization, flops_power
         self.schedule, self.ignore = schedule, tuple(ignore)

@@ -15,6 +15,7 @@ from torch import Tensor
 from lightning_taylor.criteria.base import Criterion
 from lightning_taylor.plan.feasibility import own_round_to
 from lightning_taylor.plan.guard import Guard
+from lightning_taylor.plan.limits import MaxRemoved
 from lightning_taylor.plan.schedule import Schedule
 from lightning_taylor.plan.target import Target
 from lightning_taylor.scores.normalize import Normalization
@@ -50,6 +51,7 @@ class Options:
     min_channels: int = 1
     round_to: int | None = 1
     flops_power: float = 0.0
+    max_removed: MaxRemoved | None = None
     own_round_to: int = 1
     """Of the device; holds where the user left ``round_to`` open."""
 
@@ -63,6 +65,7 @@ class Options:
         min_channels: int,
         round_to: int | None,
         flops_power: float | None = 0.0,
+        max_removed: MaxRemoved | None = None,
     ) -> Options:
         """With the user's choice; what is None becomes the criterion's own, ``round_to`` the device's: see ``on``.
 
@@ -81,7 +84,7 @@ class Options:
         if flops_power is None:
             own = target.flops is not None and scale == criterion.default_normalization and not flops_penalty
             flops_power = criterion.default_flops_power if own else 0.0
-        return cls(target, criterion, scale, flops_penalty, min_channels, round_to, flops_power)
+        return cls(target, criterion, scale, flops_penalty, min_channels, round_to, flops_power, max_removed)
 
     def on(self, device: torch.device) -> Options:
         """With the device's own multiple."""
@@ -255,6 +258,15 @@ def _baseline(name: str, value: Any) -> Iterator[str]:
         yield f"{name} takes the dense model's metrics by their names, such as {{'val_acc': 0.93}}, got {value!r}{hint}"
 
 
+def _shares(name: str, value: Any) -> Iterator[str]:
+    shares = value if isinstance(value, Mapping) else {"*": value}
+    for pattern, share in shares.items() if value is not None else ():
+        if not isinstance(pattern, str) or not is_number(share) or not 0 <= share <= 1:
+            ways = "0.9 for all layers, or {'layer4*': 0.5} by their names"
+            yield f"{name} takes the largest share of a group's channels that may go, in [0, 1]: {ways}; got {value!r}"
+            return
+
+
 def _callable(name: str, value: Any) -> Iterator[str]:
     if value is not None and not callable(value):
         yield f"{name} takes a function of a PruningEvent, got {value!r}"
@@ -281,6 +293,7 @@ CHECKS: Mapping[str, Check] = {
     "verbose": _switch,
     "on_event": _callable,
     "baseline": _baseline,
+    "max_removed": _shares,
     "scope": _scope,
 }
 

@@ -20,6 +20,7 @@ from lightning_taylor.graph.types import Role
 from lightning_taylor.measure.meter import Measure, Meter
 from lightning_taylor.plan.cost import Cost, CostModel
 from lightning_taylor.plan.feasibility import check_reachable
+from lightning_taylor.plan.limits import Least, limits
 from lightning_taylor.plan.measured_search import Selection, select_measured
 from lightning_taylor.plan.record import Event, Record
 from lightning_taylor.plan.schedule import Schedule
@@ -160,7 +161,7 @@ class Pruner:
                 self._meter,
                 now=self.measured,
                 cost=self._cost,
-                min_channels=options.min_channels,
+                min_channels=self._least,
                 round_to=1 if few else options.multiple,
                 flops_penalty=options.flops_penalty,
                 flops_power=options.flops_power,
@@ -232,11 +233,11 @@ class Pruner:
     def _check_reachable(self) -> None:
         scored = [name for name in self.graph.groups if name not in self.blind]
         options = self.options
-        limits = {"min_channels": options.min_channels, "round_to": options.multiple}
+        least, multiple = self._least, options.multiple
         try:
             target = options.target if self._meter else options.target.exact
             if target:
-                check_reachable(target, self.graph, scored, meter=self._meter, **limits)
+                check_reachable(target, self.graph, scored, min_channels=least, round_to=multiple, meter=self._meter)
         except TargetUnreachableError as error:
             if finer := options.finer():
                 self.options = finer
@@ -245,6 +246,11 @@ class Pruner:
                 raise
             unscored = "; ".join(f"{name}: {why}" for name, why in self.blind.items())
             raise TargetUnreachableError(f"{error}. {options.criterion} cannot score {unscored}") from error
+
+    @property
+    def _least(self) -> Least:
+        """How many channels each group has to keep."""
+        return limits(self.graph, self.options.min_channels, self.options.max_removed)
 
     def close(self) -> None:
         """Take every hook off the model. What was gathered stays, for a checkpoint that is saved after an error."""

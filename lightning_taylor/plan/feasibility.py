@@ -12,6 +12,7 @@ from lightning_taylor.errors import TargetUnreachableError
 from lightning_taylor.graph.channel_graph import ChannelGraph
 from lightning_taylor.measure.meter import Measure
 from lightning_taylor.plan.cost import Cost, CostModel
+from lightning_taylor.plan.limits import Least, fewest
 from lightning_taylor.plan.target import Target
 from lightning_taylor.utilities.checks import check_whole
 
@@ -60,7 +61,7 @@ def own_round_to(device: torch.device) -> int:
 
 
 def reachable_minimum(
-    graph: ChannelGraph, groups: Iterable[str] | None = None, *, min_channels: int = 1, round_to: int = 1
+    graph: ChannelGraph, groups: Iterable[str] | None = None, *, min_channels: Least = 1, round_to: int = 1
 ) -> Cost:
     """What remains when every group is at its smallest allowed width.
 
@@ -81,7 +82,7 @@ def check_reachable(
     graph: ChannelGraph,
     groups: Iterable[str] | None = None,
     *,
-    min_channels: int = 1,
+    min_channels: Least = 1,
     round_to: int = 1,
     meter: Measure | None = None,
 ) -> Cost:
@@ -130,13 +131,13 @@ def unreachable_message(
     return (
         f"the target {asked} cannot be met: with every group at its minimum {reachable} of the dense model "
         f"remains{note}. "
-        f"Ask for more than that, lower min_channels or round_to, shorten ignore=, or see graph.frozen for why "
-        f"{layers} must stay"
+        f"Ask for more than that, lower min_channels or round_to, raise max_removed, shorten ignore=, or see "
+        f"graph.frozen for why {layers} must stay"
     )
 
 
 def _removable(
-    graph: ChannelGraph, groups: Iterable[str] | None, *, min_channels: int, round_to: int
+    graph: ChannelGraph, groups: Iterable[str] | None, *, min_channels: Least, round_to: int
 ) -> dict[str, int]:
     """Group -> how many channels it loses on the way to its smallest allowed width."""
     removed = {}
@@ -144,11 +145,12 @@ def _removable(
         if name not in graph.groups:
             raise ValueError(f"no channel group {name!r} in this graph")
         size = graph.groups[name].size
-        removed[name] = size - int(allowed_widths(size, min_channels=min_channels, round_to=round_to)[-1])
+        least = fewest(min_channels, name)
+        removed[name] = size - int(allowed_widths(size, min_channels=least, round_to=round_to)[-1])
     return removed
 
 
-def _smallest(graph: ChannelGraph, groups: Iterable[str] | None, *, min_channels: int, round_to: int) -> ChannelGraph:
+def _smallest(graph: ChannelGraph, groups: Iterable[str] | None, *, min_channels: Least, round_to: int) -> ChannelGraph:
     """The graph with every group at its smallest; which of the channels go makes no difference to a size."""
     removed = _removable(graph, groups, min_channels=min_channels, round_to=round_to)
     return graph.shrink({name: range(count) for name, count in removed.items()})

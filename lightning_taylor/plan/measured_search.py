@@ -22,6 +22,7 @@ from lightning_taylor.graph.channel_graph import ChannelGraph
 from lightning_taylor.measure.meter import Measure
 from lightning_taylor.plan.cost import CostModel
 from lightning_taylor.plan.feasibility import unreachable_message
+from lightning_taylor.plan.limits import Least
 from lightning_taylor.plan.schedule import Demand
 from lightning_taylor.plan.select import Selector
 from lightning_taylor.plan.target import Target
@@ -241,7 +242,7 @@ def select_measured(
     now: Mapping[str, float] | None = None,
     cost: CostModel | None = None,
     most: int = 8,
-    min_channels: int = 1,
+    min_channels: Least = 1,
     round_to: int = 1,
     flops_penalty: float = 0.0,
     flops_power: float = 0.0,
@@ -293,8 +294,15 @@ def select_measured(
         (51, {'latency': 0.694})
     """
     demand = demand if isinstance(demand, Demand) else Demand(demand, goal=demand)
-    limits = {"min_channels": min_channels, "round_to": round_to}
-    selector = Selector(scores, graph, cost=cost, **limits, flops_penalty=flops_penalty, flops_power=flops_power)
+    selector = Selector(
+        scores,
+        graph,
+        cost=cost,
+        min_channels=min_channels,
+        round_to=round_to,
+        flops_penalty=flops_penalty,
+        flops_power=flops_power,
+    )
     if not demand.target.to_measure:
         return Selection(selector.choose(demand))
     if meter is None:

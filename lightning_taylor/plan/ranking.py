@@ -22,6 +22,7 @@ from torch import Tensor
 from lightning_taylor.errors import PruningError
 from lightning_taylor.graph.channel_graph import ChannelGraph
 from lightning_taylor.plan.feasibility import allowed_widths
+from lightning_taylor.plan.limits import Least, fewest
 
 __all__ = ["Counts", "Ranking", "checked_scores"]
 
@@ -45,7 +46,7 @@ class Ranking:
 
     @classmethod
     def of(
-        cls, scores: Mapping[str, NDArray[np.float64]], graph: ChannelGraph, *, min_channels: int, round_to: int
+        cls, scores: Mapping[str, NDArray[np.float64]], graph: ChannelGraph, *, min_channels: Least, round_to: int
     ) -> Ranking:
         """Rank the channels of all scored groups by score, then group, then index."""
         orders = {name: np.argsort(scores[name], kind="stable") if name in scores else None for name in graph.groups}
@@ -53,7 +54,8 @@ class Ranking:
         for g, (name, order_C) in enumerate(orders.items()):
             if order_C is None:
                 continue
-            widths = allowed_widths(graph.groups[name].size, min_channels=min_channels, round_to=round_to)
+            least = fewest(min_channels, name)
+            widths = allowed_widths(graph.groups[name].size, min_channels=least, round_to=round_to)
             last = order_C[widths[0] - widths[1:] - 1]
             parts.append((scores[name][last], np.full(len(last), g), widths[:-1] - widths[1:]))
         if not parts:

@@ -19,6 +19,7 @@ from lightning_taylor.errors import TargetUnreachableError
 from lightning_taylor.graph.channel_graph import ChannelGraph
 from lightning_taylor.plan.cost import CostModel
 from lightning_taylor.plan.feasibility import unreachable_message
+from lightning_taylor.plan.limits import Least
 from lightning_taylor.plan.ranking import Counts, Ranking, checked_scores
 from lightning_taylor.plan.schedule import Demand
 from lightning_taylor.plan.target import Target
@@ -34,7 +35,7 @@ def select(
     graph: ChannelGraph,
     demand: Demand | Target,
     *,
-    min_channels: int = 1,
+    min_channels: Least = 1,
     round_to: int = 1,
     flops_penalty: float = 0.0,
     flops_power: float = 0.0,
@@ -60,7 +61,7 @@ def select(
             Groups without scores keep all their channels.
         graph: the graph at its present widths.
         demand: what the event has to do; a bare target means "remove until it is met", as the goal of a fit.
-        min_channels: every group keeps at least this many (or all it has, if fewer).
+        min_channels: every group keeps at least this many (or all it has, if fewer); of a mapping, each its own number.
         round_to: kept counts are multiples of this, rounded up; a group's present width is always allowed.
         flops_penalty: lambda of Eq. 9; the paper uses 1e-3 where it uses it.
         flops_power: p: 0 leaves the scores alone, 1 ranks by score per MFLOP.
@@ -110,7 +111,7 @@ class Selector:
         graph: ChannelGraph,
         *,
         cost: CostModel | None = None,
-        min_channels: int = 1,
+        min_channels: Least = 1,
         round_to: int = 1,
         flops_penalty: float = 0.0,
         flops_power: float = 0.0,

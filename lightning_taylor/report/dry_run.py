@@ -10,6 +10,7 @@ from torch import Tensor
 
 from lightning_taylor.graph.channel_graph import ChannelGraph
 from lightning_taylor.plan.cost import Cost, CostModel
+from lightning_taylor.plan.limits import Least
 from lightning_taylor.plan.schedule import Demand, Schedule
 from lightning_taylor.plan.select import select
 from lightning_taylor.plan.target import Target
@@ -47,7 +48,7 @@ def dry_run(
     schedule: Schedule | None = None,
     steps: int | None = None,
     *,
-    min_channels: int = 1,
+    min_channels: Least = 1,
     round_to: int = 1,
 ) -> tuple[InspectedEvent, ...]:
     """The events on the way to a target, if channels of equal rank within their groups were equally important.

@@ -14,6 +14,7 @@ from lightning_taylor.graph.channel_graph import ChannelGraph
 from lightning_taylor.plan.cost import Cost, CostModel
 from lightning_taylor.plan.feasibility import allowed_widths, check_reachable
 from lightning_taylor.plan.fit_length import FitLength
+from lightning_taylor.plan.limits import Least, MaxRemoved, fewest, limits
 from lightning_taylor.plan.record import Record
 from lightning_taylor.plan.schedule import Schedule, default_schedule
 from lightning_taylor.plan.target import Target
@@ -89,6 +90,7 @@ class Inspection:
         *,
         min_channels: int = 1,
         round_to: int = 1,
+        max_removed: MaxRemoved | None = None,
         epoch: float = math.inf,
     ) -> Inspection:
         """A dry run of a graph; the arguments are those of ``inspect_model``, and the steps of an epoch."""
@@ -96,13 +98,14 @@ class Inspection:
             schedule = (schedule or default_schedule(steps)).in_steps(FitLength(steps, epoch))
             schedule.check(steps)
         events, problem = (), ""
+        least = limits(graph, min_channels, max_removed)
         try:
             if target.exact:
-                check_reachable(target.exact, graph, min_channels=min_channels, round_to=round_to)
-            events = dry_run(graph, target, schedule, steps, min_channels=min_channels, round_to=round_to)
+                check_reachable(target.exact, graph, min_channels=least, round_to=round_to)
+            events = dry_run(graph, target, schedule, steps, min_channels=least, round_to=round_to)
         except TargetUnreachableError as error:
             problem = str(error)
-        found = cls._at(graph, min_channels, round_to)
+        found = cls._at(graph, least, round_to)
         return cls(**{**vars(found), "asked": target.asked, "events": events, "rule": RULE, "problem": problem})
 
     @classmethod
@@ -120,7 +123,7 @@ class Inspection:
         return cls(**{**vars(cls._at(graph, 1, 1)), "events": events})
 
     @classmethod
-    def _at(cls, graph: ChannelGraph, min_channels: int, round_to: int) -> Inspection:
+    def _at(cls, graph: ChannelGraph, min_channels: Least, round_to: int) -> Inspection:
         cost, smallest = CostModel(graph), graph.shrink(_all_that_can_go(graph, min_channels, round_to))
         least = widths_now(smallest)
         shares, groups = _flops_shares(graph), _groups_by_layer(graph)
@@ -176,6 +179,7 @@ def inspect_model(
     conv_groups: ConvGroups = "auto",
     attention_heads: AttentionHeads = "whole",
     scope: str | Sequence[str] = (),
+    max_removed: MaxRemoved | None = None,
 ) -> Inspection:
     """Look at a model as a fit with ``TaylorPruning`` would, and remove nothing.
 
@@ -196,6 +200,7 @@ def inspect_model(
         conv_groups: as for ``trace_channels``.
         attention_heads: likewise.
         scope: likewise.
+        max_removed: the largest share of a group's channels that may go, as for ``TaylorPruning``.
 
     Raises:
         UnsupportedModelError: if the model cannot be traced.
@@ -219,13 +224,16 @@ def inspect_model(
         attention_heads=attention_heads,
         scope=scope,
     )
-    return Inspection.of(graph, Target.of(target), schedule, steps, min_channels=min_channels, round_to=round_to)
+    wanted = Target.of(target)
+    return Inspection.of(
+        graph, wanted, schedule, steps, min_channels=min_channels, round_to=round_to, max_removed=max_removed
+    )
 
 
-def _all_that_can_go(graph: ChannelGraph, min_channels: int, round_to: int) -> dict[str, Iterable[int]]:
+def _all_that_can_go(graph: ChannelGraph, min_channels: Least, round_to: int) -> dict[str, Iterable[int]]:
     """Every group down to its smallest allowed width; which of the channels go makes no difference to a width."""
     least = {
-        name: allowed_widths(group.size, min_channels=min_channels, round_to=round_to)[-1]
+        name: allowed_widths(group.size, min_channels=fewest(min_channels, name), round_to=round_to)[-1]
         for name, group in graph.groups.items()
     }
     return {name: range(group.size - least[name]) for name, group in graph.groups.items()}

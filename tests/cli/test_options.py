@@ -113,6 +113,8 @@ CASES = [
     Case("scope", ["net"], "[net]", ("scope+=net",)),
     Case("scope", "net", "net", ("scope=net",)),
     Case("verbose", False, "false", ("verbose=false",)),
+    Case("max_removed", 0.9, "0.9", ("max_removed=0.9",)),
+    Case("max_removed", {"layer4*": 0.5}, "{'layer4*': 0.5}", ('max_removed={"layer4*": 0.5}',)),
     Case("baseline", {"val_acc": 0.9}, "{val_acc: 0.9}", ('baseline={"val_acc": 0.9}',)),
     Case("on_event", print, "builtins.print", ("on_event=builtins.print",)),
 ]  # fmt: skip

@@ -98,3 +98,21 @@ def test_a_shape_may_come_in_the_list_of_whatever_reads_a_configuration() -> Non
     broken: Any = UserList([2, 0])
     with pytest.raises(ValueError, match=r"example_inputs takes what the model's forward takes, .* got \[2, 0\]"):
         TaylorPruning(example_inputs=broken)
+
+
+def test_no_layer_loses_more_than_its_share_of_what_it_had(tmp_path: Path) -> None:
+    pruner = pruning(schedule=Iterative(1, 3), criterion=Random(), target=0.6, max_removed={"one": 0.25})
+    fit(Boring(zoo.Residual()), pruner, tmp_path)
+    graph = pruner.graph
+    assert pruner.reached
+    assert graph is not None
+    tensor, dim = graph.layers["net.one.0"]
+    assert graph.shapes[tensor][dim] >= 0.75 * graph.dense[tensor][dim]
+
+
+@pytest.mark.parametrize(
+    ("max_removed", "message"), [(1.5, "in .0, 1.: 0.9 for all layers"), ({"fc": "half"}, "got {'fc': 'half'}")]
+)
+def test_a_share_that_is_none_is_refused(max_removed: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        pruning(max_removed=max_removed)
