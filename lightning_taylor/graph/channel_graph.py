@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from lightning_taylor.graph.row_layout import RowLayout
+from lightning_taylor.graph.text_table import html_table, text_table
 from lightning_taylor.graph.types import Axis, ChannelGroup, LinkedAttribute, Operation, Remove, Slice
 
 __all__ = [
@@ -60,6 +61,19 @@ class ChannelGraph:
     def __repr__(self) -> str:
         channels = sum(group.size for group in self.groups.values())
         return f"ChannelGraph({len(self.groups)} groups of {channels} channels, {len(self.frozen)} layers frozen)"
+
+    def __str__(self) -> str:
+        return text_table(repr(self), *self._table())
+
+    def _repr_html_(self) -> str:
+        return html_table(repr(self), *self._table())
+
+    def _table(self) -> tuple[tuple[str, ...], list[tuple[str, int, str, str]]]:
+        """Return columns and rows: every layer, its output channels, the groups they belong to, or why they stay."""
+        owners = self.slices_by_axis()
+        groups = {layer: dict.fromkeys(name for name, _ in owners.get(axis, ())) for layer, axis in self.layers.items()}
+        rows = [(x, self.width(a), ", ".join(groups[x]), self.frozen.get(x, "")) for x, a in self.layers.items()]
+        return ("layer", "channels", "group", "stays because"), rows
 
     def width(self, axis: Axis) -> int:
         """How many entries an axis has now."""

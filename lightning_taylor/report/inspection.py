@@ -11,6 +11,7 @@ from torch import nn
 
 from lightning_taylor.errors import TargetUnreachableError
 from lightning_taylor.graph.channel_graph import ChannelGraph
+from lightning_taylor.graph.text_table import html_table, text_table
 from lightning_taylor.plan.cost import Cost, CostModel
 from lightning_taylor.plan.feasibility import allowed_widths, check_reachable
 from lightning_taylor.plan.fit_length import FitLength
@@ -158,6 +159,18 @@ class Inspection:
             f"at least {self.least.flops / self.dense.flops:.1%} of the dense model's remain; "
             f"target {target}{'' if self.met else ' is not met'})"
         )
+
+    def __str__(self) -> str:
+        return text_table(repr(self), *self._table())
+
+    def _repr_html_(self) -> str:
+        return html_table(repr(self), *self._table())
+
+    def _table(self) -> tuple[tuple[str, ...], list[tuple[str, str, int, int, int, str]]]:
+        """Return columns and rows: every layer, how far down it goes, what the last event leaves, why it stays."""
+        last = self.events[-1].widths if self.events else {}
+        rows = [(x.layer, f"{x.flops:.1%}", x.now, x.least, last.get(x.layer, x.now), x.reason) for x in self.layers]
+        return ("layer", "FLOPs", "channels", "least", "then", "stays because"), rows
 
     def to_plain(self) -> dict[str, Any]:
         """Everything in dicts, lists, strings and numbers, for JSON."""

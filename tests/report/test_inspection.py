@@ -194,10 +194,26 @@ def test_the_data_is_json_with_every_event() -> None:
     assert plain["layers"][0]["layer"] == "first"
 
 
-def test_what_is_printed_is_a_line() -> None:
+def test_what_is_printed_is_a_line_and_a_short_table() -> None:
     net = torch.nn.Sequential(torch.nn.Conv2d(3, 8, 3), torch.nn.ReLU(), torch.nn.Conv2d(8, 5, 3))
     x = torch.rand(1, 3, 16, 16)
-    assert str(trace_channels(net, x)) == "ChannelGraph(1 groups of 8 channels, 1 layers frozen)"
-    text = str(inspect_model(net, x, target=0.5))
-    assert text.startswith("Inspection(2 layers, 1 can shrink; ")
-    assert text.endswith("target flops=0.5)")
+    graph, found = trace_channels(net, x), inspect_model(net, x, target=0.5)
+    assert repr(graph) == "ChannelGraph(1 groups of 8 channels, 1 layers frozen)"
+    assert repr(found).startswith("Inspection(2 layers, 1 can shrink; ")
+    assert repr(found).endswith("target flops=0.5)")
+    for shown, first, last in (
+        (graph, ["0", "8", "0"], ["2", "5", "reaches", "the", "output"]),
+        (found, ["0", "45.0%", "8", "1", "4"], ["2", "55.0%", "5", "5", "5", "reaches", "the", "output"]),
+    ):
+        heading, columns, *rows = str(shown).splitlines()
+        assert (heading, columns.split()[0]) == (repr(shown), "layer")
+        assert [row.split() for row in rows] == [first, last]
+        assert shown._repr_html_().count("<tr>") == 3
+
+
+def test_a_deep_network_is_printed_on_a_screen() -> None:
+    found = inspect_model(torch.nn.Sequential(*(torch.nn.Linear(4, 4) for _ in range(90))), torch.rand(1, 4))
+    lines = str(found).splitlines()
+    assert len(lines) == 43
+    assert lines[22] == "... 50 more"
+    assert found._repr_html_().count("<tr>") == 91
