@@ -123,12 +123,12 @@ def log_event(
     """
     values = {
         **_sizes(size),
-        "pruning/event/removed": sum(map(len, event.removed.values())),
-        "pruning/event/seconds": event.seconds,
+        "pruning_event/removed": sum(map(len, event.removed.values())),
+        "pruning_event/seconds": event.seconds,
     }
     if scores:
         spread = quantiles(torch.cat([score_C.flatten() for score_C in scores.values()]))
-        values |= {f"pruning/score/{name}": value for name, value in zip(_QUANTILES, spread, strict=True)}
+        values |= {f"pruning_score/{name}": value for name, value in zip(_QUANTILES, spread, strict=True)}
     if correlation is not None:
         values["pruning/oracle_correlation"] = correlation
     _scalars(trainer, values)
@@ -250,7 +250,7 @@ def _takes_metrics(logger: Any) -> bool:
 def _sizes(size: Size) -> dict[str, float]:
     # In single precision, as Lightning logs them at every step: two values of one step must not differ.
     remain = {f"pruning/{name}": torch.tensor(value).item() for name, value in size.fractions.items()}
-    return {**remain, **{f"pruning/width/{layer}": width for layer, width in size.widths.items()}}
+    return {**remain, **{f"pruning_width/{layer}": width for layer, width in size.widths.items()}}
 
 
 def _scalars(trainer: Trainer, values: Mapping[str, float]) -> None:

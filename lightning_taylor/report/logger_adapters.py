@@ -37,11 +37,11 @@ def show_histograms(logger: Any, scores: Mapping[str, Tensor], step: int) -> Non
     """
     if _is_tensorboard(logger):
         for group, score_C in scores.items():
-            logger.experiment.add_histogram(f"pruning/scores/{group}", score_C, step)
+            logger.experiment.add_histogram(f"pruning_scores/{group}", score_C, step)
     elif _is_wandb(logger) and scores:
         import wandb
 
-        logger.log_metrics({f"pruning/scores/{g}": wandb.Histogram(s_C.tolist()) for g, s_C in scores.items()}, step)
+        logger.log_metrics({f"pruning_scores/{g}": wandb.Histogram(s_C.tolist()) for g, s_C in scores.items()}, step)
 
 
 def can_draw(logger: Any) -> bool:

@@ -109,19 +109,19 @@ def test_the_value_at_a_step_is_the_network_at_that_step(logged: Any, store: str
         assert {step for step, _ in points} == set(range(24))
         after_step = [(step, value) for step, value in points[1:]]  # the first is that of the start
         assert all(value == pytest.approx(sizes[step][name], rel=1e-6) for step, value in after_step)
-    assert scalars[f"pruning/width/{LAYER}"] == [(0, 6), *((k, sizes[k][f"width/{LAYER}"]) for k in (11, 14, 17))]
-    assert scalars[f"pruning/width/{LAYER}"][-1][1] < 6
+    assert scalars[f"pruning_width/{LAYER}"] == [(0, 6), *((k, sizes[k][f"width/{LAYER}"]) for k in (11, 14, 17))]
+    assert scalars[f"pruning_width/{LAYER}"][-1][1] < 6
 
 
 @pytest.mark.parametrize("store", STORES)
 def test_every_event_tells_what_went_how_long_it_took_and_how_the_scores_were_spread(logged: Any, store: str) -> None:
     scalars = logged[0][store].scalars
     steps = {name: [step for step, _ in points] for name, points in scalars.items()}
-    spread = [f"pruning/score/{name}" for name in ("min", "p05", "p25", "median", "p75", "p95", "max")]
-    for name in ("pruning/event/removed", "pruning/event/seconds", *spread):
+    spread = [f"pruning_score/{name}" for name in ("min", "p05", "p25", "median", "p75", "p95", "max")]
+    for name in ("pruning_event/removed", "pruning_event/seconds", *spread):
         assert steps[name] == [11, 14, 17]
-    assert sum(value for _, value in scalars["pruning/event/removed"]) == 36 - round(logged[1][-1]["channels"] * 36)
-    assert all(0 < value < 60 for _, value in scalars["pruning/event/seconds"])
+    assert sum(value for _, value in scalars["pruning_event/removed"]) == 36 - round(logged[1][-1]["channels"] * 36)
+    assert all(0 < value < 60 for _, value in scalars["pruning_event/seconds"])
     for values in zip(*([value for _, value in scalars[name]] for name in spread), strict=True):
         assert list(values) == sorted(values)
         assert 0 <= values[0] < values[-1] <= 1
@@ -137,8 +137,8 @@ def test_the_settings_stand_among_the_hyperparameters_beside_the_users(logged: A
 @pytest.mark.parametrize("store", ["tensorboard", "wandb"])
 def test_the_scores_of_each_group_are_a_histogram_at_each_event(logged: Any, store: str) -> None:
     histograms = logged[0][store].histograms
-    assert histograms[f"pruning/scores/{LAYER}"] == [11, 14, 17]
-    assert len([name for name in histograms if name.startswith("pruning/scores/")]) == 4
+    assert histograms[f"pruning_scores/{LAYER}"] == [11, 14, 17]
+    assert len([name for name in histograms if name.startswith("pruning_scores/")]) == 4
 
 
 @pytest.mark.parametrize("store", ["tensorboard", "wandb", "mlflow"])
@@ -222,7 +222,7 @@ class Own(Logger):
 
 
 @pytest.mark.parametrize(
-    ("fails", "what"), [("pruning/event/seconds", "the scalars"), ("TaylorPruning", "the settings")]
+    ("fails", "what"), [("pruning_event/seconds", "the scalars"), ("TaylorPruning", "the settings")]
 )
 def test_a_logger_that_raises_costs_a_warning_and_neither_the_fit_nor_the_others(
     fails: str, what: str, tmp_path: Path
@@ -231,7 +231,7 @@ def test_a_logger_that_raises_costs_a_warning_and_neither_the_fit_nor_the_others
     with pytest.warns(UserWarning, match=f"Own did not take {what} of TaylorPruning: ConnectionError: no route"):
         fit(Validated(zoo.Residual()), pruner, tmp_path, loader(), loader(), logger=[broken, whole])
     assert pruner.reached
-    assert [step for step, row in whole.seen if "pruning/event/seconds" in row] == [11, 14, 17]
+    assert [step for step, row in whole.seen if "pruning_event/seconds" in row] == [11, 14, 17]
     assert any("TaylorPruning" in row for _, row in whole.seen)
 
 
@@ -257,7 +257,7 @@ def test_a_logger_of_pytorch_lightning_is_told_the_same(tmp_path: Path) -> None:
     fit(Saving(), pruning(schedule=EVENTS), tmp_path, loader(), loader(), logger=logger)
     found = stores.tensorboard(Path(logger.log_dir))
     assert found.settings.items() >= {**SETTINGS, "width": "7"}.items()
-    assert [step for step, _ in found.scalars["pruning/event/removed"]] == [11, 14, 17]
+    assert [step for step, _ in found.scalars["pruning_event/removed"]] == [11, 14, 17]
     assert "pruning/figures/channels" in found.figures
 
 
@@ -275,7 +275,7 @@ def test_going_back_to_an_earlier_size_is_logged_as_well(tmp_path: Path) -> None
         pytest.warns(UserWarning, match="was not reached"),
     ):
         fit(Falling(zoo.Residual()), pruner, tmp_path, loader(), loader(), logger=logger)
-    widths = [(step, row[f"pruning/width/{LAYER}"]) for step, row in logger.seen if f"pruning/width/{LAYER}" in row]
+    widths = [(step, row[f"pruning_width/{LAYER}"]) for step, row in logger.seen if f"pruning_width/{LAYER}" in row]
     assert [step for step, _ in widths] == [0, 11, 14, 15]  # the start, two events, and the second validation
     assert widths[0][1] == widths[-1][1] == 6 > widths[1][1]
 
@@ -299,7 +299,7 @@ def _ranked(rank: int, folder: str) -> list[Any]:
     logger, files = Own(), CSVLogger(folder)
     options = {"devices": 2, "strategy": "ddp", "logger": [logger, files], "use_distributed_sampler": False}
     fit(Boring(zoo.Residual()), pruning(schedule=EVENTS), Path(folder), **options)
-    return [row for _, row in logger.seen if "TaylorPruning" in row or "pruning/event/removed" in row]
+    return [row for _, row in logger.seen if "TaylorPruning" in row or "pruning_event/removed" in row]
 
 
 def test_only_rank_zero_logs(tmp_path: Path) -> None:
@@ -307,7 +307,7 @@ def test_only_rank_zero_logs(tmp_path: Path) -> None:
     assert len(first) == 4  # the settings, and three events
     assert second == []
     (folder,) = (tmp_path / "lightning_logs").iterdir()
-    assert len(stores.comma_separated(folder).scalars["pruning/event/removed"]) == 3
+    assert len(stores.comma_separated(folder).scalars["pruning_event/removed"]) == 3
 
 
 def test_settings_become_plain_however_deep_they_are() -> None:

@@ -71,6 +71,8 @@ def _note(layer: LayerChange) -> str:
 
 _MANY = 40  # groups, from which on boxes would be too thin to see
 
+_FAR = 20  # times the middle group's median, from which on a group hides the others
+
 _WHEN = {"first": BLUE, "last": VERMILLION}
 
 _Quantiles = Mapping[str, Sequence[float]]  # group -> the quantiles 0, .05, .25, .5, .75, .95, 1
@@ -81,6 +83,7 @@ def scores_figure(summary: PruningSummary) -> Figure | None:
     """A pair of boxes per group: the middle half of its channels' scores, with the median and whiskers at 5 and 95 %.
 
     Of more than 40 groups, a pair of bands that run through all of them: the middle half, and a line for the median.
+    Where a group's scores are twenty times as large as most others', the axis is logarithmic beyond the small ones.
 
     Args:
         summary: its ``scores`` are drawn.
@@ -101,6 +104,8 @@ def scores_figure(summary: PruningSummary) -> Figure | None:
             draw = _bands if many else _boxes
             draw(axes, rows, colour, f"before the {when} event")
     plain_axes(axes, grid="x")
+    if small := _one_hides_the_others(drawn):
+        axes.set_xscale("symlog", linthresh=small)
     label_rows(axes, groups, height)
     marks = "band: middle half, line: median" if many else "box: middle half, whiskers: 5 to 95 %"
     axes.set_xlabel(f"normalised score (no unit)\n{marks}", loc="right", multialignment="right")
@@ -124,6 +129,13 @@ def _bands(axes: Axes, rows: Sequence[tuple[float, Sequence[float]]], colour: st
     _, _, first, median, third, _, _ = zip(*(values for _, values in rows), strict=True)
     axes.fill_betweenx(y, first, third, color=colour, alpha=0.3, linewidth=0, step="mid", label=label)
     axes.plot(median, y, color=colour, linewidth=1.5)
+
+
+def _one_hides_the_others(drawn: Mapping[str, _Quantiles]) -> float | None:
+    """Return a small score, up to which the axis stays linear, if all but one group would be lines at its left end."""
+    medians = sorted(abs(values[3]) for scores in drawn.values() for values in scores.values() if values[3])
+    largest = max((abs(values[5]) for scores in drawn.values() for values in scores.values()), default=0.0)
+    return medians[0] if medians and largest > _FAR * medians[len(medians) // 2] else None
 
 
 def _drawable(scores: _Quantiles) -> _Quantiles:
