@@ -18,6 +18,7 @@ from lightning_taylor.errors import UncoupledChannelsError
 from lightning_taylor.graph.types import Axis, LinkedAttribute
 from lightning_taylor.modules.attention import HEAD_WIDTH
 from lightning_taylor.modules.attention_registry import heads_left
+from lightning_taylor.modules.attribute_paths import get_number, replaced, split_path
 
 __all__ = [
     "AttributeRule",
@@ -142,16 +143,15 @@ def attribute_changes(
 
 
 def _listed(module: nn.Module, wanted: Mapping[str, object]) -> dict[str, object]:
-    """The same with ``sizes[0]``, ``sizes[1]`` ... as one new list or tuple ``sizes``."""
+    """Return the same with ``sizes[0]``, ``info[1]['width']`` ... as one new list ``sizes``, one new ``info``."""
     whole: dict[str, object] = {}
-    entries: dict[str, list[object]] = {}
     for attribute, value in wanted.items():
-        name, _, place = attribute.partition("[")
-        if place:
-            entries.setdefault(name, list(getattr(module, name)))[int(place[:-1])] = value
-        else:
+        name, steps = split_path(attribute)
+        if not steps:
             whole[name] = value
-    return whole | {name: type(getattr(module, name))(values) for name, values in entries.items()}
+        elif get_number(module, attribute) != value:
+            whole[name] = replaced(whole.get(name, getattr(module, name)), steps, value)
+    return whole
 
 
 def rule_of(module: nn.Module) -> AttributeRule | None:

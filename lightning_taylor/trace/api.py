@@ -265,9 +265,11 @@ def _watched(net: nn.Module, state: TraceState, leave_network: Callable[[Any, st
             stack.append(name)
             state.module = name
 
-        def leave(_module: nn.Module, _args: Any, out: Any) -> None:
+        def leave(_module: nn.Module, args: Any, out: Any) -> None:
             name = stack.pop()
             state.module = stack[-1] if stack else ""
+            with _disable_current_modes():
+                state.told.note(state.module, name, args, out, state.labels_of)
             if name == "" and out is not None:
                 with _disable_current_modes():
                     leave_network(out, Why.OUTPUT())

@@ -46,11 +46,12 @@ class TraceState:
     ) -> None:
         self.partition = partition
         self.module = ""
-        self.pairs, self.grids, self.splits, self.statistics = constraints
+        self.pairs, self.grids, self.splits, self.statistics, self.told = constraints
         self.first_states: dict[tuple[tuple[str, str], ...], Tensor] = {}
         self.examples = examples
         self._names = names
         self._modules = modules or {}
+        self.told.begin(self._modules)
         self.uncounted = uncounted
         # Strong references on purpose: an id must not be given to another tensor during the trace, and weak ones
         # do not survive the round trip of a tensor's Python object through a composite operator.

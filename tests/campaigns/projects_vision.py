@@ -230,8 +230,8 @@ class Detector(L.LightningModule):
         return self.model(x)
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
-        loss, items = self.model(batch)
-        self.log("box_loss", items[0])
+        loss, _ = self.model(batch)
+        self.log("loss", loss.sum())
         return loss.sum()
 
     def configure_optimizers(self) -> torch.optim.Optimizer:

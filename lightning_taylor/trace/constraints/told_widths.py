@@ -1,0 +1,202 @@
+"""Numbers that modules keep about their widths and that other methods read: ``num_features``, ``out_channels``.
+
+No forward pass need run by them, so that no operator shows what they count; but the module's code handles tensors: what
+it is given, what it gives its parts and gets from them, and what it returns. A number that is called after a width and
+equals the channels of one kind of tensor among these, and of no other, counts those. Of a list whose entries equal the
+channels of the tensors that are returned, in order, each counts its own; and an entry beside the name of a part, as in
+``{"num_chs": 64, "module": "layer1"}``, counts the channels that this part returns. What is in doubt stays.
+
+Shape legend: C = channels of a tensor.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from torch import Tensor, nn
+
+from lightning_taylor.graph.types import Axis, LinkedAttribute
+from lightning_taylor.modules.attribute_paths import numbers_in
+from lightning_taylor.modules.attributes import rule_of
+from lightning_taylor.trace.constraints.attribute_sizes import may_count
+from lightning_taylor.trace.labels import Labels, running
+from lightning_taylor.trace.partition import Constraint, LabelPartition
+from lightning_taylor.utilities.calls import tensors_in
+
+__all__ = ["ToldWidths"]
+
+_WIDTHS = ("dim", "width", "channel", "chs", "hidden", "planes", "feature", "embed")
+
+_NOT = ("img", "image", "patch", "window", "grid", "in_ch", "reduction")
+
+
+@dataclass
+class _Handled:
+    """What the code of one module sees.
+
+    Attributes:
+        numbers: path of an attribute -> its value, of those that may count channels.
+        vectors: labels (C,) of every tensor with channels that has one of these sizes; None of one without.
+        returned: labels of the tensors that the module returned last, in order.
+    """
+
+    numbers: Mapping[str, int] = field(default_factory=dict)
+    vectors: list[tuple[int, np.ndarray | None]] = field(default_factory=list)
+    returned: list[np.ndarray | None] = field(default_factory=list)
+
+
+class ToldWidths(Constraint):
+    """The numbers of all modules of a trace, and the tensors that their code handles."""
+
+    def __init__(self, partition: LabelPartition) -> None:
+        self._partition = partition
+        self._handled: dict[str, _Handled] = {}
+        self._beside: dict[tuple[str, str], str] = {}
+        self._left: set[str] = set()
+
+    def begin(self, modules: Mapping[str, nn.Module]) -> None:
+        """Look for the numbers of every module that has no rule of its own; a no-op the second time."""
+        if self._handled:
+            return
+        for name, module in modules.items():
+            found = numbers_in(module) if rule_of(module) is None else {}
+            numbers: dict[str, int] = {}
+            for path, entry in found.items():
+                inside = [part for text in entry.beside if text and (part := f"{name}.{text}".lstrip(".")) in modules]
+                # What else a dict holds may be what the module was built with.
+                if _names_width(path) and (len(inside) == 1 or not path.endswith("']")):
+                    numbers[path] = entry.value
+                    if len(inside) == 1:
+                        self._beside[name, path] = inside[0]
+            self._handled[name] = _Handled(numbers)
+
+    def note(
+        self, owner: str, module: str, given: Any, returned: Any, labels_of: Callable[[Tensor], Labels | None]
+    ) -> None:
+        """Note a call: the owner's code handles what it gives a part and gets back, and so does the part's.
+
+        Args:
+            owner: the module whose code made the call.
+            module: the one that was called.
+            given: its arguments.
+            returned: what it returned.
+            labels_of: what a tensor carries.
+        """
+        mine, owners = self._handled[module], self._handled[owner]
+        mine.returned = []
+        for tensor in tensors_in(returned):
+            vector = _channels(labels_of(tensor))
+            mine.returned.append(vector)
+            self._see(tensor, vector, mine, owners)
+        for tensor in tensors_in(given):
+            if any(size in handled.numbers.values() for size in tensor.shape for handled in (mine, owners)):
+                self._see(tensor, _channels(labels_of(tensor)), mine, owners)
+
+    def try_next(self, labels: np.ndarray, reason: str) -> bool:
+        """Leave the numbers that count these channels as they are, once."""
+        around = self._around(labels)
+        self._left |= around
+        return bool(around)
+
+    def affects(self, labels: np.ndarray) -> bool:
+        """Return whether numbers follow these channels and need not."""
+        return bool(self._around(labels))
+
+    def linked_attributes(self) -> Iterator[LinkedAttribute]:
+        """Yield the numbers that count channels of which some may go."""
+        component = self._partition.components()
+        frozen = self._partition.frozen_components(component)
+        axes: dict[bytes, Axis | None] = {}
+        for module, path, vector in self._counted(component):
+            tied = component[vector]
+            if bool((frozen[tied] >= 0).all()):
+                continue
+            axis = axes.setdefault(tied.tobytes(), self._axis(component, tied))
+            if axis is not None:
+                yield LinkedAttribute(module, path, axis, len(vector), len(vector))
+
+    def _see(self, tensor: Tensor, vector: np.ndarray | None, *handled: _Handled) -> None:
+        for one in handled:
+            sizes = set(one.numbers.values())
+            if vector is not None and len(vector) in sizes:
+                one.vectors.append((len(vector), vector))
+            elif vector is None and tensor.is_floating_point():
+                channels = tensor.shape[1:2] if tensor.ndim > 3 else tensor.shape[1:]
+                one.vectors += [(size, None) for size in channels if size in sizes]
+
+    def _around(self, labels: np.ndarray) -> set[str]:
+        component = self._partition.components()
+        members = component[labels]
+        return {
+            module for module, _, vector in self._counted(component) if bool(np.isin(component[vector], members).any())
+        }
+
+    def _counted(self, component: np.ndarray) -> Iterator[tuple[str, str, np.ndarray]]:
+        """Yield each module and number with the channels that it counts."""
+        for module, handled in self._handled.items():
+            if module in self._left or not handled.numbers:
+                continue
+            lists = _lists(handled)
+            kinds: dict[int, dict[bytes, np.ndarray | None]] = defaultdict(dict)
+            for size, vector in handled.vectors:
+                kinds[size][b"" if vector is None else component[vector].tobytes()] = vector
+            for path, value in handled.numbers.items():
+                part = self._beside.get((module, path))
+                if part is not None:
+                    outputs = self._handled[part].returned
+                    vector = outputs[0] if len(outputs) == 1 else None
+                else:
+                    alike = list(kinds[value].values())
+                    vector = lists.get(path, alike[0] if len(alike) == 1 else None)
+                if vector is not None and len(vector) == value:
+                    yield module, path, vector
+
+    def _axis(self, component: np.ndarray, tied: np.ndarray) -> Axis | None:
+        """Return the first dimension of a tensor whose entries go one by one with these channels."""
+        fitting = (
+            axis for axis in self._partition.axes_of_size(len(tied))
+            if np.array_equal(component[self._partition.entries(axis)], tied)
+        )  # fmt: skip
+        return next(fitting, None)
+
+
+def _names_width(path: str) -> bool:
+    name = path.lower()
+    return may_count(path) and any(word in name for word in _WIDTHS) and not any(word in name for word in _NOT)
+
+
+def _channels(labels: Labels | None) -> np.ndarray | None:
+    """Return the channels (C,) of an activation that has some along one dimension and everywhere on it."""
+    if labels is None or labels.weight or len(labels.slots) != 1:
+        return None
+    slot = labels.slots[0]
+    along = running(slot)
+    if len(along) != 1:
+        return None
+    (dim,) = along
+    line = slot[tuple(slice(None) if d == dim + slot.ndim else 0 for d in range(slot.ndim))].numpy()
+    return line.copy() if bool((line >= 0).all()) else None
+
+
+def _lists(handled: _Handled) -> dict[str, np.ndarray | None]:
+    """Map the entries of a list that tells the channels of all returned tensors, or of the last ones, to these."""
+    entries: dict[str, list[str]] = defaultdict(list)
+    for path in handled.numbers:
+        name, bracket, _ = path.rpartition("[")
+        if bracket:
+            entries[name].append(path)
+    counted: dict[str, np.ndarray | None] = {}
+    for paths in entries.values():
+        if len(paths) > 1 and _tells(handled, paths):
+            counted.update(zip(reversed(paths), reversed(handled.returned), strict=False))
+    return counted
+
+
+def _tells(handled: _Handled, paths: Sequence[str]) -> bool:
+    returned = handled.returned
+    pairs = list(zip(reversed(paths), reversed(returned), strict=False))
+    return len(pairs) > 1 and all(v is None or len(v) == handled.numbers[path] for path, v in pairs)

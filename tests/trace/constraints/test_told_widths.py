@@ -1,0 +1,138 @@
+"""Numbers that a module keeps for others, and that its forward pass never reads, tell the widths that are left."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from lightning_taylor import ChannelGraph, prune_channels, trace_channels
+from lightning_taylor.checkpoint.widths import fit_shapes, widths_of
+
+X = torch.rand(2, 3, 9, 9)
+
+
+def conv(into: int, out: int) -> nn.Sequential:
+    return nn.Sequential(nn.Conv2d(into, out, 3, padding=1), nn.ReLU())
+
+
+class Classifier(nn.Module):
+    """As libraries of networks have it: a new head is made by the number of features."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.body, self.head = conv(3, 8), nn.Sequential(conv(8, 16), conv(16, 12)), nn.Linear(12, 4)
+        self.num_features = self.head_hidden_size = 12
+        self.info = [{"chs": 8, "module": "stem"}, {"chs": 16, "module": "body.0"}, {"chs": 12, "module": "body"}]
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.body(self.stem(x)).mean((2, 3)))
+
+    def reset_classifier(self, classes: int) -> None:
+        self.head = nn.Linear(self.num_features, classes)
+
+
+def pruned(net: nn.Module) -> ChannelGraph:
+    graph = trace_channels(net, X)
+    assert graph.groups
+    return prune_channels(net, graph, graph.sample(0.4, torch.Generator().manual_seed(0)))
+
+
+def test_a_new_head_fits_and_every_stage_tells_its_channels() -> None:
+    net = Classifier()
+    graph = pruned(net)
+    assert net.num_features == net.head_hidden_size == net.head.in_features < 12
+    widths = [net.stem(X).shape[1], net.body[0](net.stem(X)).shape[1], net.num_features]
+    assert [row["chs"] for row in net.info] == widths
+    fresh = Classifier()
+    fit_shapes(fresh, net.state_dict(), widths_of(graph))
+    assert (fresh.num_features, fresh.info) == (net.num_features, net.info)
+    net.reset_classifier(7)
+    assert net(X).shape == (2, 7)
+
+
+class Encoder(nn.Module):
+    """Returns a pyramid, the input first, and says how many channels each map of it has."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.one, self.two, self.three = conv(3, 8), conv(8, 8), conv(8, 16)
+        self._out_channels = (3, 8, 8, 16)
+
+    def forward(self, x: Tensor) -> list[Tensor]:
+        one = self.one(x)
+        two = self.two(one)
+        return [x, one, two, self.three(two)]
+
+
+class Decoder(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.encoder, self.head = Encoder(), nn.Conv2d(32, 2, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(torch.cat(self.encoder(x)[1:], 1))
+
+
+def test_a_list_tells_the_channels_of_all_maps_that_are_returned() -> None:
+    net = Decoder()
+    pruned(net)
+    assert [m.shape[1] for m in net.encoder(X)] == list(net.encoder._out_channels)
+    assert min(net.encoder._out_channels[1:]) < 8
+
+
+class Twice(nn.Module):
+    """Two layers of one width, and a number that may be of either."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.one, self.two, self.head = conv(3, 8), conv(8, 8), nn.Conv2d(8, 2, 1)
+        self.feature_dim = 8
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.two(self.one(x)))
+
+
+def test_a_number_that_may_be_of_two_widths_stays() -> None:
+    net = Twice()
+    pruned(net)
+    assert net.feature_dim == 8
+    assert net.one[0].out_channels < 8
+
+
+class Scaled(nn.Module):
+    """A number that the forward pass reads as it was."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.one, self.head = conv(3, 8), nn.Conv2d(8, 2, 1)
+        self.feature_dim = 8
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.one(x) / self.feature_dim)
+
+
+def test_a_number_stays_where_the_channels_can_go_only_without_it() -> None:
+    net = Scaled()
+    pruned(net)
+    assert net.feature_dim == 8
+    assert net.one[0].out_channels < 8
+
+
+@pytest.mark.parametrize("name", ["image_width", "num_classes", "rank"])
+def test_a_number_that_is_not_called_after_a_width_stays(name: str) -> None:
+    net: Any = Classifier()
+    setattr(net, name, 12)
+    pruned(net)
+    assert getattr(net, name) == 12
+    assert net.num_features < 12
+
+
+def test_what_a_module_was_built_with_stays() -> None:
+    net: Any = Classifier()
+    net.config = {"num_features": 12}
+    pruned(net)
+    assert net.config == {"num_features": 12}
+    assert net.num_features < 12
