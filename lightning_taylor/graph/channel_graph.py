@@ -39,6 +39,7 @@ class ChannelGraph:
         unseen: layers that neither the training nor the evaluation path reached.
         dense_sizes: group name -> its size when the model was traced; filled in by itself.
         followers: the attributes of modules that follow the widths, beyond those that their class says.
+        apart: names of the weights that other code than that of their modules reads, too.
         rows: layer -> which rows of its input belong to one example, where that is not one row of each in one call.
     """
 
@@ -52,6 +53,7 @@ class ChannelGraph:
     unseen: tuple[str, ...] = ()
     dense_sizes: Mapping[str, int] = field(default_factory=dict)
     followers: tuple[LinkedAttribute, ...] = ()
+    apart: frozenset[str] = frozenset()
     rows: Mapping[str, RowLayout] = field(default_factory=dict)
 
     def __post_init__(self) -> None:

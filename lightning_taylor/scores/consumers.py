@@ -23,6 +23,7 @@ from lightning_taylor.errors import UncoupledChannelsError
 from lightning_taylor.graph.channel_graph import ChannelGraph
 from lightning_taylor.graph.types import Role, Slice
 from lightning_taylor.modules.attention_registry import hands_queries_on, headwise, is_stock, projection_of
+from lightning_taylor.modules.weight_reads import Tap, can_be_tapped, tap
 from lightning_taylor.utilities.hooks import InertCopy
 
 __all__ = [
@@ -47,6 +48,7 @@ class Consumer:
         width: how many input channels it has, or output channels.
         index: shape ``(C, M)``, int64: row ``c`` lists those that belong to channel ``c``.
         made: its output is watched, in place of its input.
+        weight: what reads, where other code than the module reads with it, too: then it is watched, whoever calls.
     """
 
     name: str
@@ -54,9 +56,12 @@ class Consumer:
     width: int
     index: Tensor
     made: bool = False
+    weight: nn.Parameter | None = None
 
-    def watch(self, hook: Callable[..., Any]) -> RemovableHandle:
+    def watch(self, hook: Callable[..., Any]) -> RemovableHandle | Tap:
         """Let a forward pre-hook with keyword arguments see what is watched."""
+        if self.weight is not None:
+            return tap(self.weight, hook)
         if self.made:
             return self.module.register_forward_hook(_After(hook))
         return self.module.register_forward_pre_hook(hook, with_kwargs=True)
@@ -95,6 +100,8 @@ class Consumers:
         parameter = traced_parameter(self._model, self._graph, read.tensor)
         if parameter is None:
             return f"read through the buffer {read.tensor!r}, whose layer no hook can see"
+        if read.tensor in self._graph.apart and (whole := self._of_weight(read, parameter)) is not None:
+            return [whole]
         consumers = []
         for tensor, module in self._owners[id(parameter)]:
             if isinstance(module, nn.RNNBase) and tensor.endswith("weight_ih_l0_reverse"):
@@ -107,6 +114,15 @@ class Consumers:
             index = _input_channels(module, read)
             consumers.append(Consumer(tensor.rpartition(".")[0], module, _input_width(module, parameter), index))
         return consumers
+
+    def _of_weight(self, read: Slice, parameter: nn.Parameter) -> Consumer | None:
+        """Return the consumer that watches a weight; None where an attention calls its layer once it is opened."""
+        tensor, module = self._owners[id(parameter)][0]
+        dim = 1 if isinstance(module, nn.Embedding) else _input_dim(module)
+        if self._can_be_opened(tensor) or dim != read.dim or not can_be_tapped(parameter):
+            return None
+        name, width = tensor.rpartition(".")[0], _input_width(module, parameter)
+        return Consumer(name, module, width, _input_channels(module, read), weight=parameter)
 
     def of_queries(self, query: Slice) -> list[Consumer] | str:
         """Find what makes the queries of this slice, to be watched there, or say why it cannot be."""

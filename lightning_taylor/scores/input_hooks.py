@@ -16,6 +16,7 @@ from lightning_taylor.graph.channel_graph import ChannelGraph
 from lightning_taylor.modules.attention import hand_queries_to
 from lightning_taylor.modules.attention_registry import headwise, projection_of
 from lightning_taylor.modules.attributes import follow_shapes
+from lightning_taylor.modules.weight_reads import Tap
 from lightning_taylor.scores.channel_matrix import Block, ChannelMatrix
 from lightning_taylor.scores.consumers import Consumer, find_consumers
 from lightning_taylor.utilities.hooks import InputHook
@@ -54,7 +55,7 @@ class ConsumerHooks(Generic[H]):
         self.double = any(w.dtype == torch.float64 for w in weights)
         self._heads = OpenHeads(model, self._layers)
         self.by_layer = {name: hook(consumer) for name, consumer in self._layers.items()}
-        self._handles: list[RemovableHandle] = [
+        self._handles: list[RemovableHandle | Tap] = [
             consumer.watch(self.by_layer[name])  # type: ignore[arg-type]
             for name, consumer in self._layers.items()
         ]

@@ -26,6 +26,7 @@ from lightning_taylor.trace.partition import LabelPartition
 from lightning_taylor.trace.patterns import matches
 from lightning_taylor.trace.program import Program, Step
 from lightning_taylor.trace.proof import prove
+from lightning_taylor.trace.reads_apart import ReadsApart
 from lightning_taylor.trace.reasons import Why
 from lightning_taylor.trace.scope import equal_parts, find_mirrors, find_scope, narrowed, with_mirrors
 from lightning_taylor.trace.state import TraceState
@@ -161,7 +162,8 @@ def trace_calls(
             modules = dict(net.named_modules())
             state = TraceState(partition, constraints, scope.names(names), examples, modules, scope.modules)
             tracer = Tracer(state, find_rule)
-            returned += _trace_path(net, few, tracer, training=training, dtype=dtype)
+            apart = ReadsApart(net, names, lambda state=state: state.module)
+            returned += _trace_path(net, few, tracer, apart, training=training, dtype=dtype)
         except Exception as error:
             raise _raised(net, error) from error
     if next(tensors_in(returned), None) is None:
@@ -174,11 +176,12 @@ def trace_calls(
     partition.settle()
     _ignore(partition, ignore, net)
     unseen = _unseen(partition, net)
-    rows = find_row_layouts(net, program if few.step else program.without_step(), dtype) if verify else {}
+    whole = program if few.step else program.without_step()
+    rows = find_row_layouts(net, whole, dtype, {id(p): names[id(p)] for p in net.parameters()}) if verify else {}
 
     def build() -> ChannelGraph:
         graph = build_graph(partition, constraints, parameters, unseen)
-        return replace(with_mirrors(graph, scope), rows=rows)
+        return replace(with_mirrors(graph, scope), rows=rows, apart=frozenset(apart.seen))
 
     if verify:
         prove(
@@ -224,7 +227,9 @@ def _deployed(net: nn.Module, program: Program, dtype: torch.dtype) -> set[str] 
     return read
 
 
-def _trace_path(net: nn.Module, program: Program, tracer: Tracer, *, training: bool, dtype: torch.dtype) -> list[Any]:
+def _trace_path(
+    net: nn.Module, program: Program, tracer: Tracer, apart: ReadsApart, *, training: bool, dtype: torch.dtype
+) -> list[Any]:
     state, returned = tracer.state, []
     step = program.step is not None and (training or program.runs_step_only)
 
@@ -237,7 +242,7 @@ def _trace_path(net: nn.Module, program: Program, tracer: Tracer, *, training: b
     with unchanged(net, training, step=step), quiet(dtype=dtype), _watched(net, state, leave):
         run = program.run(net, training=training)
         while True:
-            with tracer:
+            with apart, tracer:
                 out = next(run, _END)
             if out is _END:
                 return returned

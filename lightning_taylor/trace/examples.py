@@ -8,16 +8,17 @@ a mask over the batch, it is a row of some call. Shapes cannot tell which.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from lightning_taylor.graph.row_layout import RowLayout
+from lightning_taylor.modules.weight_reads import weight_read_by
 from lightning_taylor.trace.forward import quiet, unchanged
-from lightning_taylor.trace.observe import READING
 from lightning_taylor.trace.program import Program
 
 __all__ = ["find_row_layouts"]
@@ -28,24 +29,31 @@ _EXAMPLES = 8
 Reads = Mapping[str, list[Tensor]]
 """Layer -> its inputs, call by call."""
 
+Read = Callable[[Program], Reads]
+"""Runs the training path of a program."""
 
-def find_row_layouts(net: nn.Module, program: Program, dtype: torch.dtype) -> dict[str, RowLayout]:
+
+def find_row_layouts(
+    net: nn.Module, program: Program, dtype: torch.dtype, weights: Mapping[int, str]
+) -> dict[str, RowLayout]:
     """Find how the layers' inputs hold the examples.
 
     Args:
         net: a private copy; left as it was.
         program: on all of its examples.
         dtype: the precision that it runs in.
+        weights: id of each parameter -> its first qualified name.
 
     Returns:
         Layer -> layout, of those that do not simply read one row of each example in one call; empty if the program does
         not run on several examples.
     """
+    read = partial(_reads, net, dtype=dtype, weights=weights)
     try:
-        if program.examples < 2 or _is_in_sequence(net, program.few(2).cast(dtype), dtype):
+        if program.examples < 2 or _is_in_sequence(read, program.few(2).cast(dtype)):
             return {}
         several = program.few(_EXAMPLES).cast(dtype)
-        owners = _owners(net, several, dtype, _reads(net, several, dtype))
+        owners = _owners(read, several, read(several))
     except Exception:  # code that knows its batch
         return {}
     plain = RowLayout.of([range(several.examples)], several.examples)
@@ -57,16 +65,16 @@ def _is_plain(calls: list[Tensor]) -> bool:
     return len(calls) == 1 and len(calls[0]) == 2
 
 
-def _is_in_sequence(net: nn.Module, program: Program, dtype: torch.dtype) -> bool:
+def _is_in_sequence(read: Read, program: Program) -> bool:
     """Whether every layer is called once, for all rows of one example after those of the other: windows, frames."""
-    reads = _reads(net, program, dtype)
+    reads = read(program)
     if all(map(_is_plain, reads.values())):
         return True
-    owners = _owners(net, program, dtype, reads)
+    owners = _owners(read, program, reads)
     return all(len(calls) == 1 and calls[0] == sorted([0, 1] * (len(calls[0]) // 2)) for calls in owners.values())
 
 
-def _owners(net: nn.Module, program: Program, dtype: torch.dtype, before: Reads) -> dict[str, list[list[int]]]:
+def _owners(read: Read, program: Program, before: Reads) -> dict[str, list[list[int]]]:
     """Layer -> the owner of every row of each call: the bits of its number, read off by changing half of the examples.
 
     ``before`` is what the layers read of the examples as they are. A row that changes with both halves mixes examples;
@@ -77,7 +85,7 @@ def _owners(net: nn.Module, program: Program, dtype: torch.dtype, before: Reads)
     for bit in range((program.examples - 1).bit_length()):
         rows = range(program.examples)
         halves = [[row for row in rows if row >> bit & 1 == value] for value in (0, 1)]
-        zero, one = (_changed(before, _reads(net, program.disturbed(half), dtype)) for half in halves)
+        zero, one = (_changed(before, read(program.disturbed(half))) for half in halves)
         for name, calls in before.items():
             for i in range(len(calls)):
                 number[name][i] += one[name][i].long() << bit
@@ -99,33 +107,29 @@ def _changed(before: Reads, after: Reads) -> dict[str, list[Tensor]]:
     return changed
 
 
-def _reads(net: nn.Module, program: Program, dtype: torch.dtype) -> Reads:
+def _reads(net: nn.Module, program: Program, dtype: torch.dtype, weights: Mapping[int, str]) -> Reads:
     """Run the training path, and note what every layer reads that a gradient goes through."""
-    reads: dict[str, list[Tensor]] = defaultdict(list)
     step = program.step is not None
     # Gradients tell passes that are scored from those of a teacher; they are seen where a step is one program.
-    noting = _noting(net, reads, all_of_them=not step)
+    noting = _Noting(weights, all_of_them=not step)
     with unchanged(net, True, step=step), quiet(dtype=dtype), torch.set_grad_enabled(step), noting:
         for _ in program.run(net, training=True):
             pass
-    return reads
+    return noting.reads
 
 
-@contextmanager
-def _noting(net: nn.Module, reads: dict[str, list[Tensor]], *, all_of_them: bool) -> Iterator[None]:
-    handles = []
-    for name, module in net.named_modules():
-        if not isinstance(module, READING):
-            continue
+class _Noting(TorchFunctionMode):
+    """Notes what is read with each weight, whoever calls."""
 
-        def note(_module: nn.Module, args: Any, name: str = name) -> None:
-            x = args[0] if args else None
-            if isinstance(x, Tensor) and x.ndim > 1 and (all_of_them or (torch.is_grad_enabled() and x.requires_grad)):
-                reads[name].append(x.detach().clone())
+    def __init__(self, weights: Mapping[int, str], *, all_of_them: bool) -> None:
+        super().__init__()
+        self._weights, self._all = weights, all_of_them
+        self.reads: dict[str, list[Tensor]] = defaultdict(list)
 
-        handles.append(module.register_forward_pre_hook(note))
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        name = self._weights.get(id(weight_read_by(func, args, kwargs)))
+        x = args[0] if args else kwargs.get("input")
+        if name is not None and x.ndim > 1 and (self._all or (torch.is_grad_enabled() and x.requires_grad)):
+            self.reads[name.rpartition(".")[0]].append(x.detach().clone())
+        return func(*args, **kwargs)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from functools import partial
 from typing import Any, ClassVar
 
 import lightning as L
@@ -269,15 +270,23 @@ class Views(L.LightningModule):
         self.join = join
         self.make, self.read = nn.Conv2d(3, 6, 3, padding=1), nn.Conv2d(6, 2, 1)
 
-    def loss(self, images: Tensor) -> Tensor:
+    def loss(self, images: Tensor, gate: Tensor | float = 1.0) -> Tensor:
         calls = self.join([images.roll(i, 3) for i in range(3)])
-        return torch.stack([self.read(self.make(x).relu()).pow(2).sum() for x in calls]).sum() / len(images)
+        return torch.stack([self.read(self.make(x).relu() * gate).pow(2).sum() for x in calls]).sum() / len(images)
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
         return self.loss(batch[0])
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         return torch.optim.SGD(self.parameters(), 0.0)
+
+
+class ReadByOthers(Views):
+    """Reads with a weight twice: once its module does, once a function that is given the weight."""
+
+    def loss(self, images: Tensor, gate: Tensor | float = 1.0) -> Tensor:
+        made = self.make(images).relu()
+        return (self.read(made * gate) + F.conv2d(made.roll(1, 2) ** 2 * gate, self.read.weight)).pow(2).mean()
 
 
 class Kept(Taylor):
@@ -297,21 +306,22 @@ class Kept(Taylor):
         return scorer
 
 
-@pytest.mark.parametrize("join", JOINS.values(), ids=JOINS)
-def test_an_example_is_all_of_its_rows(join: Callable[[list[Tensor]], list[Tensor]]) -> None:
+@pytest.mark.parametrize(
+    "make",
+    [*(partial(Views, join) for join in JOINS.values()), partial(ReadByOthers, lambda views: views)],
+    ids=[*JOINS, "a weight that a function reads with, too"],
+)
+def test_an_example_is_all_of_its_rows(make: Callable[[], Views]) -> None:
     torch.manual_seed(0)
-    module = Views(join)
+    module = make()
     whole = copy.deepcopy(module)
     schedule = Gradual(every_n_steps=4, start_step=0, end_step=4)
     callback = TaylorPruning(0.7, schedule, Kept(), normalization="none", measure_latency=False)
     trainer([callback], max_epochs=1).fit(module, loader(32))
+    assert type(module.read.weight) is nn.Parameter
     images = torch.stack([x for x, _ in loader(32).dataset])[8:]  # the first batch goes to the trace
     total = torch.zeros(6)
     for image in images:
-        read: list[Tensor] = []
-        handle = whole.read.register_forward_pre_hook(lambda m, args, read=read: read.append(args[0]))
-        loss = whole.loss(image[None])
-        handle.remove()
-        gradients = torch.autograd.grad(loss, read)
-        total += sum((x * g).sum((0, 2, 3)) for x, g in zip(read, gradients, strict=True)).abs()  # type: ignore
+        gate = torch.ones(1, 6, 1, 1, requires_grad=True)
+        total += torch.autograd.grad(whole.loss(image[None], gate), gate)[0].flatten().abs()
     torch.testing.assert_close(Kept.last["make"], total / len(images), rtol=1e-4, atol=1e-6)
