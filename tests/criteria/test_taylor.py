@@ -16,8 +16,8 @@ from lightning_taylor.graph.channel_graph import ChannelGraph
 from lightning_taylor.scores.normalize import normalize
 from lightning_taylor.trace.api import trace_channels
 
-UNWATCHED = {"shared": {"stem"}, "windows": {"first.proj"}}
-"""Groups of the zoo that a bare parameter reads, or a layer whose weight is used without a call."""
+UNWATCHED = {"shared": {"stem"}}
+"""Groups of the zoo that a bare parameter reads."""
 
 UNREACHED = {"auxiliary": {"side"}}
 """Groups of the zoo that only the training path reads; the gates are checked in evaluation mode."""
