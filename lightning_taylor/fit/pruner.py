@@ -29,6 +29,7 @@ from lightning_taylor.surgery.mirrors import Copy
 from lightning_taylor.surgery.optimizer_state import check_state
 from lightning_taylor.surgery.prune import prune_channels
 from lightning_taylor.surgery.wrapped_optimizers import unwrapped
+from lightning_taylor.trace.freeing import in_words
 from lightning_taylor.utilities.atomic import signals_deferred
 from lightning_taylor.utilities.calls import ForwardCall
 
@@ -244,8 +245,7 @@ class Pruner:
                 return self._check_reachable()
             if not self.blind:
                 raise
-            unscored = "; ".join(f"{name}: {why}" for name, why in self.blind.items())
-            raise TargetUnreachableError(f"{error}. {options.criterion} cannot score {unscored}") from error
+            raise TargetUnreachableError(f"{error}. {options.criterion} cannot score {in_words(self.blind)}") from error
 
     @property
     def _least(self) -> Least:

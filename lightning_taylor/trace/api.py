@@ -17,6 +17,7 @@ from lightning_taylor.modules.model_copy import private_copy, reveal, tensor_nam
 from lightning_taylor.trace.constraints import attach_constraints
 from lightning_taylor.trace.examples import find_row_layouts
 from lightning_taylor.trace.forward import quiet, unchanged
+from lightning_taylor.trace.freeing import in_words
 from lightning_taylor.trace.groups import build_graph
 from lightning_taylor.trace.observe import observe, settle_precision
 from lightning_taylor.trace.ops.recurrent import tie_recurrent
@@ -202,7 +203,7 @@ def require_groups(graph: ChannelGraph) -> ChannelGraph:
     """
     if graph.groups:
         return graph
-    reasons = "; ".join(f"{layer}: {why}" for layer, why in list(graph.frozen.items())[:8]) or "no layers were run"
+    reasons = in_words(graph.frozen) or "no layers were run"
     raise NothingToPruneError(f"no channel of this model can be removed. {reasons}")
 
 

@@ -155,6 +155,13 @@ def detr() -> nn.Module:
     )  # fmt: skip
 
 
+def detr_that_trains_whole() -> nn.Module:
+    """The library freezes the backbone of a new DETR."""
+    net = detr()
+    net.model.unfreeze_backbone()  # type: ignore[operator, union-attr]
+    return net
+
+
 def hugging_face(build: Callable[[], nn.Module], batch: Any, **more: Any) -> Project:
     return Project("transformers", lambda: HuggingFace(build), batch, given=lambda: {"build": build}, **more)
 
@@ -305,7 +312,8 @@ PROJECTS = {
     "transformers/vit": hugging_face(vit, labelled(), target=0.8),
     "transformers/resnet": hugging_face(resnet, labelled()),
     "transformers/segformer": hugging_face(segformer, segmented, target=0.8),
-    "transformers/detr": hugging_face(detr, detections, target=0.8),
+    "transformers/detr": hugging_face(detr, detections, target=0.8, know="its backbone is frozen: unfreeze_backbone()"),
+    "transformers/detr, unfrozen": hugging_face(detr_that_trains_whole, detections, know="unfreeze_backbone()"),
     "monai/UNet": supervised("monai", unet_3d, masks(16, dims=3, colors=1), dice),
     "monai/UNet, batch norm": supervised("monai", unet_3d_batch_norm, masks(16, dims=3, colors=1), dice),
     "monai/DynUNet": supervised("monai", dynunet, masks(16, dims=3, colors=1), dice),

@@ -1,0 +1,147 @@
+"""Do timm's networks still know their widths after a pruning, so that a new head fits?
+
+``uv run --with timm python tests/campaigns/heads.py [--models 'resnet*' ...] [--out FILE] [--table [--write FILE]]``
+
+A third of every group goes at random; then ``num_features``, ``head_hidden_size`` and ``feature_info`` must tell the
+widths of what the network computes, and ``reset_classifier(7)`` must give a network that runs. Nothing is downloaded.
+"""
+
+from __future__ import annotations
+
+import sys
+import tempfile
+import time
+import warnings
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).parent.parent))
+
+import torch
+from torch import Tensor, nn
+
+from campaigns.children import outcome
+from campaigns.foreign import timm_model
+from campaigns.table import Store, arguments, versions, write_section
+from lightning_taylor import prune_channels, trace_channels
+
+NAMES = """
+    resnet18 resnetv2_50 efficientnet_b0 mobilenetv3_small_100 mobilenetv4_conv_small_035 convnext_atto densenet121
+    vgg11_bn regnety_002 hrnet_w18_small ghostnetv2_100 repvgg_a0 dla46x_c res2net50_14w_8s cs3darknet_s rexnet_100
+    lcnet_050 mixnet_s inception_v4 xception41 dpn48b ese_vovnet19b_slim_dw fasternet_t0 starnet_s1 hgnetv2_b0
+    efficientvit_b0 mobileone_s1 vit_tiny_patch16_224 swin_tiny_patch4_window7_224 pvt_v2_b0 poolformerv2_s12
+    mobilevit_xxs convmixer_768_32 focalnet_tiny_srf edgenext_xx_small
+""".split()
+
+
+@dataclass
+class Row:
+    """What became of a network.
+
+    Attributes:
+        model: its name.
+        status: "right", "untouched" where the widths that are told may not go, or what is wrong.
+        features: ``num_features`` before and after.
+        stages: ``feature_info`` after, with the true widths where they differ.
+        note: what went wrong, in words.
+        seconds: by the clock.
+    """
+
+    model: str
+    status: str = "error"
+    features: str = ""
+    stages: str = ""
+    note: str = ""
+    seconds: float = 0.0
+
+
+def measure(name: str) -> dict[str, Any]:
+    """The row of one network."""
+    warnings.simplefilter("ignore")
+    torch.manual_seed(0)
+    row, began = Row(name), time.monotonic()
+    model, (x,) = timm_model(name)
+    model.eval()
+    dense = model.num_features
+    graph = trace_channels(model, x, allow_inexact_norms=True)
+    prune_channels(model, graph, graph.sample(0.3, torch.Generator().manual_seed(1)))
+    features, told, true = model.forward_features(x), stages(model), returned(model, x)
+    row.features = f"{dense} → {model.num_features}"
+    wrong = [f"{part}: {told[part]} for {true[part]}" for part in told if part in true and told[part] not in true[part]]
+    row.stages = ", ".join(str(width) for width in told.values()) + "".join(f"; {text}" for text in wrong)
+    if model.num_features not in features.shape[1:]:
+        wrong.append(f"num_features {model.num_features} for {tuple(features.shape)}")
+    try:
+        model.reset_classifier(7)
+        ends = tuple(model.eval()(x).shape)
+    except Exception as error:
+        ends = ()
+        wrong.append(f"reset_classifier: {type(error).__name__}: {error}")
+    if ends and ends[-1] != 7:
+        wrong.append(f"the new head gives {ends}")
+    row.status = "wrong" if wrong else "right" if model.num_features < dense else "untouched"
+    row.note, row.seconds = "; ".join(wrong), round(time.monotonic() - began, 1)
+    return asdict(row)
+
+
+def stages(model: nn.Module) -> dict[str, int]:
+    """Name of a part -> the channels that ``feature_info`` tells of it."""
+    info: Any = getattr(model, "feature_info", [])
+    rows = info.info if hasattr(info, "info") else info
+    return {row["module"]: row["num_chs"] for row in rows if row.get("module")}
+
+
+def returned(model: nn.Module, x: Tensor) -> dict[str, tuple[int, ...]]:
+    """Name of a part -> the shape of what it returns."""
+    shapes: dict[str, tuple[int, ...]] = {}
+
+    def note(name: str) -> Any:
+        return lambda _m, _a, out: shapes.update({name: tuple(out.shape)}) if isinstance(out, Tensor) else None
+
+    parts = dict(model.named_modules())
+    handles = [parts[name].register_forward_hook(note(name)) for name in stages(model) if name in parts]
+    with torch.no_grad():
+        model(x)
+    for handle in handles:
+        handle.remove()
+    return {name: shape[1:] for name, shape in shapes.items()}
+
+
+def main() -> None:
+    """Run the campaign, or print its table."""
+    given, chosen = arguments(__doc__, NAMES, "heads.jsonl")
+    store = Store(given.out, Row)
+    for name in chosen if not given.table else ():
+        if name not in store.rows:
+            with tempfile.TemporaryDirectory() as folder:
+                row, status, note = outcome(lambda name=name: measure(name), given.timeout, Path(folder) / "log")
+            made = store.add(row or asdict(Row(name, note=f"{status}: {note}"[-400:])))
+            print(f"{made.status:9} {name:36} {made.features:14} {made.stages[:60]} {made.note[:160]}", flush=True)
+    if given.table:
+        rows = sorted((store.rows[name] for name in chosen if name in store.rows), key=lambda row: row.model)
+        right = sum(row.status in ("right", "untouched") for row in rows)
+        lines = [
+            "## New heads after a pruning",
+            "",
+            f"{right} of {len(rows)} right. Measured and written by `tests/campaigns/heads.py`, with "
+            f"{versions('torch', 'timm')}. A third of every group goes; `num_features` and `feature_info` must tell "
+            "what is left, and `reset_classifier(7)` must run. *untouched*: these widths may not go.",
+            "",
+            "| model | status | num_features | feature_info | in words |",
+            "|---|---|---|---|---|",
+            *(
+                f"| {row.model} | {row.status} | {row.features} | {row.stages} | {' '.join(row.note.split())[:200]} |"
+                for row in rows
+            ),
+        ]
+        text = "\n".join(lines)
+        if given.write:
+            write_section(given.write, "heads", text)
+        else:
+            print(text)
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    main()
