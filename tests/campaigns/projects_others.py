@@ -174,6 +174,13 @@ def torchgeo(task: str, **arguments: Any) -> Callable[[], L.LightningModule]:
     return build
 
 
+def detection() -> L.LightningModule:
+    """Torchvision's Faster R-CNN, which enlarges each image to 800 pixels unless it is told."""
+    task: Any = torchgeo("ObjectDetectionTask", backbone="resnet18", num_classes=CLASSES)()
+    task.model.transform.min_size, task.model.transform.max_size = (64,), 64
+    return task
+
+
 def scenes(**more: Callable[[torch.Generator], Any]) -> Any:
     """A dict as torchgeo's data sets give it: image first."""
     return lambda g: {"image": torch.rand(2, 3, 64, 64, generator=g), **{key: make(g) for key, make in more.items()}}
@@ -370,10 +377,7 @@ PROJECTS = {
     "torchgeo/regression": Project(
         "torchgeo", torchgeo("PixelwiseRegressionTask", model="unet", backbone="resnet18"), scenes(mask=heights)
     ),
-    "torchgeo/detection": Project(
-        "torchgeo", torchgeo("ObjectDetectionTask", backbone="resnet18", num_classes=CLASSES),
-        scenes(bbox_xyxy=corners, label=labels),
-    ),
+    "torchgeo/detection": Project("torchgeo", detection, scenes(bbox_xyxy=corners, label=labels)),
     "torchgeo/BYOL": Project("torchgeo", torchgeo("BYOLTask", model="resnet18"), scenes()),
     "anomalib/STFPM": Project("anomalib", stfpm, anomalies(64), around=no_weights),
     "anomalib/DRAEM": Project("anomalib", draem, anomalies(64, 2)),
