@@ -91,7 +91,9 @@ def choices(sizes: Sequence[int], whole: int, held: Mapping[str, Any]) -> tuple[
         held: the module's attributes.
     """
     for name, value in held.items():
-        if isinstance(value, list | tuple) and len(sizes) > 1 and list(value) == list(sizes):
+        # Others may hold tensors, which compare element by element.
+        numbers_only = isinstance(value, list | tuple) and all(type(entry) is int for entry in value)
+        if numbers_only and len(sizes) > 1 and list(value) == list(sizes):
             return ({f"{name}[{i}]": i for i in range(len(sizes))},), True
     numbers = {name: value for name, value in held.items() if type(value) is int and value > 1}
     likely = sorted(numbers, key=lambda name: not names_width(name))

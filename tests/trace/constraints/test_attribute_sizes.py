@@ -79,6 +79,7 @@ def test_a_number_that_is_as_large_by_chance_stays_and_so_do_the_channels() -> N
 
 def test_a_list_of_exactly_these_sizes_is_sure_and_of_equal_numbers_one_at_a_time_is_tried() -> None:
     assert choices([5, 3], 8, {"sizes": (5, 3), "n": 5}) == (({"sizes[0]": 0, "sizes[1]": 1},), True)
+    assert choices([5, 3], 8, {"last": [torch.ones(5), torch.ones(3)]}) == ((), False)
     assert choices([5, 3], 8, {"classes": 5, "dim": 5}) == (({"dim": 0}, {"classes": 0}), False)
     assert choices([4, 4], 8, {"expanded": 8}) == (({"expanded": WHOLE},), False)
     assert choices([4, 4, 4], 12, {"n": 4}) == (({"n": 0}, {"n": 2}), False)
