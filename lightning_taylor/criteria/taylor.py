@@ -7,6 +7,7 @@ N = examples.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import reduce
 from typing import final, get_args
 
 import torch
@@ -140,11 +141,13 @@ class _TaylorScorer(HookedScorer[ConsumerHooks[TaylorHook]]):
         if self._absolute != "example":
             sums = {name: torch.cat(calls).sum(0, keepdim=True) for name, calls in gathered.items()}
             return taylor(self._matrix(sums, 1), self._absolute)
-        entries = {name: fold_calls(calls, examples, self._rows.get(name)) for name, calls in gathered.items()}
         # Usually all have one row for each example. Those that a mask chose are other ones, and stand for themselves.
-        lengths = dict.fromkeys(len(rows) for rows in entries.values())
-        alike = ({name: rows for name, rows in entries.items() if len(rows) == n} for n in lengths)
-        return sum(taylor(self._matrix(some, n)) for n, some in zip(lengths, alike, strict=True))  # type: ignore
+        by_length: dict[int, dict[str, Tensor]] = {}
+        for name, calls in gathered.items():
+            for block in fold_calls(calls, examples, self._rows.get(name)):
+                alike = by_length.setdefault(len(block), {})
+                alike[name] = alike[name] + block if name in alike else block
+        return reduce(torch.add, (taylor(self._matrix(entries, n)) for n, entries in by_length.items()))
 
     def _make_gates(self, entries: Mapping[str, int], examples: int) -> None:
         zero = torch.zeros((), dtype=self._matrix.dtype, device=self._matrix.device)

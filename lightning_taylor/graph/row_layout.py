@@ -5,8 +5,8 @@ Shape legend: N = examples that come, L = rows of all calls of a layer.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 __all__ = ["Order", "RowLayout", "Stretch", "layout_from_plain", "layout_to_plain"]
@@ -24,11 +24,20 @@ class Stretch:
         each: how many rows an example has.
         repeats: how many calls, one after the other, read the same part of the examples, as a layer that is called
             twice for each chunk of a batch.
+        some: whether only some of the examples come, as after a mask over the batch.
+        calls: how many calls these were; there may be others at another number of examples.
     """
 
     order: Order
     each: int = 1
     repeats: int = 1
+    some: bool = False
+    calls: int = 1
+
+    @property
+    def rows(self) -> int:
+        """How many rows an example has in all calls."""
+        return self.each * self.repeats
 
 
 @dataclass(frozen=True)
@@ -36,17 +45,11 @@ class RowLayout:
     """The rows that a layer reads in one step.
 
     Attributes:
-        stretches: in the order of the calls; empty if the rows mix examples, or nobody can say.
-        some: whether only some of the examples come, as after a mask over the batch.
+        stretches: in the order of the calls; empty if the rows mix examples, or nobody can say. Those of some examples
+            are of the same ones.
     """
 
     stretches: tuple[Stretch, ...]
-    some: bool = False
-
-    @property
-    def each(self) -> int:
-        """How many rows an example has in all calls."""
-        return sum(stretch.each * stretch.repeats for stretch in self.stretches)
 
     @staticmethod
     def of(calls: Sequence[Sequence[int]], examples: int) -> RowLayout:
@@ -57,28 +60,39 @@ class RowLayout:
             examples: how many there were.
 
         Example:
-            >>> RowLayout.of([[0, 1, 0, 1], [0, 0, 1, 1]], examples=2).stretches
-            (Stretch(order='views', each=2, repeats=1), Stretch(order='examples', each=2, repeats=1))
-            >>> RowLayout.of([[0], [0], [1], [1], [3], [3]], examples=4)
-            RowLayout(stretches=(Stretch(order='examples', each=1, repeats=2),), some=True)
+            >>> RowLayout.of([[0, 1, 0, 1]], examples=2).stretches
+            (Stretch(order='views', each=2, repeats=1, some=False, calls=1),)
+            >>> RowLayout.of([[0], [0], [1], [1], [3], [3]], examples=4).stretches
+            (Stretch(order='examples', each=1, repeats=2, some=True, calls=6),)
         """
-        present = sorted({owner for call in calls for owner in call})
-        if not present or -1 in present:
-            return RowLayout(())
+        runs = _runs(calls)
         stretches: list[Stretch] = []
-        open_rows: list[int] = []
-        repeats = 0
-        for call, times in _runs(calls):
-            if open_rows and times != repeats:
+        chosen: set[tuple[int, ...]] = set()
+        while runs:
+            whole = tuple(range(examples))
+            found = next(iter(_beginnings(runs, whole)), None) or next(reversed(list(_beginnings(runs, None))), None)
+            if found is None or any(-1 in call for call, _ in runs):
                 return RowLayout(())
-            open_rows, repeats = [*open_rows, *call], times
-            if (order := _order(open_rows, present)) is not None:
-                each = len(open_rows) // len(present)
-                # Of whole calls any may belong to another objective.
-                whole = len(open_rows) == len(call)
-                stretches += [Stretch(order, each)] * repeats if whole else [Stretch(order, each, repeats)]
-                open_rows = []
-        return RowLayout(() if open_rows else tuple(stretches), some=len(present) < examples)
+            count, present, stretch = found
+            chosen |= {present} - {whole}
+            # Of whole calls any may belong to another objective.
+            stretches += [replace(stretch, repeats=1, calls=1)] * stretch.repeats if count == 1 else [stretch]
+            runs = runs[count:]
+        return RowLayout(tuple(stretches) if len(chosen) < 2 else ())
+
+
+def _beginnings(
+    runs: list[tuple[list[int], int]], whole: tuple[int, ...] | None
+) -> Iterator[tuple[int, tuple[int, ...], Stretch]]:
+    """Yield how many of the first runs make a stretch, and of which examples: of the whole, or of those that come."""
+    rows: list[int] = []
+    for count, (call, repeats) in enumerate(runs, 1):
+        if repeats != runs[0][1]:
+            return
+        rows += call
+        present = tuple(sorted(set(rows))) if whole is None else whole
+        if (order := _order(rows, present)) is not None:
+            yield count, present, Stretch(order, len(rows) // len(present), repeats, whole is None, count * repeats)
 
 
 def _runs(calls: Sequence[Sequence[int]]) -> list[tuple[list[int], int]]:
@@ -92,22 +106,21 @@ def _runs(calls: Sequence[Sequence[int]]) -> list[tuple[list[int], int]]:
     return runs
 
 
-def _order(rows: list[int], present: list[int]) -> Order | None:
+def _order(rows: list[int], present: tuple[int, ...]) -> Order | None:
     """Return how complete rows are ordered; None if they are not complete."""
     each, rest = divmod(len(rows), len(present))
     if rest or not each:
         return None
     if rows == [owner for owner in present for _ in range(each)]:
         return "examples"
-    return "views" if rows == present * each else None
+    return "views" if tuple(rows) == present * each else None
 
 
 def layout_to_plain(layout: RowLayout) -> list[Any]:
     """Return a layout as a list."""
-    return [layout.some, [[s.order, s.each, s.repeats] for s in layout.stretches]]
+    return [[s.order, s.each, s.repeats, s.some, s.calls] for s in layout.stretches]
 
 
 def layout_from_plain(plain: list[Any]) -> RowLayout:
     """Return the layout that ``layout_to_plain`` was called on."""
-    some, stretches = plain
-    return RowLayout(tuple(Stretch(*stretch) for stretch in stretches), some)
+    return RowLayout(tuple(Stretch(*stretch) for stretch in plain))

@@ -1,12 +1,12 @@
 """From the rows of a layer's calls to one row for each example, signs kept.
 
-Shape legend: L = rows of one call, I = input channels, N = examples of the batch, n = rows of the result: N, or fewer
-where some examples do not come.
+Shape legend: L = rows of one call, I = input channels, N = examples of the batch, n = rows of one block.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from functools import reduce
 
 import torch
@@ -18,7 +18,7 @@ from lightning_taylor.scores.formulas import fold_examples
 __all__ = ["fold_calls"]
 
 
-def fold_calls(calls: Sequence[Tensor], examples: int, layout: RowLayout | None = None) -> Tensor:
+def fold_calls(calls: Sequence[Tensor], examples: int, layout: RowLayout | None = None) -> list[Tensor]:
     """Add up the rows of each example, over all calls of a layer.
 
     Args:
@@ -27,78 +27,110 @@ def fold_calls(calls: Sequence[Tensor], examples: int, layout: RowLayout | None 
         layout: how the rows hold the examples; None if they hold one row of each, or several in sequence.
 
     Returns:
-        Shape ``(n, I)``. Where the layout does not tell, each row stands for itself.
+        Blocks of shape ``(n, I)``: of all N examples; of those that a mask chose; or of rows that stand for
+        themselves, since the layout does not tell whose they are. Usually only the first.
 
     Raises:
         ValueError: if ``examples`` is less than 1.
 
     Example:
         >>> rows = torch.tensor([[1.0], [2.0], [3.0], [4.0]])
-        >>> fold_calls([rows], 2).tolist(), fold_calls([rows], 2, RowLayout((Stretch("views", 2),))).tolist()
+        >>> fold_calls([rows], 2)[0].tolist(), fold_calls([rows], 2, RowLayout((Stretch("views", 2),)))[0].tolist()
         ([[3.0], [7.0]], [[4.0], [6.0]])
     """
     if examples < 1:
         raise ValueError(f"examples must be at least 1, got {examples}")
     if layout is None:
         return _fold_simply(calls, examples)
-    for stretches, count in _readings(layout, sum(map(len, calls)), examples):
-        folded = _fold(list(calls), stretches, count)
-        if folded is not None:
-            return folded
-    return torch.cat(list(calls))
+    readings = list(_readings(layout.stretches, len(calls), sum(map(len, calls)), examples))
+    # The end of a stretch lies within a call only where chunks are cut across views.
+    for splits in (False, True):
+        for stretches, some in readings:
+            blocks = _fold(calls, stretches, (examples, some), splits=splits)
+            if blocks is not None:
+                return blocks
+    return [torch.cat(list(calls))]
 
 
-def _fold_simply(calls: Sequence[Tensor], examples: int) -> Tensor:
+def _fold_simply(calls: Sequence[Tensor], examples: int) -> list[Tensor]:
     """Calls that have fewer rows than there are examples, and together as many, are chunks of the batch."""
     if all(len(call) and len(call) % examples == 0 for call in calls):
-        return reduce(torch.add, (fold_examples(call_LI, examples) for call_LI in calls))
-    return torch.cat(list(calls))
+        return [reduce(torch.add, (fold_examples(call_LI, examples) for call_LI in calls))]
+    return [torch.cat(list(calls))]
 
 
-def _readings(layout: RowLayout, rows: int, examples: int) -> Iterator[tuple[Sequence[Stretch], int]]:
-    """Yield which stretches the calls may be, of how many examples; the likeliest first.
+def _readings(
+    stretches: tuple[Stretch, ...], calls: int, rows: int, examples: int
+) -> Iterator[tuple[Sequence[Stretch], int]]:
+    """Yield which stretches the calls may be, and how many examples a mask then chose; the likeliest first.
 
-    An objective that is one of several has made only some of the calls.
+    An objective that is one of several has made only some of the calls; and a mask may have chosen all in the trace.
     """
-    stretches = layout.stretches
-    if not layout.some:
-        parts = [stretches[i:j] for i in range(len(stretches)) for j in range(i + 1, len(stretches) + 1)]
-        for part in sorted(parts, key=len, reverse=True):
-            yield part, examples
-        if len(set(stretches)) == 1 and rows % (each := stretches[0].each * examples) == 0:
-            yield [Stretch(stretches[0].order, stretches[0].each)] * (rows // each), examples
-    if stretches and rows % layout.each == 0 and rows // layout.each <= examples:
-        yield stretches, rows // layout.each
+    parts = [stretches[i:j] for i in range(len(stretches)) for j in range(i + 1, len(stretches) + 1)]
+    masked = tuple(replace(stretch, some=True) for stretch in stretches)
+
+    def unlikely(part: Sequence[Stretch]) -> tuple[bool, int, int]:
+        return sum(s.calls for s in part) != calls, -len(part), sum(s.some for s in part)
+
+    for part in [*sorted(parts, key=unlikely), masked]:
+        rest = rows - examples * sum(s.rows for s in part if not s.some)
+        each = sum(s.rows for s in part if s.some)
+        if each and rest % each == 0 and 0 < rest // each <= examples:
+            yield part, rest // each
+        elif not each and rest == 0:
+            yield part, 0
 
 
-def _fold(calls: list[Tensor], stretches: Sequence[Stretch], count: int) -> Tensor | None:
-    """Fold calls that are such stretches of so many examples; None if they are not."""
-    if sum(map(len, calls)) != count * sum(s.each * s.repeats for s in stretches):
-        return None
-    total: Tensor | None = None
+def _fold(
+    calls: Sequence[Tensor], stretches: Sequence[Stretch], counts: tuple[int, int], *, splits: bool
+) -> list[Tensor] | None:
+    """Fold calls that are such stretches, of all examples and of some; None if they are not."""
+    blocks: dict[bool, Tensor] = {}
+    reader = _Reader(calls)
     for stretch in stretches:
-        rows = _take(calls, stretch, count)
-        if rows is None:
+        count = counts[stretch.some]
+        rows = reader.take(stretch.each * count, stretch.repeats)
+        if rows is None or (reader.within_call and not splits):
             return None
         folded = _folded(rows, stretch, count)
-        total = folded if total is None else total + folded
-    return total
+        blocks[stretch.some] = blocks[stretch.some] + folded if stretch.some in blocks else folded
+    return list(blocks.values())
 
 
-def _take(calls: list[Tensor], stretch: Stretch, count: int) -> Tensor | None:
-    """Take the rows of a stretch from the beginning of the calls; those that are read several times added up."""
-    wanted, taken = stretch.each * count, []
-    while wanted > 0:
-        same, calls[: stretch.repeats] = calls[: stretch.repeats], []
-        if len({len(call) for call in same}) != 1 or (stretch.repeats > 1 and len(same[0]) > wanted):
+class _Reader:
+    """Hands out the rows of calls, those of calls that repeat each other added up."""
+
+    def __init__(self, calls: Sequence[Tensor]) -> None:
+        self._calls = list(calls)
+        self._left: tuple[Tensor, int] | None = None
+        """Rows that were added up and not taken: a chunk may hold the end of one view and the beginning of the next."""
+
+    @property
+    def within_call(self) -> bool:
+        """Whether what was taken ended within a call."""
+        return self._left is not None
+
+    def take(self, rows: int, repeats: int) -> Tensor | None:
+        """Take so many rows; None if the calls are others."""
+        taken: list[Tensor] = []
+        while rows > 0:
+            added = self._next(repeats)
+            if added is None:
+                return None
+            taken.append(added[:rows])
+            if len(added) > rows:
+                self._left = added[rows:], repeats
+            rows -= len(taken[-1])
+        return torch.cat(taken)
+
+    def _next(self, repeats: int) -> Tensor | None:
+        if self._left is not None:
+            (left, times), self._left = self._left, None
+            return left if times == repeats else None
+        same, self._calls = self._calls[:repeats], self._calls[repeats:]
+        if len(same) != repeats or len({len(call) for call in same}) != 1:
             return None
-        rows = reduce(torch.add, same)
-        if len(rows) > wanted:  # views in one chunk
-            rows, rest = rows[:wanted], rows[wanted:]
-            calls.insert(0, rest)
-        taken.append(rows)
-        wanted -= len(rows)
-    return torch.cat(taken)
+        return reduce(torch.add, same)
 
 
 def _folded(rows_LI: Tensor, stretch: Stretch, count: int) -> Tensor:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from lightning_taylor.graph.row_layout import RowLayout, Stretch, layout_from_plain, layout_to_plain
@@ -23,13 +25,18 @@ LAYOUTS = {
 @pytest.mark.parametrize(("calls", "stretches"), LAYOUTS.values(), ids=LAYOUTS)
 def test_a_layout_is_read_off_the_owners_of_the_rows(calls: list[list[int]], stretches: list[Stretch]) -> None:
     layout = RowLayout.of(calls, 4)
-    assert list(layout.stretches) == stretches
-    assert not layout.some
+    assert [replace(stretch, calls=1) for stretch in layout.stretches] == stretches
+    assert not any(stretch.some for stretch in layout.stretches)
     assert layout_from_plain(layout_to_plain(layout)) == layout
 
 
 def test_a_mask_over_the_batch_leaves_the_layout_of_those_that_come() -> None:
-    assert RowLayout.of([[0, 3, 0, 3]], 4) == RowLayout((Stretch("views", 2),), some=True)
+    assert RowLayout.of([[0, 3, 0, 3]], 4) == RowLayout((Stretch("views", 2, some=True),))
+
+
+def test_what_a_mask_chose_may_be_read_beside_the_whole_batch() -> None:
+    layout = RowLayout.of([[0, 2], [3], [0, 1, 2, 3]], 4)
+    assert layout.stretches == (Stretch("examples", some=True, calls=2), Stretch("examples"))
 
 
 @pytest.mark.parametrize("calls", [[[0, -1, 2, 3]], [[1, 0, 2, 3]], [[0, 1, 2], [1, 3]], [[0], [0], [1]], []])

@@ -23,6 +23,7 @@ STEPS: dict[str, Calls] = {
     "frames in chunks": lambda n: list(n.repeat_interleave(2).chunk(2)),
     "views in chunks": lambda n: list(n.repeat(3).chunk(4)),
     "views called twice in chunks": lambda n: [part for chunk in n.repeat(2).chunk(2) for part in (chunk, chunk)],
+    "views called twice in uneven chunks": lambda n: [part for x in n.repeat(2).chunk(4) for part in (x, x)],
     "frames, then images": lambda n: [n.repeat_interleave(2), n],
     "images, then views in chunks": lambda n: [n, *n.repeat(2).chunk(3)],
 }
@@ -46,20 +47,42 @@ def test_each_example_gets_its_rows_at_any_number_of_examples(step: Calls, examp
     layout = RowLayout.of([call.tolist() for call in step(traced)], 8)
     owners = step(batch)
     calls = [torch.randn(len(own), 2, dtype=torch.float64) for own in owners]
-    torch.testing.assert_close(fold_calls(calls, examples, layout), added(calls, owners), rtol=1e-12, atol=1e-12)
+    (folded,) = fold_calls(calls, examples, layout)
+    torch.testing.assert_close(folded, added(calls, owners), rtol=1e-12, atol=1e-12)
 
 
 def test_an_objective_that_made_only_some_of_the_calls_is_folded_by_these() -> None:
     layout = RowLayout.of([[0, 0, 1, 1], [0, 1]], 2)
     frames, images = torch.randn(6, 2), torch.randn(3, 2)
-    torch.testing.assert_close(fold_calls([frames], 3, layout), frames.view(3, 2, 2).sum(1))
-    assert torch.equal(fold_calls([images], 3, layout), images)
+    torch.testing.assert_close(fold_calls([frames], 3, layout)[0], frames.view(3, 2, 2).sum(1))
+    assert torch.equal(fold_calls([images], 3, layout)[0], images)
+
+
+def test_what_a_mask_chose_is_a_block_beside_the_whole_batch() -> None:
+    layout = RowLayout.of([[0, 2, 3], [0, 1, 2, 3]], 4)
+    chosen, images = torch.randn(4, 2), torch.randn(6, 2)
+    for calls, blocks in (([chosen, images], [chosen, images]), ([chosen], [chosen]), ([images], [images])):
+        assert all(map(torch.equal, fold_calls(calls, 6, layout), blocks))
+
+
+def test_the_calls_of_one_objective_are_told_by_how_many_they_are() -> None:
+    layout = RowLayout.of([[0, 2], [3], [0, 2, 3], [0, 1, 2, 3]], 4)
+    chosen = torch.randn(6, 2)
+    folded = fold_calls([chosen[:3], chosen[3:], chosen], 6, layout)
+    torch.testing.assert_close(folded[0], 2 * chosen)
+
+
+def test_calls_are_not_cut_where_whole_ones_fit() -> None:
+    layout = RowLayout.of([[0, 2], [0, 2], [0, 2], [0, 1, 2, 3]], 4)
+    chosen = torch.randn(4, 2)
+    (folded,) = fold_calls([chosen] * 3, 6, layout)
+    torch.testing.assert_close(folded, 3 * chosen)
 
 
 def test_a_row_without_an_owner_stands_for_itself() -> None:
     rows = torch.randn(5, 2)
-    assert torch.equal(fold_calls([rows[:2], rows[2:]], 4, RowLayout(())), rows)
-    assert torch.equal(fold_calls([rows], 4), rows)
+    assert torch.equal(fold_calls([rows[:2], rows[2:]], 4, RowLayout(()))[0], rows)
+    assert torch.equal(fold_calls([rows], 4)[0], rows)
 
 
 def test_no_examples_are_refused() -> None:
