@@ -288,9 +288,10 @@ class Learner(L.LightningModule):
             calls = [apart(call.where(call.x[:, 0, 0, 0] > -0.7), i) for i, call in enumerate(calls)]
         outs, loss = [], torch.zeros((), dtype=x.dtype)
         self.looks: list[Tensor] = []
+        self.apart = 0 if bool((y < 2).all()) else APART
         for call in calls:
             out, call = self.run(call)
-            self.first = call.owner if not outs else self.first
+            self.first = self.first if outs else torch.cat(self.last)
             outs.append(out)
             loss = loss + F.cross_entropy(out[:, :CLASSES], call.y)
             if recipe.teacher == "frozen":
@@ -303,11 +304,12 @@ class Learner(L.LightningModule):
 
     def run(self, call: Rows) -> tuple[Tensor, Rows]:
         """Run the network on rows, in chunks perhaps; what comes out, and of which rows."""
-        outs, rows = [], []
+        outs, rows, self.last = [], [], []
         for part in torch.arange(len(call.x)).chunk(self.recipe.chunks):
             out, chunk = self.run_chunk(call.where(part))
             outs.append(out)
             rows.append(chunk)
+            self.last.append(self.rows)
         whole = Rows(*(torch.cat([getattr(chunk, f.name) for chunk in rows]) for f in fields(Rows)))
         return (outs[0] if len(outs) == 1 else torch.cat(outs)), whole
 
@@ -316,7 +318,7 @@ class Learner(L.LightningModule):
         if self.recipe.filtered == "features":
             features, keep = self.encoder(call.x), call.y < 2
             self.look()
-            self.rows = call.owner[keep] + APART
+            self.rows = call.owner[keep] + self.apart
             return self.finish(features[keep]), call.where(keep)
         if self.recipe.parts == "self":
             out = self(call.x)
@@ -342,7 +344,7 @@ class Learner(L.LightningModule):
         recipe = self.recipe
         yield from self.looks
         if recipe.judge:
-            self.rows = self.first + (APART if recipe.filtered == "features" else 0)
+            self.rows = self.first
             yield self.judge(outs[0]).pow(2).mean()
         if hasattr(self, "slow"):
             if recipe.teacher == "momentum in step":

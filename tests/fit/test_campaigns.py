@@ -10,7 +10,16 @@ from typing import Any
 import pytest
 import torch
 import torchvision
-from campaigns import bad_arguments, bad_checkpoints, bad_fits, bad_models, bad_removals, end_to_end, real_nets
+from campaigns import (
+    bad_arguments,
+    bad_checkpoints,
+    bad_fits,
+    bad_models,
+    bad_removals,
+    end_to_end,
+    random_modules,
+    real_nets,
+)
 from campaigns.bad_inputs import CASES, judge
 from campaigns.cases import Case
 from campaigns.kill import campaign
@@ -153,3 +162,9 @@ def test_many_events_leave_nothing_behind() -> None:
     assert last.elements < first.elements
     assert last.objects - first.objects <= 8 * (last.events - first.events)  # the record itself
     assert last.rss - first.rss < 8 << 20
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_random_modules_are_scored_cut_and_resumed_as_their_plain_twins(seed: int) -> None:
+    found = random_modules.verdict(seed, campaign=1)
+    assert found["status"] in ("right", "refused"), found
