@@ -9,6 +9,7 @@ from typing import final
 from lightning.pytorch import LightningModule
 from lightning.pytorch.utilities import rank_zero_info
 
+from lightning_taylor.fit.live_bars import above_bars
 from lightning_taylor.graph.channel_graph import ChannelGraph
 from lightning_taylor.report.event import PruningEvent
 
@@ -54,7 +55,8 @@ class News:
 
     def _say(self, what: str) -> None:
         if self.verbose:
-            rank_zero_info(f"{NAME}: {what}")
+            with above_bars():
+                rank_zero_info(f"{NAME}: {what}")
 
 
 def _what_stays(graph: ChannelGraph) -> str:

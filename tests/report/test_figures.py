@@ -194,9 +194,10 @@ def test_a_box_spans_the_middle_half_of_a_groups_scores(full):
     )
 
 
-def test_one_group_does_not_hide_the_others(full):
+@pytest.mark.parametrize("low", [0.01, -0.01])
+def test_one_group_does_not_hide_the_others(full, low):
     assert figures(full)["scores"].axes[0].get_xscale() == "linear"
-    one = {f"g{i}": (0.0, 0.01, 0.02, 0.03, 0.04, 0.05, 0.06) for i in range(30)}
+    one = {f"g{i}": (0.0, low, 0.02, 0.03, 0.04, 0.05, 0.06) for i in range(30)}
     scores = {"first": {**one, "head": (0.0, 10.0, 20.0, 30.0, 40.0, 50.0, 60.0)}}
     (axes,) = figures(replace(full, scores=scores))["scores"].axes
     place = axes.transData.transform

@@ -83,7 +83,7 @@ def scores_figure(summary: PruningSummary) -> Figure | None:
     """A pair of boxes per group: the middle half of its channels' scores, with the median and whiskers at 5 and 95 %.
 
     Of more than 40 groups, a pair of bands that run through all of them: the middle half, and a line for the median.
-    Where a group's scores are twenty times as large as most others', the axis is logarithmic beyond the small ones.
+    Where a group's scores are twenty times as large as most others', the axis is logarithmic.
 
     Args:
         summary: its ``scores`` are drawn.
@@ -105,7 +105,9 @@ def scores_figure(summary: PruningSummary) -> Figure | None:
             draw(axes, rows, colour, f"before the {when} event")
     plain_axes(axes, grid="x")
     if small := _one_hides_the_others(drawn):
-        axes.set_xscale("symlog", linthresh=small)
+        positive = all(values[1] > 0 for scores in drawn.values() for values in scores.values())
+        axes.set_xscale("log") if positive else axes.set_xscale("symlog", linthresh=small)
+        axes.xaxis.set_major_formatter("{x:g}")  # matplotlib's own writes formulas
     label_rows(axes, groups, height)
     marks = "band: middle half, line: median" if many else "box: middle half, whiskers: 5 to 95 %"
     axes.set_xlabel(f"normalised score (no unit)\n{marks}", loc="right", multialignment="right")
