@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import argparse
 import json
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -62,6 +64,17 @@ def run(args: list[str]) -> None:
         print(_how_to_rebuild(exported))
 
 
+def _share(text: str) -> float:
+    """Read a positive share of something."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not 0 < value < math.inf:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number above 0")
+    return value
+
+
 def _parser() -> Parser:
     parser = Parser("export", DESCRIPTION, EXAMPLES)
     parser.add_argument("checkpoint", metavar="CKPT", help="a checkpoint that a Trainer wrote")
@@ -70,7 +83,7 @@ def _parser() -> Parser:
     parser.add_argument("--opset", type=positive, metavar="N", help="ONNX operator set; by default torch's choice")
     parser.add_argument(
         "--tolerance",
-        type=float,
+        type=_share,
         metavar="T",
         help="largest difference that is kept, as a share of the largest output; by default 1e-4 in float32",
     )

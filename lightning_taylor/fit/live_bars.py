@@ -9,7 +9,7 @@ from contextlib import ExitStack, contextmanager
 from importlib import import_module
 from typing import Any
 
-from lightning_utilities.core import rank_zero as rank_zero_module
+from lightning.fabric.utilities.rank_zero import rank_zero_module
 
 __all__ = ["above_bars"]
 

@@ -141,7 +141,8 @@ MISTAKES = {
         ["CKPT", "--format=state_dict", "--output=net.json", "--input-shape", "1", "1", "8", "8"],
         "net.json is for the tensors",
     ),
-    "tolerance": (["CKPT", "--format=onnx", "--tolerance=low"], "--tolerance: invalid float value: 'low'"),
+    "tolerance": (["CKPT", "--format=onnx", "--tolerance=low"], "--tolerance: 'low' is not a number above 0"),
+    "no tolerance": (["CKPT", "--format=onnx", "--tolerance=-1"], "--tolerance: '-1' is not a number above 0"),
 }
 
 
