@@ -43,7 +43,8 @@ def fold_calls(calls: Sequence[Tensor], examples: int, layout: RowLayout | None 
     if layout is None:
         return _fold_simply(calls, examples)
     readings = list(_readings(layout.stretches, len(calls), sum(map(len, calls)), examples))
-    # The end of a stretch lies within a call only where chunks are cut across views.
+    # The end of a stretch lies within a call only where chunks are cut across views; and what was one call in the trace
+    # is several only where chunks have a fixed size.
     for splits in (False, True):
         for stretches, some in readings:
             blocks = _fold(calls, stretches, (examples, some), splits=splits)
@@ -89,8 +90,10 @@ def _fold(
     reader = _Reader(calls)
     for stretch in stretches:
         count = counts[stretch.some]
+        before = reader.calls
         rows = reader.take(stretch.each * count, stretch.repeats)
-        if rows is None or (reader.within_call and not splits):
+        several = stretch.calls == 1 < before - reader.calls
+        if rows is None or ((reader.within_call or several) and not splits):
             return None
         folded = _folded(rows, stretch, count)
         blocks[stretch.some] = blocks[stretch.some] + folded if stretch.some in blocks else folded
@@ -104,6 +107,11 @@ class _Reader:
         self._calls = list(calls)
         self._left: tuple[Tensor, int] | None = None
         """Rows that were added up and not taken: a chunk may hold the end of one view and the beginning of the next."""
+
+    @property
+    def calls(self) -> int:
+        """How many calls are left."""
+        return len(self._calls)
 
     @property
     def within_call(self) -> bool:

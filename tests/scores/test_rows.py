@@ -79,6 +79,13 @@ def test_calls_are_not_cut_where_whole_ones_fit() -> None:
     torch.testing.assert_close(folded, 3 * chosen)
 
 
+def test_a_whole_call_is_not_taken_for_chunks() -> None:
+    layout = RowLayout.of([[0], [0], [2], [2], [3], [3], [0, 1, 2, 3]], 4)
+    chosen = torch.randn(5, 2)
+    (folded,) = fold_calls([part for chunk in chosen.chunk(3) for part in (chunk, chunk)], 6, layout)
+    torch.testing.assert_close(folded, 2 * chosen)
+
+
 def test_a_row_without_an_owner_stands_for_itself() -> None:
     rows = torch.randn(5, 2)
     assert torch.equal(fold_calls([rows[:2], rows[2:]], 4, RowLayout(()))[0], rows)
