@@ -33,6 +33,7 @@ from lightning_taylor.fit.session import Session
 from lightning_taylor.fit.shape_hooks import ShapeHooks
 from lightning_taylor.fit.step_counter import StepCounter
 from lightning_taylor.fit.trainer_state import (
+    check_copies,
     check_validation,
     example_call,
     fit_length,
@@ -229,7 +230,7 @@ class TaylorPruning(Callback):
         # Steps that Lightning does not see are announced by the optimizers themselves.
         self._steps = StepCounter(partial(self.on_before_optimizer_step, trainer, pl_module))
         self._steps.start(trainer)
-        self._ranks.warn_of_copies(trainer, pl_module, self)
+        check_copies(trainer, pl_module, self)
         check_validation(trainer, self.guard)
         self._session.lay_schedule(self.schedule, length := fit_length(trainer))
         if self.guard and self._session.lacks_baseline and (schedule := self._session.progress.schedule):

@@ -9,7 +9,7 @@ from contextlib import ExitStack, contextmanager
 from importlib import import_module
 from typing import Any
 
-from lightning.fabric.utilities.rank_zero import rank_zero_module
+from lightning.fabric.utilities.rank_zero import rank_zero_module  # pyright: ignore[reportPrivateImportUsage]
 
 __all__ = ["above_bars"]
 

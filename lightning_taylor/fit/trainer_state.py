@@ -24,6 +24,7 @@ from lightning_taylor.utilities.calls import ForwardCall
 from lightning_taylor.utilities.lightning_names import either
 
 __all__ = [
+    "check_copies",
     "check_validation",
     "clear_screen",
     "copies_of",
@@ -38,6 +39,8 @@ __all__ = [
     "trace_step",
     "warn_of_unreachable",
 ]
+
+_UNREACHABLE = "is a tuple that looks like a copy of the parameters, which TaylorPruning cannot prune along"
 
 
 def check_validation(trainer: Trainer, guard: Guard | None) -> None:
@@ -125,15 +128,25 @@ def loadable(trainer: Trainer, pl_module: LightningModule, own: object) -> list[
     return [pl_module, *(copy.tensors for copy in copies if isinstance(copy.tensors, nn.Module))]
 
 
+def check_copies(trainer: Trainer, pl_module: LightningModule, own: object) -> None:
+    """Check before training that whatever looks like a copy of the parameters can follow them.
+
+    Raises:
+        UnsupportedModelError: naming what cannot.
+    """
+    for owner in unreachable_copies(pl_module, holders(trainer, own)):
+        raise UnsupportedModelError(f"{owner} {_UNREACHABLE}: keep it as a list, a dict or a module")
+
+
 def warn_of_unreachable(trainer: Trainer, pl_module: LightningModule, own: object, told: set[str]) -> None:
-    """Name what looks like a copy of the parameters and cannot follow, once for each that is not in ``told``."""
+    """Name what looks by now like a copy of the parameters and cannot follow, once for each that is not in ``told``.
+
+    This is no error: it may be made anew at each step, as a tuple of gradients is.
+    """
     for owner in unreachable_copies(pl_module, holders(trainer, own)):
         if owner not in told:
             told.add(owner)
-            rank_zero_warn(
-                f"{owner} looks like a copy of the parameters without their names, which TaylorPruning cannot prune "
-                "along: it will have the wrong shapes after the next event"
-            )
+            rank_zero_warn(f"{owner} {_UNREACHABLE}: it will have the wrong shapes after the next event")
 
 
 def incoming_checkpoint(trainer: Trainer) -> Mapping[str, Any]:

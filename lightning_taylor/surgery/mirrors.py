@@ -1,15 +1,15 @@
-"""Copies of the model that somebody else keeps: averaged weights, shadow dicts. They lose the same channels.
+"""Copies of the model that somebody keeps: averaged weights, shadow dicts and lists. They lose the same channels.
 
 A copy is known by its names and shapes, not by its class: a module or a dict of tensors that has, name by name, the
-shapes of the model (or of one part of it). What only has the shapes, in a list without names, cannot be told apart
-from other tensors and is reported instead.
+shapes of the model (or of one part of it); or a list that has the shapes of all its parameters, one after the other. A
+tuple cannot be changed, and is reported instead.
 
 Shape legend: K = entries of one dimension that stay.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, MutableMapping, Sequence
+from collections.abc import Iterator, Mapping, MutableMapping, MutableSequence, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,6 +19,7 @@ from torch.optim.swa_utils import AveragedModel
 from lightning_taylor.graph.types import Axis
 from lightning_taylor.modules.attributes import Known
 from lightning_taylor.modules.resize import followed, owners, resized, touched_tensors
+from lightning_taylor.surgery.attributes_kept import kept_by
 from lightning_taylor.surgery.transaction import Transaction
 
 __all__ = [
@@ -85,47 +86,88 @@ def find_copies(model: nn.Module, holders: Mapping[str, object]) -> list[Copy]:
         >>> [(copy.owner, copy.prefix) for copy in find_copies(net, {"Keeper": Keeper(net)})]
         [('Keeper.average', '')]
     """
-    own = {id(module) for module in model.modules()}
     parts = {prefix: _shapes(module) for prefix, module in _prefixed(model)}
-    found = []
-    for owner, value in _attributes(holders):
-        if isinstance(value, AveragedModel):
-            value = value.module
-        if isinstance(value, nn.Module):
-            if id(value) in own:
-                continue
-            shapes, whole = _shapes(value), True
-        elif isinstance(value, MutableMapping) and value and all(isinstance(v, Tensor) for v in value.values()):
-            shapes, whole = {str(name): tuple(t.shape) for name, t in value.items()}, False
-        else:
+    copies: dict[int, Copy] = {}  # by what they are: two callbacks may share one
+    for owner, value in _kept_beside(model, holders):
+        if isinstance(value, Sequence):
+            order = _order_of(model, value)
+            if order is not None and isinstance(value, MutableSequence):
+                copies.setdefault(id(value), Copy(owner, _ByOrder(value, order)))
             continue
+        shapes, whole = _named_shapes(value)
         prefix = next((p for p, part in parts.items() if _mirrors(shapes, part, whole)), None)
         if prefix is not None:
-            found.append(Copy(owner, value, prefix))
-    return found
+            copies.setdefault(id(value), Copy(owner, value, prefix))
+    return list(copies.values())
 
 
 def unreachable_copies(model: nn.Module, holders: Mapping[str, object]) -> list[str]:
-    """Attributes of other objects that look like a copy of the model's parameters and have no names to tell which."""
-    parameters = [p for p in model.parameters() if p.requires_grad]
-    shapes, own = [p.shape for p in parameters], {id(p) for p in model.parameters()}
+    """Attributes of other objects that look like a copy of the model's parameters and cannot be changed: tuples."""
     return [
         owner
-        for owner, value in _attributes(holders)
-        if isinstance(value, Sequence)
-        and len(value) == len(shapes) > 1
-        and all(isinstance(t, Tensor) and t.shape == s and id(t) not in own for t, s in zip(value, shapes, strict=True))
+        for owner, value in _kept_beside(model, holders)
+        if isinstance(value, Sequence) and not isinstance(value, MutableSequence) and _order_of(model, value)
     ]
 
 
-def _attributes(holders: Mapping[str, object], depth: int = 2) -> Iterator[tuple[str, Any]]:
-    """Every attribute of the objects, and of plain objects that these keep, with a name for messages."""
-    for owner, holder in holders.items():
-        for name, value in list(getattr(holder, "__dict__", {}).items()):
-            yield f"{owner}.{name}", value
-            plain = hasattr(value, "__dict__") and not isinstance(value, nn.Module | type | Tensor)
-            if depth > 1 and plain and type(value).__module__.split(".")[0] not in ("lightning", "pytorch_lightning"):
-                yield from _attributes({f"{owner}.{name}": value}, depth - 1)
+class _ByOrder(MutableMapping[str, Tensor]):
+    """A list of tensors, by the names of the parameters that stand in this order."""
+
+    def __init__(self, tensors: MutableSequence[Tensor], names: Sequence[str]) -> None:
+        self._tensors, self._index = tensors, {name: i for i, name in enumerate(names)}
+
+    def __getitem__(self, name: str) -> Tensor:
+        return self._tensors[self._index[name]]
+
+    def __setitem__(self, name: str, tensor: Tensor) -> None:
+        self._tensors[self._index[name]] = tensor
+
+    def __delitem__(self, name: str) -> None:
+        raise TypeError("the list keeps its length")
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._index)
+
+    def __len__(self) -> int:
+        return len(self._index)
+
+
+def _kept_beside(model: nn.Module, holders: Mapping[str, object]) -> Iterator[tuple[str, Any]]:
+    """Yield what may be a copy: modules, and containers of tensors of which none is the model's own."""
+    modules = {id(module) for module in model.modules()}
+    tensors = {id(t) for t in (*model.parameters(), *model.buffers())}
+    for owner, value in kept_by({**holders, type(model).__name__: model}):
+        value = value.module if isinstance(value, AveragedModel) else value
+        if isinstance(value, nn.Module):
+            if id(value) not in modules:
+                yield owner, value
+        elif isinstance(value, MutableMapping | Sequence) and value and not isinstance(value, str | bytes):
+            inside = list(value.values() if isinstance(value, MutableMapping) else value)
+            if all(isinstance(v, Tensor) and id(v) not in tensors for v in inside):
+                yield owner, value
+
+
+def _order_of(model: nn.Module, value: Sequence[Tensor]) -> list[str] | None:
+    """Return the names of the parameters of the model, or of one part, whose shapes these tensors have one by one.
+
+    All of them, or those that are trained; a single tensor tells too little.
+    """
+    if len(value) < 2:
+        return None
+    shapes = [t.shape for t in value]
+    for prefix, part in _prefixed(model):
+        named = list(part.named_parameters(prefix.removesuffix(".")))
+        for chosen in (named, [(name, p) for name, p in named if p.requires_grad]):
+            if [p.shape for _, p in chosen] == shapes:
+                return [name for name, _ in chosen]
+    return None
+
+
+def _named_shapes(value: nn.Module | MutableMapping[str, Tensor]) -> tuple[Shapes, bool]:
+    """Return names and shapes, and whether a part has to have exactly these."""
+    if isinstance(value, nn.Module):
+        return _shapes(value), True
+    return {str(name): tuple(t.shape) for name, t in value.items()}, False
 
 
 def _prefixed(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:

@@ -22,6 +22,7 @@ from torch.optim.lr_scheduler import OneCycleLR, ReduceLROnPlateau, StepLR
 from fit.boring import Boring, loader, trainer
 from fit.harness import Recording, fit, lands, pruning
 from lightning_taylor import Gradual, OneShot
+from lightning_taylor.errors import UnsupportedModelError
 from lightning_taylor.graph.channel_graph import ChannelGraph
 from lightning_taylor.graph.types import Role
 
@@ -208,16 +209,71 @@ def test_several_optimizers_lose_their_own_channels_only(tmp_path: Path) -> None
             assert all(v.shape == p.shape for v in optimizer.state[p].values() if isinstance(v, Tensor) and v.ndim)
 
 
-@pytest.mark.parametrize("late", [False, True])
-def test_a_list_of_tensors_without_names_is_named_in_a_warning(late: bool, tmp_path: Path) -> None:
-    class Bare(L.Callback):
-        def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-            if not late:
-                self.shadow = [p.detach().clone() for p in pl_module.parameters()]
+class Averaging(Boring):
+    """Keeps a slow average of its parameters beside them, updated as the paper of mean teachers does."""
 
-        def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *_: Any) -> None:
-            if late:
-                self.shadow = [p.detach().clone() for p in pl_module.parameters()]
+    def __init__(self, keep: Callable[[dict[str, Tensor]], Any], values: Callable[[Any], Any]) -> None:
+        super().__init__(zoo.Residual())
+        self.keep, self.values = keep, values
 
-    with pytest.warns(UserWarning, match=r"Bare\.shadow looks like a copy of the parameters without their names"):
-        lands(Boring(zoo.Residual()), tmp_path, others=[Bare()])
+    def on_fit_start(self) -> None:
+        self.slow = self.keep({name: p.detach().clone() for name, p in self.named_parameters()})
+
+    def on_train_batch_end(self, *_: Any) -> None:
+        for slow, p in zip(self.values(self.slow), self.parameters(), strict=True):
+            slow.mul_(0).add_(p.detach())
+
+
+@pytest.mark.parametrize(
+    ("keep", "values"),
+    [
+        (lambda named: named, lambda kept: kept.values()),
+        (lambda named: {"slow": named, "steps": 0}, lambda kept: kept["slow"].values()),
+        (lambda named: list(named.values()), lambda kept: kept),
+        (lambda named: [1, [*named.values()]], lambda kept: kept[1]),
+    ],
+    ids=["dict", "dict in a dict", "list", "list in a list"],
+)
+def test_tensors_that_the_module_keeps_beside_its_parameters_follow_them(
+    keep: Callable[[dict[str, Tensor]], Any], values: Callable[[Any], Any], tmp_path: Path
+) -> None:
+    module = Averaging(keep, values)
+    lands(module, tmp_path)
+    pairs = zip(values(module.slow), module.parameters(), strict=True)
+    assert all(torch.equal(slow, p) for slow, p in pairs)
+
+
+class Shadowing(L.Callback):
+    """Keeps the parameters without their names, from the beginning or from the first step on."""
+
+    def __init__(self, kind: Callable[[Any], Any], late: bool = False) -> None:
+        self.kind, self.late = kind, late
+
+    def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        if not self.late:
+            self.shadow = self.kind(p.detach().clone() for p in pl_module.parameters())
+
+    def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *_: Any) -> None:
+        if self.late:
+            self.shadow = self.kind(p.detach().clone() for p in pl_module.parameters())
+
+
+def test_two_callbacks_may_share_what_they_keep(tmp_path: Path) -> None:
+    one, other = Shadowing(list), Shadowing(list)
+    other.on_fit_start = lambda *_: setattr(other, "shadow", one.shadow)  # type: ignore[method-assign]
+    module = Boring(zoo.Residual())
+    lands(module, tmp_path, others=[one, other])
+    assert [t.shape for t in other.shadow] == [p.shape for p in module.parameters()]
+
+
+def test_a_tuple_of_copies_is_an_error_before_training_that_names_it(tmp_path: Path) -> None:
+    module = Boring(zoo.Residual())
+    before = {name: t.clone() for name, t in module.state_dict().items()}
+    with pytest.raises(UnsupportedModelError, match=r"Shadowing\.shadow is a tuple .* keep it as a list, a dict"):
+        lands(module, tmp_path, others=[Shadowing(tuple)])
+    assert all(torch.equal(before[name], t) for name, t in module.state_dict().items())
+
+
+def test_a_tuple_that_comes_later_is_named_in_a_warning(tmp_path: Path) -> None:
+    with pytest.warns(UserWarning, match=r"Shadowing\.shadow is a tuple that looks like a copy of the parameters"):
+        lands(Boring(zoo.Residual()), tmp_path, others=[Shadowing(tuple, late=True)])
