@@ -16,9 +16,9 @@ class Plain:
 def test_parts_of_modules_objects_dicts_and_lists_are_looked_into() -> None:
     net = nn.Sequential(nn.Linear(2, 3))
     net[0].slow = {"a": {"weight": torch.zeros(3, 2)}}  # type: ignore[assignment]
-    net.average = Plain(shadow=[1], self=net)  # type: ignore[assignment]
+    net.average = Plain(shadow=[1], of=net)  # type: ignore[assignment]
     names = [name for name, _ in kept_by({"net": net})]
-    assert names == ["net.average", "net.average.shadow", "net.average.self", "net.0.in_features",
+    assert names == ["net.average", "net.average.shadow", "net.average.of", "net.0.in_features",
                      "net.0.out_features", "net.0.slow", "net.0.slow['a']"]  # fmt: skip
 
 
