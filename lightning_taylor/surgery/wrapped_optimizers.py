@@ -75,7 +75,7 @@ def unwrapped(optimizers: Iterable[Optimizer]) -> Iterator[Optimizer]:
     states: set[int] = set()
     seen: set[int] = set()
     for outermost in optimizers:
-        if not isinstance(outermost, Optimizer):
+        if not _is_optimizer(outermost):
             raise ValueError(f"optimizers must hold torch optimizers, got {type(outermost).__name__}")
         for optimizer in _innermost_first(outermost, seen):
             key = id(getattr(optimizer, "state", optimizer))
@@ -123,6 +123,14 @@ def _groups(optimizer: Optimizer) -> list[dict[str, Any]]:
     return getattr(optimizer, "param_groups", [])
 
 
+def _is_optimizer(value: object) -> bool:
+    """Return whether this is an optimizer, of torch's class or of the form that Lightning asks for."""
+    if isinstance(value, Optimizer):
+        return True
+    groups = getattr(value, "param_groups", None) if callable(getattr(type(value), "step", None)) else None
+    return isinstance(groups, list) and isinstance(getattr(value, "state", None), Mapping)
+
+
 def _innermost_first(optimizer: Optimizer, seen: set[int]) -> Iterator[Optimizer]:
     if id(optimizer) in seen:
         return
@@ -130,7 +138,7 @@ def _innermost_first(optimizer: Optimizer, seen: set[int]) -> Iterator[Optimizer
     for value in vars(optimizer).values():
         inner = value.values() if isinstance(value, dict) else value if isinstance(value, list | tuple) else (value,)
         for one in inner:
-            if isinstance(one, Optimizer):
+            if _is_optimizer(one):
                 yield from _innermost_first(one, seen)
     yield optimizer
 

@@ -199,6 +199,37 @@ def test_a_wrapper_without_torchs_constructor_still_leads_to_the_optimizer_insid
     train(net, [wrapper.optim], batches(net, 2), {})  # type: ignore[attr-defined]
 
 
+class Formed:
+    """Of an optimizer's form and not of its class, as a schedule without a schedule may be wrapped."""
+
+    def __init__(self, base: Optimizer) -> None:
+        self.base, self.defaults = base, {}
+
+    @property
+    def param_groups(self) -> list[dict[str, Any]]:
+        return self.base.param_groups
+
+    @property
+    def state(self) -> Any:
+        return self.base.state
+
+    def step(self, closure: Any = None) -> Any:
+        return self.base.step(closure)
+
+
+def test_what_has_only_the_form_of_an_optimizer_leads_to_the_one_inside() -> None:
+    net = build(Perceptron)
+    inner = adam(net)
+    wrapper: Any = Formed(inner)
+    assert list(unwrapped([wrapper])) == [inner]
+    train(net, [inner], batches(net, 2), {})
+    prune_channels(net, net.graph(), {"a": [0]}, optimizers=[wrapper])  # type: ignore[operator]
+    train(net, [inner], batches(net, 2), {})
+    scheduler = torch.optim.lr_scheduler.StepLR(inner, 1)
+    with pytest.raises(ValueError, match="must hold torch optimizers, got StepLR"):
+        list(unwrapped([scheduler]))  # type: ignore[list-item]
+
+
 def test_a_buffer_beside_the_parameter_follows() -> None:
     net = build(Perceptron)
     optimizer = ScheduleFree(net.parameters(), lr=0.1, momentum=0.9)
