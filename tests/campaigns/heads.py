@@ -69,7 +69,8 @@ def measure(name: str) -> dict[str, Any]:
     features, told, true = model.forward_features(x), stages(model), returned(model, x)
     row.features = f"{dense} → {model.num_features}"
     wrong = [f"{part}: {told[part]} for {true[part]}" for part in told if part in true and told[part] not in true[part]]
-    row.stages = ", ".join(str(width) for width in told.values()) + "".join(f"; {text}" for text in wrong)
+    row.stages = ", ".join(f"{width}{'' if part in true else '?'}" for part, width in told.items())
+    row.stages += "".join(f"; {text}" for text in wrong)
     if model.num_features not in features.shape[1:]:
         wrong.append(f"num_features {model.num_features} for {tuple(features.shape)}")
     try:
@@ -126,7 +127,8 @@ def main() -> None:
             "",
             f"{right} of {len(rows)} right. Measured and written by `tests/campaigns/heads.py`, with "
             f"{versions('torch', 'timm')}. A third of every group goes; `num_features` and `feature_info` must tell "
-            "what is left, and `reset_classifier(7)` must run. *untouched*: these widths may not go.",
+            "what is left, and `reset_classifier(7)` must run. *untouched*: these widths may not go. *?*: no part of "
+            "that name returns a tensor, so that nobody can check it.",
             "",
             "| model | status | num_features | feature_info | in words |",
             "|---|---|---|---|---|",

@@ -99,7 +99,7 @@ class Row:
     Attributes:
         model: the project's name.
         version: of its package.
-        status: "landed", "refused" before the first step, "crashed", or "short" of its target at the end.
+        status: "landed", "refused" before the first step, "crashed", "timeout", or "short" of its target.
         note: the refusal, or what went wrong.
         know: what the user has to know.
         removable: share of the channels of its layers that can go, those of its outputs left out.

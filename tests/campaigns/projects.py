@@ -28,7 +28,7 @@ from campaigns.measuring import limit_memory
 from campaigns.project_fit import Project, Row, measure
 from campaigns.table import Store, arguments, versions, write_section
 
-ORDER = ("crashed", "short", "refused", "landed")
+ORDER = ("crashed", "short", "timeout", "refused", "landed")
 
 
 def zoo() -> Mapping[str, Project]:
@@ -46,7 +46,7 @@ def measured(name: str, project: Project, *, timeout: float, memory: float) -> d
 
     with tempfile.TemporaryDirectory() as folder:
         row, status, note = outcome(lambda: work(folder), timeout, Path(folder) / "log")
-    return row or asdict(Row(name, package, "crashed", f"{status}: {note}", project.know))
+    return row or asdict(Row(name, package, "timeout" if status == "timeout" else "crashed", note, project.know))
 
 
 def markdown(rows: list[Row]) -> str:
@@ -58,7 +58,7 @@ def markdown(rows: list[Row]) -> str:
     lines = [
         "## Other people's projects",
         "",
-        f"{len(rows)} projects: {head}.",
+        f"{len(rows)} of the {len(zoo())} projects that it can build: {head}.",
         "",
         f"{made} `TaylorPruning(target=...)` is added to the Trainer's callbacks, and nothing else is changed; small "
         "variants, random data, 15 steps. *removable*: share of the channels, those of the outputs left out. *after*: "

@@ -297,6 +297,9 @@ class Augmented(Supervised):
         return (self.augment(x) if self.trainer.training else x), y
 
 
+SAVING = (
+    "save_pretrained cannot tell the widths: its config has one number for all layers; keep the Lightning checkpoint"
+)
 NORMS = {"options": {"allow_inexact_norms": True}, "know": "allow_inexact_norms=True"}
 
 PROJECTS = {
@@ -309,9 +312,9 @@ PROJECTS = {
     "smp/Unet": supervised("segmentation-models-pytorch", smp("Unet", "resnet18"), masks()),
     "smp/UnetPlusPlus": supervised("segmentation-models-pytorch", smp("UnetPlusPlus", "mobilenet_v2"), masks()),
     "smp/DeepLabV3Plus": supervised("segmentation-models-pytorch", smp("DeepLabV3Plus", "resnet18"), masks()),
-    "transformers/vit": hugging_face(vit, labelled(), target=0.8),
-    "transformers/resnet": hugging_face(resnet, labelled()),
-    "transformers/segformer": hugging_face(segformer, segmented, target=0.8),
+    "transformers/vit": hugging_face(vit, labelled(), target=0.8, know=SAVING),
+    "transformers/resnet": hugging_face(resnet, labelled(), know=SAVING),
+    "transformers/segformer": hugging_face(segformer, segmented, target=0.8, know=SAVING),
     "transformers/detr": hugging_face(detr, detections, target=0.8, know="its backbone is frozen: unfreeze_backbone()"),
     "transformers/detr, unfrozen": hugging_face(detr_that_trains_whole, detections, know="unfreeze_backbone()"),
     "monai/UNet": supervised("monai", unet_3d, masks(16, dims=3, colors=1), dice),
