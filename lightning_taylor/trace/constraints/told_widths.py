@@ -31,7 +31,7 @@ __all__ = ["ToldWidths"]
 
 _WIDTHS = ("dim", "width", "channel", "chs", "hidden", "planes", "feature", "embed")
 
-_NOT = ("img", "image", "patch", "window", "grid", "in_ch", "reduction")
+_NOT = ("base", "img", "image", "patch", "window", "grid", "in_ch", "reduction")
 
 
 @dataclass

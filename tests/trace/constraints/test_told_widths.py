@@ -121,7 +121,7 @@ def test_a_number_stays_where_the_channels_can_go_only_without_it() -> None:
     assert net.one[0].out_channels < 8
 
 
-@pytest.mark.parametrize("name", ["image_width", "num_classes", "rank"])
+@pytest.mark.parametrize("name", ["image_width", "base_width", "num_classes", "rank"])
 def test_a_number_that_is_not_called_after_a_width_stays(name: str) -> None:
     net: Any = Classifier()
     setattr(net, name, 12)
