@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
+from lightning_taylor.trace.foreach import is_foreach, run_one_by_one
 from lightning_taylor.trace.labels import Labels, tells_all
 from lightning_taylor.trace.operator_call import operator_name
 from lightning_taylor.trace.partition import NEUTRAL
@@ -52,6 +53,9 @@ class Tracer(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Run the operator, then follow it with labels."""
         kwargs = kwargs or {}
+        if is_foreach(func):
+            with self:
+                return run_one_by_one(func, args, kwargs)
         self.state.statistics.next_call(operator_name(func))
         for tensor in tensors_in((args, kwargs)):
             self.state.mark_used(tensor)

@@ -88,6 +88,16 @@ class WithMomentum(Learner):
         self.follow()
 
 
+class WithMomentumAtOnce(WithMomentum):
+    """The same by operators on lists of tensors, as libraries write it."""
+
+    def follow(self) -> None:
+        with torch.no_grad():
+            slow, fast = list(self.slow.parameters()), list(self.encoder.parameters())
+            torch._foreach_mul_(slow, 0)
+            torch._foreach_add_(slow, torch._foreach_mul(fast, 1.0))
+
+
 class WithMomentumAfterwards(WithMomentum):
     """The same, updated between the steps, with a buffer in it."""
 
@@ -215,7 +225,7 @@ def test_a_copy_of_what_is_in_the_scope_goes_along(make: type[WithMomentum], sco
     assert not any(o.module.startswith("slow") for o in callback.graph.operations)
 
 
-@pytest.mark.parametrize("make", [WithMomentum, WithMomentumAfterwards, WithMomentumByHand])
+@pytest.mark.parametrize("make", [WithMomentum, WithMomentumAtOnce, WithMomentumAfterwards, WithMomentumByHand])
 def test_a_momentum_teacher_loses_the_channels_of_its_student(make: type[WithMomentum]) -> None:
     module, _ = fitted(make)
     assert module.encoder[0].out_channels < 8
