@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from inspect import signature
 from typing import Any
@@ -52,7 +53,7 @@ from lightning_taylor.scores.normalize import Normalization
 from lightning_taylor.surgery.wrapped_optimizers import check_optimizers
 from lightning_taylor.trace.options import AttentionHeads, ConvGroups, TraceOptions, as_patterns
 from lightning_taylor.trace.recorder import CallListener, Recording
-from lightning_taylor.utilities.calls import batch_size
+from lightning_taylor.utilities.calls import ForwardCall, batch_size
 
 __all__ = [
     "TaylorPruning",
@@ -162,6 +163,7 @@ class TaylorPruning(Callback):
         self._listener = CallListener()
         self._gradients = GradientWatch()
         self._batch: Any = None
+        self._forward: ForwardCall | None = None
         self._shape_hooks = ShapeHooks()
         self._log = FitLog()
         self._steps = StepCounter()
@@ -222,7 +224,7 @@ class TaylorPruning(Callback):
 
     @override
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Called when the train begins: lay the schedule, and trace if the inputs are known."""
+        """Called when the train begins: lay the schedule, and listen to what the first batch will show."""
         if trainer.fast_dev_run:  # type: ignore[attr-defined]
             rank_zero_info("TaylorPruning does nothing in a fast_dev_run")
             return
@@ -236,8 +238,10 @@ class TaylorPruning(Callback):
         if self.guard and self._session.lacks_baseline and (schedule := self._session.progress.schedule):
             warn_of_late_validation(trainer, self.guard, schedule, length.steps)
         inputs = self.example_inputs if self.example_inputs is not None else pl_module.example_input_array
-        if not self._session.traced and inputs is not None:
-            self._begin(trainer, pl_module, Recording([example_call(inputs, pl_module)]))
+        self._forward = None if inputs is None else example_call(inputs, pl_module)
+        if not self._session.traced and self._forward and self._session.progress.needs_first_batch:
+            # Only this needs no batch, and says less: what the step does with what ``forward`` returns is not seen.
+            self._begin(trainer, pl_module, Recording([self._forward], forward=self._forward))
             return
         self._session.go_on()
         # A resumed fit needs no trace; what the model is called with is still wanted for the report.
@@ -350,6 +354,7 @@ class TaylorPruning(Callback):
         trained = self._gradients.end(pl_module, self._steps.optimizers) or None
         step = None if self._batch is None else step_of(trainer, pl_module, self._batch, self._examples)
         self._batch = None
+        recording = replace(recording, forward=self._forward)
         self._begin(trainer, pl_module, recording, step=step, trained=trained, equal=self._gradients.equal)
 
     def _begin(self, trainer: Trainer, pl_module: LightningModule, recording: Recording, **known: Any) -> None:

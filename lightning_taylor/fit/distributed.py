@@ -96,7 +96,7 @@ class Ranks:
         """
 
         def retrace(other: TraceOptions) -> ChannelGraph:
-            return trace(recording.calls, options=other)
+            return trace(recording.calls, options=other, forward=recording.forward)
 
         def traced() -> ChannelGraph:
             graph = retrace(options)
@@ -106,7 +106,7 @@ class Ranks:
                 raise with_way_out(error, graph, session.options, options, retrace) from None
 
         graph = self._news.trace(pl_module, lambda: share(trainer.strategy, traced))
-        calls = repeatable(pl_module, recording.calls)
+        calls = [recording.forward] if recording.forward else repeatable(pl_module, recording.calls)
         later = any(isinstance(c, either(BaseFinetuning)) for c in trainer.callbacks)  # type: ignore[attr-defined]
         try:
             session.begin(pl_module, graph, calls, None if later else recording.differentiable)

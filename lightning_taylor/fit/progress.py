@@ -59,6 +59,14 @@ class ScheduleProgress:
         if length.steps != float("inf"):
             self.schedule.check(int(length.steps))
 
+    @property
+    def needs_first_batch(self) -> bool:
+        """Whether the schedule's only event comes right after the first step."""
+        assert self.schedule is not None
+        assert self._length is not None
+        later = range(2, int(min(self._length.steps, 10**6)) + 1)
+        return self.schedule.is_event(1) and not any(self.schedule.is_event(step) for step in later)
+
     def skip_first_batch(self) -> None:
         """The first batch goes to the trace, and is not scored.
 
@@ -68,8 +76,7 @@ class ScheduleProgress:
         assert self.schedule is not None
         assert self._length is not None
         self.skips_first_batch = True
-        later = range(2, int(min(self._length.steps, 10**6)) + 1)
-        if self.schedule.is_event(1) and not any(self.schedule.is_event(step) for step in later):
+        if self.needs_first_batch:
             raise ValueError(
                 f"{self.schedule} has its only event after the first step, when no batch has been scored; set "
                 "example_inputs= (or example_input_array on the module), or move the event to step 2 or later"

@@ -68,6 +68,7 @@ def trace_step(
     ignore: Sequence[str] = (),
     options: TraceOptions | None = None,
     step: Step | None = None,
+    forward: ForwardCall | None = None,
     **known: Any,
 ) -> ChannelGraph:
     """Trace a training step, or what it called; the options are those of ``trace_calls``.
@@ -75,12 +76,13 @@ def trace_step(
     Raises:
         UnsupportedModelError: if it called nothing.
     """
-    if not calls:
+    if not calls and forward is None:
         raise UnsupportedModelError(
             f"the training step of {type(pl_module).__name__} called no module with parameters before its first "
             "backward pass, so there is nothing to trace; pass example_inputs="
         )
-    return trace_calls(pl_module, calls, ignore=ignore, options=options, step=step, **known)
+    calls = calls or [forward] if forward else calls
+    return trace_calls(pl_module, calls, ignore=ignore, options=options, step=step, forward=forward, **known)
 
 
 def gradient_scale(trainer: Trainer, pl_module: LightningModule) -> float | Tensor:

@@ -121,6 +121,7 @@ def trace_calls(
     step: Step | None = None,
     trained: Iterable[str] | None = None,
     equal: Collection[tuple[str, str]] | None = None,
+    forward: ForwardCall | None = None,
 ) -> ChannelGraph:
     """Trace a model whose parts are called one by one from a training step, or the step itself.
 
@@ -134,13 +135,14 @@ def trace_calls(
         trained: names of the parameters that an optimizer has and a gradient reached; None if nobody knows. What is
             neither trained nor run by ``forward`` is part of the loss: neither cut nor counted.
         equal: as ``scope.equal_parts`` found them when training began; None for the values that the model has now.
+        forward: a call of the whole model as it is deployed, whose FLOPs are counted; None for those among ``calls``.
 
     Raises:
         UnsupportedModelError, ValueError: as ``trace_channels``.
     """
     _check_patterns(ignore)
     net = private_copy(model)
-    program = Program(tuple(calls), step)
+    program = Program(tuple(calls), step, forward)
     if not program.examples:
         raise ValueError("the example inputs are a batch without an example; give at least one")
     dtype, few, two = settle_precision(net, program)
@@ -158,7 +160,7 @@ def trace_calls(
     constraints = attach_constraints(partition)
     returned: list[Any] = []
     for training in (False, True):
-        examples = None if training else few.examples
+        examples = None if training else few.counted
         try:
             modules = dict(net.named_modules())
             state = TraceState(partition, constraints, scope.names(names), examples, modules, scope.modules)

@@ -51,7 +51,7 @@ class Program:
     Attributes:
         calls: the outermost forward calls, in order.
         step: None if it is not known, or does not run on a copy.
-        forward: a call of the whole module that its step does not make, but whoever deploys it does.
+        forward: a call of the whole module as whoever deploys it makes it, if the user gave one or the step makes none.
     """
 
     calls: tuple[ForwardCall, ...]
@@ -66,8 +66,12 @@ class Program:
     @property
     def deployed(self) -> tuple[ForwardCall, ...]:
         """The calls of the whole module; empty if nobody makes one."""
-        whole = tuple(call for call in self.calls if call.module == "")
-        return whole or ((self.forward,) if self.forward else ())
+        return (self.forward,) if self.forward else tuple(call for call in self.calls if call.module == "")
+
+    @property
+    def counted(self) -> int:
+        """How many examples the evaluation path is given, whose operations are counted."""
+        return batch_size([(c.args, dict(c.kwargs)) for c in self.deployed]) if self.deployed else self.examples
 
     @property
     def runs_step_only(self) -> bool:
@@ -80,7 +84,7 @@ class Program:
         step = self.step
         if step is not None:
             step = replace(step, batch=few_examples(step.batch, step.examples, most), examples=min(step.examples, most))
-        forward = None if self.forward is None else few_of(self.forward, batch, most)
+        forward = self.forward and few_of(self.forward, self.counted, most)
         return Program(tuple(few_of(c, batch, most) for c in self.calls), step, forward)
 
     def disturbed(self, rows: Sequence[int]) -> Program:
@@ -103,7 +107,7 @@ class Program:
 
     def without_step(self) -> Program:
         """Return the calls alone."""
-        return Program(self.calls)
+        return replace(self, step=None)
 
     def with_forward(self, net: nn.Module) -> Program:
         """Return the program with a call of the whole module, where the module defines one and the step makes none.

@@ -109,10 +109,12 @@ class Recording:
     Attributes:
         calls: the outermost forward calls, in order.
         differentiable: name of a module that was called -> whether it was given something which needs a gradient.
+        forward: the call of the whole module that the user gave as an example; it is what is counted and measured.
     """
 
     calls: list[ForwardCall]
     differentiable: Mapping[str, bool] = field(default_factory=dict)
+    forward: ForwardCall | None = None
 
 
 @final

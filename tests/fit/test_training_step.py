@@ -241,6 +241,27 @@ def test_what_passes_between_parts_that_are_called_apart_can_go(make: type[Learn
     assert "encoder.2" not in callback.graph.frozen
 
 
+@pytest.mark.parametrize(
+    "make", [WithLossNetwork, WithMomentumAfterwards, WithMomentumAtOnce, InParts, Hooked, Stashed]
+)
+def test_an_example_input_array_hides_nothing_of_the_step(make: type[Learner]) -> None:
+    def with_example() -> Learner:
+        module = make()
+        module.example_input_array = torch.rand(2, 3, 20, 20)
+        return module
+
+    _, callback = fitted(with_example, 0.7)
+    _, plain = fitted(make, 0.7)
+    assert callback.graph is not None
+    assert plain.graph is not None
+    assert callback.graph.dense.keys() == plain.graph.dense.keys()
+    assert callback.graph.groups.keys() == plain.graph.groups.keys()
+    assert callback.graph.frozen == plain.graph.frozen
+    # The FLOPs are those of the example's size.
+    first, same = (next(o.flops for o in c.graph.operations if o.module == "encoder.0") for c in (callback, plain))
+    assert first / same == pytest.approx((20 / 12) ** 2)
+
+
 @pytest.mark.parametrize("make", [Hooked, Stashed])
 def test_what_the_loss_reads_past_the_calls_stays(make: type[Learner]) -> None:
     module, callback = fitted(make, 0.7)
