@@ -168,7 +168,9 @@ class ShapeFitter:
         self._handles: list[RemovableHandle] = []
 
     def watch(self, module: nn.Module) -> None:
-        """Place the hooks on a module."""
+        """Place the hooks on a module; a scripted one takes none, and cannot be pruned."""
+        if isinstance(module, torch.jit.ScriptModule):
+            return
         self._handles.append(module.register_state_dict_post_hook(self._on_save))
         self._handles.append(module.register_load_state_dict_pre_hook(self._on_load))
 

@@ -81,9 +81,9 @@ class TaylorPruning(Callback):
         min_channels: fewest channels that a group may keep.
         round_to: groups keep a multiple of this many channels. None for 8 on a GPU with tensor cores, on which other
             widths can be slower than no pruning (less where the target or the schedule asks for less), 1 elsewhere.
-        example_inputs: what the model's ``forward`` takes, for the trace: a tensor, a tuple of arguments, a dict of
-            keyword arguments, or a shape such as ``[1, 3, 224, 224]``, examples first, for random numbers. By default
-            taken from ``example_input_array`` or the first training batch.
+        example_inputs: what the deployed model's ``forward`` takes, for FLOPs, memory and latency: a tensor, a tuple of
+            arguments, a dict of keyword arguments, or a shape such as ``[1, 3, 224, 224]``, examples first, for random
+            numbers. By default taken from ``example_input_array`` or the first training batch.
         measure_latency: whether the report at the end times the dense and the pruned network, in seconds per batch.
         guard: holds the pruning back while a validation metric is too far below the dense model's: a ``Guard`` with
             the metric's name ``monitor``, ``max_drop`` in the metric's units, ``action`` and ``mode``.

@@ -181,7 +181,7 @@ def plain_settings(**settings: Any) -> dict[str, Any]:
     Example:
         >>> from lightning_taylor.plan import OneShot
         >>> plain_settings(schedule=OneShot(step=3), ignore=("fc",), guard=None)
-        {'schedule': {'class': 'OneShot', 'step': 3}, 'ignore': ['fc'], 'guard': None}
+        {'schedule': {'class': 'OneShot', 'step': 3, 'at': None, 'unit': 'fit'}, 'ignore': ['fc'], 'guard': None}
     """
     return {name: _plain(value) for name, value in settings.items()}
 

@@ -48,12 +48,14 @@ def find_row_layouts(
         Layer -> layout, of those that do not simply read one row of each example in one call; empty if the program does
         not run on several examples.
     """
+    if program.examples < 2:
+        return {}
     read = partial(_reads, net, dtype=dtype, weights=weights)
     try:
         tried = [program.few(n).cast(dtype) for n in (2, 3)]
         reads = [read(some) for some in tried]
         # At one number of examples two views of the only one that passes a mask would look like one row of each.
-        if program.examples < 2 or all(map(_is_plain, reads, tried)):
+        if all(map(_is_plain, reads, tried)):
             return {}
         several, owners = tried[1], _owners(read, tried[1], reads[1])
         if not _are_in_sequence(owners, several):

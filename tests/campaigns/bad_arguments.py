@@ -53,12 +53,13 @@ OTHERS: list[tuple[Callable[..., Any], dict[str, Any], str]] = [
     (Gradual, {"every_n_steps": 0, "start_step": 0, "end_step": 5}, "every_n_steps"),
     (Gradual, {"every_n_steps": 1, "start_step": 5, "end_step": 5}, "end_step=5 must be larger than start_step=5"),
     (Gradual, {"every_n_steps": 1, "start_step": 5, "end_step": INF}, "end_step"),
-    (Gradual, {"every_n_steps": 1, "start_step": None, "end_step": 5}, "start_step"),
+    (Gradual, {"every_n_steps": 1, "start_step": "1", "end_step": 5}, "start_step"),
+    (OneShot, {"step": None}, "OneShot needs step, or at"),
     *(
         (Gradual, {"every_n_steps": 1, "start_step": 0, "end_step": 5, "curve": v}, "curve must")
         for v in ("exp", None, [1])
     ),
-    *((OneShot, {"step": v}, "step must be a whole number of at least 1") for v in (0, -3, 2.0, None, "5", True, NAN)),
+    *((OneShot, {"step": v}, "step must be a whole number of at least 1") for v in (0, -3, 2.0, "5", True, NAN)),
     *((Guard, {"monitor": "a", "max_drop": v}, "max_drop must be a number") for v in (-1, NAN, INF, None, "1", True)),
     *((Guard, {"monitor": v, "max_drop": 1}, "monitor must be") for v in ("", None, 5, ["a"])),
     *((Guard, {"monitor": "a", "max_drop": 1, "action": v}, "action must be one of") for v in ("wait", None, ["stop"])),

@@ -159,7 +159,7 @@ class TransferLearning(L.LightningModule):
         return [optimizer], [torch.optim.lr_scheduler.MultiStepLR(optimizer, [2], 0.1)]
 
 
-class ImageClassifier(L.LightningModule):
+class Transferred(L.LightningModule):
     """The usual one, a network of its own."""
 
     def __init__(self) -> None:
@@ -267,7 +267,7 @@ def from_hydra() -> L.LightningModule:
 PROJECTS = {
     "lightning/autoencoder": Project("", AutoEncoder, images(28, colors=1)),
     "lightning/gan": Project("", GAN, images(16, colors=1)),
-    "lightning/image classifier": Project("", ImageClassifier, images()),
+    "lightning/image classifier": Project("", Transferred, images()),
     "lightning/BackboneFinetuning": Project(
         "", TransferLearning, images(), callbacks=lambda: [BackboneFinetuning(1, lambda epoch: 1.5)]
     ),

@@ -374,7 +374,11 @@ def test_a_short_fit_of_the_digits_ends_with_the_table_and_the_same_as_data(run:
     assert found["met"]
     assert found["asked"] == {"flops": 0.5}
     assert found["achieved"]["flops"] <= 0.5
-    assert max(map(len, out.splitlines())) <= 80
+    said, _, commands = out.partition("Go on with this checkpoint:\n")
+    assert max(map(len, said.splitlines())) <= 80
+    # What can be pasted is not broken into lines.
+    assert "load_pruned(" in commands
+    assert "lightning-taylor export " in commands
     assert (FOLDER / "config.yaml").exists()
     assert (FOLDER / "metrics.csv").exists()
 

@@ -9,6 +9,7 @@ import pytest
 pytest.importorskip("jsonargparse", reason="needs the extra cli")
 
 from lightning_taylor import TaylorPruning, cli
+from lightning_taylor.plan.fit_length import FitLength
 from lightning_taylor.recipes.classifier import ImageClassifier
 from lightning_taylor.recipes.clip_classifier import ClipClassifier
 from lightning_taylor.recipes.data import ImageData
@@ -45,7 +46,11 @@ def test_a_shipped_configuration_builds_model_data_and_pruning(name: str, subcom
 @pytest.mark.parametrize("name", ["digits", "flowers12"])
 def test_a_shipped_configuration_leaves_time_to_measure_before_and_to_fine_tune_after(name: str) -> None:
     built = Built(["fit", "--config", str(cli.shipped_configs()[name])])
-    schedule = built.config["fit"]["trainer"]["callbacks"][0]["init_args"]["schedule"]["init_args"]
-    steps_an_epoch = built.config["fit"]["trainer"]["log_every_n_steps"]
-    assert schedule["start_step"] >= 5 * steps_an_epoch
-    assert schedule["end_step"] <= 2 / 3 * built.config["fit"]["trainer"]["max_epochs"] * steps_an_epoch
+    (pruning,) = (c for c in vars(built.trainer)["callbacks"] if isinstance(c, TaylorPruning))
+    trainer = built.config["fit"]["trainer"]
+    steps_an_epoch = trainer["log_every_n_steps"]
+    steps = steps_an_epoch * trainer["max_epochs"]
+    assert pruning.schedule is not None
+    events = pruning.schedule.in_steps(FitLength(steps, trainer["max_epochs"])).events(steps)
+    assert events[0] >= 5 * steps_an_epoch
+    assert events[-1] <= 2 / 3 * steps
