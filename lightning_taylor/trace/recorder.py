@@ -125,7 +125,7 @@ class CallListener:
         >>> listening, net = CallListener(), nn.Linear(2, 1)
         >>> listening.begin(net)
         >>> listening.end(), listening.end()
-        (Recording(calls=[], differentiable={}), None)
+        (Recording(calls=[], differentiable={}, forward=None), None)
     """
 
     def __init__(self) -> None:
