@@ -205,6 +205,9 @@ def test_a_guard_without_a_validation_is_an_error_before_training(tmp_path: Path
 def test_a_guard_that_never_saw_the_dense_network_says_so(tmp_path: Path) -> None:
     module, pruner = Validated(zoo.Residual()), pruning(guard=Guard("val_acc", 0.0))
     run = trainer([pruner], default_root_dir=tmp_path)
-    with pytest.warns(UserWarning, match="holds nothing back: there was no validation before the first event"):
+    with (
+        pytest.warns(UserWarning, match="the first validation comes at step 8, not before the first event at step 5"),
+        pytest.warns(UserWarning, match="holds nothing back: there was no validation before the first event"),
+    ):
         run.fit(module, loader(), loader(seed=1))
     assert pruner.reached
