@@ -70,7 +70,7 @@ def add_curve_options(parser: argparse.ArgumentParser) -> list[str]:
             "schedule of the config's TaylorPruning, or about 25 removals",
         ),
         group.add_argument(
-            "--flops-penalty", type=_not_negative, metavar="X",
+            "--cost-penalty", type=_not_negative, metavar="X",
             help=f"of {WITH_FLOPS}, in units of the score per MFLOP; by default the config's if it has one, or 1e-3",
         ),
     ]  # fmt: skip
@@ -152,7 +152,7 @@ def _contents(path: str, trust: bool) -> str:
 
 def _settings(asked: argparse.Namespace, config: FitConfig) -> dict[str, Any]:
     """Everything that two runs must have in common to be compared, name -> plain value."""
-    own = {name: getattr(asked, name) for name in ("target", "steps", "every", "points", "flops_penalty")}
+    own = {name: getattr(asked, name) for name in ("target", "steps", "every", "points", "cost_penalty")}
     plain = json.loads(json.dumps(config.written, default=str))
     own |= {name: value for name, value in _flat("", plain) if name not in ELSEWHERE}
     return own | ({"options": " ".join(config.options)} if config.options else {})

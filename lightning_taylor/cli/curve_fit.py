@@ -27,6 +27,7 @@ from lightning_taylor.cli.criteria import WITH_FLOPS, known_criteria
 from lightning_taylor.cli.exit import debugging, fail, nearest
 from lightning_taylor.cli.lightning_cli import TaylorCLI
 from lightning_taylor.fit.callback import TaylorPruning
+from lightning_taylor.fit.options import FORMER_NAMES
 from lightning_taylor.fit.trainer_state import fit_length
 from lightning_taylor.plan.fit_length import FitLength
 from lightning_taylor.plan.schedule import Gradual, Schedule, default_schedule
@@ -109,12 +110,16 @@ def _pruner(asked: argparse.Namespace, name: str, seed: int, theirs: TaylorPruni
     theirs = theirs or TaylorPruning()
     options = theirs.options
     arguments = signature(TaylorPruning).parameters
-    settings = {each: getattr(theirs if hasattr(theirs, each) else options, each) for each in arguments}
-    penalty = (options.flops_penalty or 1e-3) if asked.flops_penalty is None else asked.flops_penalty
+    settings = {
+        each: getattr(theirs if hasattr(theirs, each) else options, each)
+        for each in arguments
+        if each not in FORMER_NAMES
+    }
+    penalty = (options.cost_penalty or 1e-3) if asked.cost_penalty is None else asked.cost_penalty
     settings |= {
         "target": asked.target,
         "criterion": known_criteria(theirs, seed=seed)["Taylor" if name == WITH_FLOPS else name],
-        "flops_penalty": penalty if name == WITH_FLOPS else 0.0,
+        "cost_penalty": penalty if name == WITH_FLOPS else 0.0,
         "measure_latency": False,
         "oracle_sample": 0,
         "guard": None,  # it would hold one criterion back longer than another

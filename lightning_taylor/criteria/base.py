@@ -62,8 +62,8 @@ class Criterion(ABC):
         return "l2"
 
     @property
-    def default_flops_power(self) -> float:
-        """What ``TaylorPruning(flops_power=None)`` takes where its target is one of FLOPs."""
+    def default_cost_power(self) -> float:
+        """What ``TaylorPruning(cost_power=None)`` takes."""
         return 0.0
 
     @abstractmethod
@@ -145,7 +145,7 @@ class Scorer(ABC):
         """
 
     def resume(self) -> None:  # noqa: B027
-        """ConsumerHooks the passes again."""
+        """Watch the passes again."""
 
     def on_batch(self, batch: Any) -> None:  # noqa: B027
         """A training batch is about to be used, as the data loader gave it and on its device.
@@ -253,7 +253,8 @@ class Scorer(ABC):
 _OLD_NAMES_OF_CRITERION = {
     "watch": "scorer",
     "own_normalization": "default_normalization",
-    "own_flops_power": "default_flops_power",
+    "own_flops_power": "default_cost_power",
+    "default_flops_power": "default_cost_power",
 }
 _OLD_NAMES_OF_SCORER = {
     "blind": "unscorable",

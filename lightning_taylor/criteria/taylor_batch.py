@@ -70,7 +70,7 @@ class TaylorBatch(Criterion):
 
     @property
     @override
-    def default_flops_power(self) -> float:
+    def default_cost_power(self) -> float:
         """Twice that of ``Taylor``, since it is a square; better than 0 on both nets where it was measured."""
         return 1.0
 

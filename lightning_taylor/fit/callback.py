@@ -28,6 +28,7 @@ from lightning_taylor.fit.options import (
     as_written,
     changed_settings,
     check_arguments,
+    present_names,
     settings_of,
 )
 from lightning_taylor.fit.session import Session
@@ -73,9 +74,9 @@ class TaylorPruning(Callback):
             ``Gradual()`` over the fit's own length: the first tenth dense, events until two thirds, then fine-tuning.
         criterion: how channels are scored; ``Taylor()`` by default.
         normalization: of the scores within each group, before the global ranking: "l2", "l1", "minmax" or "none". By
-            default the criterion's own ("none" for ``Taylor``, "l2" for the baselines); with a ``flops_penalty`` "l2".
-        flops_penalty: what a channel's normalised score loses per MFLOP (1e6 FLOPs per example) that its removal
-            saves, in units of the score; the paper uses 1e-3.
+            default the criterion's own ("none" for ``Taylor``, "l2" for the baselines); with a ``cost_penalty`` "l2".
+        cost_penalty: what a channel's normalised score loses per unit of its price (see ``cost_power``), in units of
+            the score; the paper uses 1e-3, with FLOPs.
         ignore: name patterns of layers whose output channels stay: "layer4" covers everything inside, "*.conv1"
             every layer of that name.
         min_channels: fewest channels that a group may keep.
@@ -92,9 +93,11 @@ class TaylorPruning(Callback):
             predicted what that does to the loss (Spearman's correlation); costs about half a step for each.
         allow_inexact_norms: also remove channels that a LayerNorm or GroupNorm averages over, as in ConvNeXt
             and Swin; its statistics then run over those that are left, which changes the outputs a little.
-        flops_power: a channel's score is divided by the MFLOPs that its removal saves, to this power: 0 ranks by what a
-            channel is worth, 1 by what it is worth per MFLOP. None for the criterion's own where the target is of
-            FLOPs (0.5 for ``Taylor()``, 1 for ``TaylorBatch()``: notebooks/accuracy.md), and 0 elsewhere.
+        cost_power: a channel's score is divided by its price to this power: 0 ranks by what a channel is worth, 1 by
+            what it is worth per price, None by the criterion's own (0.5 for ``Taylor()``, 1 for ``TaylorBatch()``:
+            notebooks/accuracy.md). The price is what the channel's removal saves of the resource that the target asks
+            for, of several the one furthest from its limit: MFLOPs (1e6 per example), millions of parameters, MB or
+            milliseconds; the last two on this device, by ``lightning_taylor.measure.savings``.
         conv_groups: what goes from a grouped convolution, as in ResNeXt and RegNet: "whole" for whole groups, "spread"
             for the same channels of every group, "auto" for whole groups where they are many; see ``trace_channels``.
         attention_heads: what goes from an attention: "whole" heads, or with "spread" the same coordinates of each.
@@ -107,6 +110,8 @@ class TaylorPruning(Callback):
             guard. By default those of the last validation before the first event.
         max_removed: the largest share of a group's dense channels that may go, in [0, 1]: 0.9 for all groups, or by
             name patterns of layers, as in ``{"layer4": 0.5, "*.conv1": 0.9}``; of several that match, the smallest.
+        flops_penalty: the former name of ``cost_penalty``.
+        flops_power: the former name of ``cost_power``.
 
     Raises:
         ValueError: listing every value of a wrong type or outside its range.
@@ -122,7 +127,7 @@ class TaylorPruning(Callback):
         schedule: Schedule | None = None,
         criterion: Criterion | None = None,
         normalization: Normalization | None = None,
-        flops_penalty: float = 0.0,
+        cost_penalty: float = 0.0,
         ignore: Sequence[str] = (),
         min_channels: int = 1,
         round_to: int | None = None,
@@ -132,7 +137,7 @@ class TaylorPruning(Callback):
         allow_untested_strategy: bool = False,
         oracle_sample: int = 0,
         allow_inexact_norms: bool = False,
-        flops_power: float | None = None,
+        cost_power: float | None = None,
         conv_groups: ConvGroups = "auto",
         attention_heads: AttentionHeads = "whole",
         scope: str | Sequence[str] = (),
@@ -140,14 +145,17 @@ class TaylorPruning(Callback):
         on_event: Callable[[PruningEvent], object] | None = None,
         baseline: Mapping[str, float] | None = None,
         max_removed: float | Mapping[str, float] | None = None,
+        flops_penalty: float | None = None,
+        flops_power: float | None = None,
     ) -> None:
         arguments = {name: value for name, value in locals().items() if name not in ("self", "__class__")}
         check_arguments(arguments)
         super().__init__()
         self._written = as_written(arguments, TaylorPruning)
-        numbers = (flops_penalty, min_channels, round_to, flops_power, max_removed)
+        cost_penalty, cost_power = present_names(arguments)
+        numbers = (cost_penalty, min_channels, round_to, cost_power, max_removed)
         self.options = Options.of(target, criterion or Taylor(), normalization, *numbers)
-        self.normalization, self.flops_power = normalization, flops_power
+        self.normalization, self.cost_power = normalization, cost_power
         self.schedule, self.ignore = schedule, tuple(ignore)
         self.example_inputs = as_inputs(example_inputs)
         self.measure_latency, self.allow_untested_strategy = measure_latency, allow_untested_strategy

@@ -24,17 +24,22 @@ from lightning_taylor.utilities.checks import is_number
 
 __all__ = [
     "CHECKS",
+    "FORMER_NAMES",
     "OF_THE_TRACE",
     "Options",
     "as_inputs",
     "as_written",
     "changed_settings",
     "check_arguments",
+    "present_names",
     "settings_of",
 ]
 
 OF_THE_TRACE = ("ignore", *(field.name for field in fields(TraceOptions)))
 """The settings that say what a trace looks for; its result travels with a checkpoint."""
+
+FORMER_NAMES = {"flops_penalty": "cost_penalty", "flops_power": "cost_power"}
+"""Arguments of ``TaylorPruning`` that were called otherwise -> their present names."""
 
 Check = Callable[[str, Any], Iterator[str]]
 """From an argument's name and value to what is wrong with it, in words."""
@@ -47,10 +52,10 @@ class Options:
     target: Target
     criterion: Criterion
     normalization: Normalization = "l2"
-    flops_penalty: float = 0.0
+    cost_penalty: float = 0.0
     min_channels: int = 1
     round_to: int | None = 1
-    flops_power: float = 0.0
+    cost_power: float = 0.0
     max_removed: MaxRemoved | None = None
     own_round_to: int = 1
     """Of the device; holds where the user left ``round_to`` open."""
@@ -61,30 +66,30 @@ class Options:
         target: float | Target,
         criterion: Criterion,
         normalization: Normalization | None,
-        flops_penalty: float,
+        cost_penalty: float,
         min_channels: int,
         round_to: int | None,
-        flops_power: float | None = 0.0,
+        cost_power: float | None = 0.0,
         max_removed: MaxRemoved | None = None,
     ) -> Options:
         """With the user's choice; what is None becomes the criterion's own, ``round_to`` the device's: see ``on``.
 
-        Where a penalty is weighed the normalization is "l2". The power is the criterion's own only for a target of
-        FLOPs, for scores that are compared as the criterion wants it, and without a penalty.
+        Where a penalty is weighed the normalization is "l2". The power is the criterion's own only for scores that are
+        compared as the criterion wants it, and without a penalty.
 
         Example:
             >>> from lightning_taylor.criteria import Taylor
             >>> [Options.of(0.5, Taylor(), None, penalty, 1, 1).normalization for penalty in (0.0, 1e-3)]
             ['none', 'l2']
-            >>> [Options.of(0.5, Taylor(), scale, 0.0, 1, 1, None).flops_power for scale in (None, "l2")]
+            >>> [Options.of(0.5, Taylor(), scale, 0.0, 1, 1, None).cost_power for scale in (None, "l2")]
             [0.5, 0.0]
         """
         target = Target.of(target)
-        scale = normalization or ("l2" if flops_penalty else criterion.default_normalization)
-        if flops_power is None:
-            own = target.flops is not None and scale == criterion.default_normalization and not flops_penalty
-            flops_power = criterion.default_flops_power if own else 0.0
-        return cls(target, criterion, scale, flops_penalty, min_channels, round_to, flops_power, max_removed)
+        scale = normalization or ("l2" if cost_penalty else criterion.default_normalization)
+        if cost_power is None:
+            own = scale == criterion.default_normalization and not cost_penalty
+            cost_power = criterion.default_cost_power if own else 0.0
+        return cls(target, criterion, scale, cost_penalty, min_channels, round_to, cost_power, max_removed)
 
     def on(self, device: torch.device) -> Options:
         """With the device's own multiple."""
@@ -118,11 +123,24 @@ def check_arguments(arguments: Mapping[str, Any]) -> None:
         - round_to must be a whole number of at least 1, got 0
     """
     problems = [text for name, value in arguments.items() if name in CHECKS for text in CHECKS[name](name, value)]
+    twice = {k: v for k, v in FORMER_NAMES.items() if arguments.get(k) is not None and arguments.get(v)}
+    problems += [f"{old} is the former name of {new}: give one of them" for old, new in twice.items()]
     if len(problems) > 1:
         listed = "\n- ".join(problems)
         raise ValueError(f"{len(problems)} arguments of TaylorPruning are wrong:\n- {listed}")
     if problems:
         raise ValueError(problems[0])
+
+
+def present_names(arguments: Mapping[str, Any]) -> tuple[Any, ...]:
+    """Return the arguments that were called otherwise, in the order of ``FORMER_NAMES``, whatever name they came by.
+
+    Example:
+        >>> present_names({"cost_penalty": 0.0, "cost_power": None, "flops_penalty": 1e-3, "flops_power": None})
+        (0.001, None)
+    """
+    pairs = ((arguments[old], arguments[new]) for old, new in FORMER_NAMES.items())
+    return tuple(new if old is None else old for old, new in pairs)
 
 
 def as_inputs(value: Any) -> Any:
@@ -207,7 +225,7 @@ def _one_of(words: Any) -> Check:
 def _penalty(name: str, value: Any) -> Iterator[str]:
     number = isinstance(value, Real) and not isinstance(value, bool)
     if not number or not 0 <= float(value) < math.inf:
-        hint = " (the paper uses 1e-3)" if name == "flops_penalty" else ""
+        hint = " (the paper uses 1e-3)" if name.endswith("penalty") else ""
         yield f"{name} must be a number of at least 0{hint}, got {value!r}"
 
 
@@ -277,7 +295,9 @@ CHECKS: Mapping[str, Check] = {
     "schedule": _instance(Schedule, "Gradual(...), Iterative(...) or OneShot(...)"),
     "criterion": _instance(Criterion, "a criterion such as Taylor() or WeightMagnitude()"),
     "normalization": _or_none(_one_of(Normalization)),
-    "flops_penalty": _penalty,
+    "cost_penalty": _penalty,
+    "cost_power": _or_none(_penalty),
+    "flops_penalty": _or_none(_penalty),
     "flops_power": _or_none(_penalty),
     "ignore": _patterns,
     "min_channels": _count(1),

@@ -17,11 +17,12 @@ from lightning_taylor.errors import TargetUnreachableError, UncoupledChannelsErr
 from lightning_taylor.fit.options import Options
 from lightning_taylor.graph.channel_graph import ChannelGraph
 from lightning_taylor.graph.types import Role
-from lightning_taylor.measure.meter import Measure, Meter
+from lightning_taylor.measure.meter import Meter
 from lightning_taylor.plan.cost import Cost, CostModel
 from lightning_taylor.plan.feasibility import check_reachable
 from lightning_taylor.plan.limits import Least, limits
 from lightning_taylor.plan.measured_search import Selection, select_measured
+from lightning_taylor.plan.price import channel_prices
 from lightning_taylor.plan.record import Event, Record
 from lightning_taylor.plan.schedule import Schedule
 from lightning_taylor.scores.normalize import normalize
@@ -63,7 +64,7 @@ class Pruner:
         """What the last event was decided by: group -> shape ``(C,)``, normalised; only where it was decided."""
         self.scorer: Scorer = IdleScorer()
         """What gathers the scores at the present widths."""
-        self._meter: Measure | None = None
+        self._meter: Meter | None = None
         self.reset(graph, record or Record())
 
     def reset(self, graph: ChannelGraph, record: Record, cost: CostModel | None = None) -> None:
@@ -164,13 +165,21 @@ class Pruner:
                 cost=self._cost,
                 min_channels=self._least,
                 round_to=1 if few else options.multiple,
-                flops_penalty=options.flops_penalty,
-                flops_power=options.flops_power,
+                cost_penalty=options.cost_penalty,
+                cost_power=options.cost_power,
+                prices=self._prices(),
             )
         except TargetUnreachableError as error:
             if not unscored:
                 raise
             return f"{error}. No gradient has reached the consumers of {', '.join(unscored[:8])}: are they frozen?"
+
+    def _prices(self) -> dict[str, float] | None:
+        """Return what a channel of each group costs, where the ranking asks for it."""
+        options = self.options
+        if not options.cost_power and not options.cost_penalty:
+            return None
+        return channel_prices(options.target, self.graph, self._cost, self._meter, self.measured)
 
     def remove(
         self,

@@ -13,8 +13,11 @@ import torch
 from torch import nn
 
 from lightning_taylor.graph.channel_graph import ChannelGraph
+from lightning_taylor.measure.dry_pass import DryPass
 from lightning_taylor.measure.latency import compare_latency, measure_latency
 from lightning_taylor.measure.memory import peak_bytes
+from lightning_taylor.measure.operator_times import timer_on
+from lightning_taylor.measure.savings import Savings
 from lightning_taylor.modules.model_copy import private_copy
 from lightning_taylor.modules.resize import with_shapes
 from lightning_taylor.utilities.calls import ForwardCall, one_example, repeated, runner, tensors_in
@@ -103,6 +106,7 @@ class Meter:
         self._net = with_shapes(private_copy(model).eval(), graph.dense, graph.followers).to("cpu")
         self._followers = graph.followers
         self._dense_bytes: int | None = None
+        self._savings: Savings | None = None
 
     def ratios(self, shapes: Shapes, resources: Sequence[str], *, careful: bool = False) -> dict[str, float]:
         """What a network of these shapes takes, as fractions of what the dense one takes.
@@ -124,6 +128,26 @@ class Meter:
             other = with_shapes(dense, shapes, self._followers)
             calls = [repeated(call, self._batch, next(dense.parameters())) for call in self._calls]
             return {name: measures[name](dense, other, calls) for name in resources}
+
+    def savings(self, graph: ChannelGraph, resource: str, limit: float) -> dict[str, float]:
+        """What one channel of each group saves; see ``Savings``.
+
+        Args:
+            graph: at the present widths.
+            resource: "latency" or "memory".
+            limit: the share of the dense network's that may remain.
+
+        Returns:
+            Group name -> seconds or bytes, at the meter's batch; without groups of one channel.
+
+        Raises:
+            UnsupportedModelError: where the network cannot run without data.
+        """
+        with _undisturbed(self._device):
+            if self._savings is None:
+                dry = DryPass(self._net, self._calls, self._batch, self._followers)
+                self._savings = Savings(dry, graph, timer_on(self._device))
+            return self._savings.latency(graph) if resource == "latency" else self._savings.memory(graph, limit)
 
     def _latency(self, dense: nn.Module, other: nn.Module, calls: Sequence[ForwardCall]) -> float:
         before, after = self._inside(runner(dense, calls)), self._inside(runner(other, calls))

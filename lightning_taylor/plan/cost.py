@@ -5,7 +5,7 @@ as large as the product of its dimensions, so both costs are sums of products of
 number of channels that each group loses. That makes "what if these groups lost so many channels" two small numpy
 expressions, cheap enough to ask dozens of times per event.
 
-Shape legend: G = groups, A = distinct widths, K = terms of a sum of products, B = what-ifs asked at once.
+Shape legend: G = groups, A = distinct widths, K = terms of a sum of products, B, N = what-ifs asked at once.
 """
 
 from __future__ import annotations
@@ -80,8 +80,8 @@ class CostModel:
         Cost(flops=80, params=40, channels=8)
         >>> model.at({"a": 4})
         Cost(flops=40, params=20, channels=4)
-        >>> model.flops_per_channel()
-        {'a': 10.0}
+        >>> model.saved_per_channel("flops"), model.saved_per_channel("params")
+        ({'a': 10.0}, {'a': 5.0})
     """
 
     def __init__(self, graph: ChannelGraph) -> None:
@@ -133,10 +133,31 @@ class CostModel:
             channels=int(self.sizes.sum() - removed_G.sum()),
         )
 
-    def flops_per_channel(self) -> dict[str, float]:
-        """FLOPs per example that removing one more channel of each group saves at the present widths, exactly."""
-        flops_G = self._flops(self._widths(np.eye(len(self.groups), dtype=np.int64)))
-        return {name: self.now.flops - float(flops_G[g]) for g, name in enumerate(self.groups)}
+    def fractions_at(self, removed_NG: NDArray[np.int64]) -> dict[str, NDArray[np.float64]]:
+        """What would be left of the dense model after many removals at once, unchecked: resource -> shape ``(N,)``."""
+        width_NA, dense = self._widths(removed_NG), self.dense
+        return {
+            "flops": np.round(self._flops(width_NA)) / max(1, dense.flops),
+            "params": np.round(self._params(width_NA)) / max(1, dense.params),
+            "channels": (self.sizes.sum() - removed_NG.sum(1)) / max(1, dense.channels),
+        }
+
+    def saved_per_channel(self, resource: str) -> dict[str, float]:
+        """What removing one more channel of each group saves at the present widths, exactly.
+
+        Args:
+            resource: "flops" (per example), "params" (entries) or "channels" (always 1).
+
+        Raises:
+            ValueError: for another resource.
+        """
+        one_GG = np.eye(len(self.groups), dtype=np.int64)
+        if resource == "channels":
+            return dict.fromkeys(self.groups, 1.0)
+        if resource not in ("flops", "params"):
+            raise ValueError(f"{resource!r} does not follow from the widths; choose flops, params or channels")
+        left_G = (self._flops if resource == "flops" else self._params)(self._widths(one_GG))
+        return {name: getattr(self.now, resource) - float(left_G[g]) for g, name in enumerate(self.groups)}
 
     def _counts(self, removed: Mapping[str, int]) -> NDArray[np.int64]:
         removed_G = np.zeros_like(self.sizes)

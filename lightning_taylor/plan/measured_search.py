@@ -244,8 +244,9 @@ def select_measured(
     most: int = 8,
     min_channels: Least = 1,
     round_to: int = 1,
-    flops_penalty: float = 0.0,
-    flops_power: float = 0.0,
+    cost_penalty: float = 0.0,
+    cost_power: float = 0.0,
+    prices: Mapping[str, float] | None = None,
 ) -> Selection:
     """The least important channels whose removal meets a demand that may name latency and memory.
 
@@ -271,8 +272,9 @@ def select_measured(
         most: measurements of the search at the most, at least 2; careful ones come on top.
         min_channels: as for ``select``.
         round_to: as for ``select``.
-        flops_penalty: as for ``select``.
-        flops_power: as for ``select``.
+        cost_penalty: as for ``select``.
+        cost_power: as for ``select``.
+        prices: as for ``select``.
 
     Raises:
         ValueError: as ``select``; if a measured resource is demanded without a meter; for ``most`` below 2.
@@ -300,8 +302,9 @@ def select_measured(
         cost=cost,
         min_channels=min_channels,
         round_to=round_to,
-        flops_penalty=flops_penalty,
-        flops_power=flops_power,
+        cost_penalty=cost_penalty,
+        cost_power=cost_power,
+        prices=prices,
     )
     if not demand.target.to_measure:
         return Selection(selector.choose(demand))

@@ -72,6 +72,13 @@ class Ranking:
         weights = self.lengths[blocks].astype(np.float64)
         return np.bincount(self.owners[blocks], weights, minlength=len(self.orders)).astype(np.int64)
 
+    def blocks(self, removed_G: Counts) -> Counts:
+        """The positions of the blocks that groups lose first, up to so many channels of each; in order."""
+        own = [np.flatnonzero(self.owners == g) for g in range(len(self.orders))]
+        return np.sort(
+            np.concatenate([b[np.cumsum(self.lengths[b]) <= n] for b, n in zip(own, removed_G, strict=True)])
+        )
+
     def channels(self, removed_G: Counts) -> dict[str, Tensor]:
         """The least important channels of each group, so many as given, as a ``remove``."""
         return {

@@ -13,13 +13,16 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 from torch import Tensor
 
 from lightning_taylor.errors import TargetUnreachableError
 from lightning_taylor.graph.channel_graph import ChannelGraph
 from lightning_taylor.plan.cost import CostModel
 from lightning_taylor.plan.feasibility import unreachable_message
+from lightning_taylor.plan.landing import landed
 from lightning_taylor.plan.limits import Least
+from lightning_taylor.plan.price import channel_prices
 from lightning_taylor.plan.ranking import Counts, Ranking, checked_scores
 from lightning_taylor.plan.schedule import Demand
 from lightning_taylor.plan.target import Target
@@ -37,12 +40,13 @@ def select(
     *,
     min_channels: Least = 1,
     round_to: int = 1,
-    flops_penalty: float = 0.0,
-    flops_power: float = 0.0,
+    cost_penalty: float = 0.0,
+    cost_power: float = 0.0,
+    prices: Mapping[str, float] | None = None,
 ) -> dict[str, Tensor]:
     r"""The least important channels whose removal meets a demand.
 
-    .. math::  \hat\Theta_c = \Theta_c \,/\, (\Theta^{flops}_{g(c)})^p - \lambda\, \Theta^{flops}_{g(c)}
+    .. math::  \hat\Theta_c = \Theta_c \,/\, \pi_{g(c)}^p - \lambda\, \pi_{g(c)}
 
     All channels are ranked together by score, in proportion to their cost, minus penalty; ties go by group order in
     the graph, then by index.
@@ -50,11 +54,13 @@ def select(
     down, each one is put back that the demand can do without, since the last one taken may have saved far more
     than was missing. Of what is removed in the end no group could keep even one block more. Where that still ends
     more than a hundredth of the dense model below the fit's own target, the block that was taken last is passed over
-    for the ones that follow in the ranking, and the closest of these choices is made: in a small net one channel of a
-    residual stage can be worth several per cent. The same arguments give the same answer on every machine.
+    for the ones that follow in the ranking, and the closest of these choices is made; if that is too far still, other
+    combinations are tried (``lightning_taylor.plan.landing``): in a small net one channel of a residual stage can be
+    worth several per cent. The same arguments give the same answer on every machine.
 
-    Units: scores are compared with each other across groups, so normalise them before; the penalty is in score
-    units per MFLOP (1e6 FLOPs per example, 2 per multiply-add), which one channel's removal saves *now*.
+    Units: scores are compared with each other across groups, so normalise them before. The price of a channel is what
+    its removal saves *now*: of FLOPs, in MFLOPs (1e6 per example, 2 per multiply-add), unless ``prices`` says other
+    ones (``lightning_taylor.plan.price``). The penalty is in score units per unit of the price.
 
     Args:
         scores: group name -> shape ``(C,)``, any real dtype and device, larger is more important; read only.
@@ -63,8 +69,9 @@ def select(
         demand: what the event has to do; a bare target means "remove until it is met", as the goal of a fit.
         min_channels: every group keeps at least this many (or all it has, if fewer); of a mapping, each its own number.
         round_to: kept counts are multiples of this, rounded up; a group's present width is always allowed.
-        flops_penalty: lambda of Eq. 9; the paper uses 1e-3 where it uses it.
-        flops_power: p: 0 leaves the scores alone, 1 ranks by score per MFLOP.
+        cost_penalty: lambda of Eq. 9, where the price is one of FLOPs; the paper uses 1e-3 where it uses it.
+        cost_power: p: 0 leaves the scores alone, 1 ranks by score per price.
+        prices: group name -> what one of its channels costs, above 0; MFLOPs if None.
 
     Returns:
         Group name -> sorted unique int64 indices into the present width, on the CPU; groups that lose nothing are
@@ -93,8 +100,9 @@ def select(
         graph,
         min_channels=min_channels,
         round_to=round_to,
-        flops_penalty=flops_penalty,
-        flops_power=flops_power,
+        cost_penalty=cost_penalty,
+        cost_power=cost_power,
+        prices=prices,
     )
     return selector.choose(demand if isinstance(demand, Demand) else Demand(demand, goal=demand))
 
@@ -113,16 +121,15 @@ class Selector:
         cost: CostModel | None = None,
         min_channels: Least = 1,
         round_to: int = 1,
-        flops_penalty: float = 0.0,
-        flops_power: float = 0.0,
+        cost_penalty: float = 0.0,
+        cost_power: float = 0.0,
+        prices: Mapping[str, float] | None = None,
     ) -> None:
         self.cost = cost or CostModel(graph)
         weighed = checked_scores(scores, graph)
-        if any([_checked("flops_penalty", flops_penalty), _checked("flops_power", flops_power)]):
-            mflops = {name: max(1.0, flops) / 1e6 for name, flops in self.cost.flops_per_channel().items()}
-            weighed = {
-                name: s_C / mflops[name] ** flops_power - flops_penalty * mflops[name] for name, s_C in weighed.items()
-            }
+        if any([_checked("cost_penalty", cost_penalty), _checked("cost_power", cost_power)]):
+            price = prices or channel_prices(Target(flops=1.0), graph, self.cost)
+            weighed = {n: s_C / price[n] ** cost_power - cost_penalty * price[n] for n, s_C in weighed.items()}
         self._ranking = Ranking.of(weighed, graph, min_channels=min_channels, round_to=round_to)
 
     def choose(self, demand: Demand) -> dict[str, Tensor]:
@@ -144,7 +151,12 @@ class Selector:
             if length == 0 or goal.undercut(best_G) <= _NEAR:
                 break
             order = _passed_over(ranking, order, length - 1)
-        return _everything(ranking, goal) if best_G is None else ranking.channels(best_G)
+        if best_G is None:
+            return _everything(ranking, goal)
+        if goal.undercut(best_G) > _NEAR:
+            best_G = landed(ranking, goal, best_G, _NEAR)
+            best_G = _give_back(ranking, ranking.blocks(best_G), goal)
+        return ranking.channels(best_G)
 
     def everything(self) -> dict[str, Tensor]:
         """All channels that may go: every scored group at its smallest allowed width."""
@@ -176,6 +188,16 @@ class _Goal:
             return 0.0
         has = target.exact.achieved(self.cost.at_counts(removed_G), self.cost.dense)
         return min(fraction - has[name] for name, fraction in target.exact.asked.items())
+
+    def undercuts(self, removed_NG: Counts) -> NDArray[np.float64]:
+        """The same for many removals at once, shape ``(N,)``; infinite where the demand is not met."""
+        assert self.demand.goal is not None
+        assert self.demand.goal.exact is not None
+        has = self.cost.fractions_at(removed_NG)
+        under_N = np.min([share - has[name] for name, share in self.demand.goal.exact.asked.items()], axis=0)
+        dense = self.cost.dense
+        met_N = [has[name] <= limit / max(1, getattr(dense, name)) for name, limit in self.limits.items()]
+        return np.where(np.all(met_N, axis=0), under_N, np.inf)
 
 
 def _checked(name: str, value: float) -> float:

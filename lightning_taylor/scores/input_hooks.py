@@ -85,7 +85,7 @@ class ConsumerHooks(Generic[H]):
             hook.paused = True
 
     def resume(self) -> None:
-        """ConsumerHooks the passes again."""
+        """Watch the passes again."""
         for hook in self.by_layer.values():
             hook.paused = False
 

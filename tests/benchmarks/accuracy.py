@@ -33,22 +33,36 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, Subset
 from torch.utils.flop_counter import FlopCounterMode
 
-from lightning_taylor import OBD, ActivationMean, Gradual, Random, Taylor, TaylorBatch, TaylorPruning, WeightMagnitude
+from lightning_taylor import (
+    OBD,
+    ActivationMean,
+    Gradual,
+    Random,
+    Target,
+    Taylor,
+    TaylorBatch,
+    TaylorPruning,
+    WeightMagnitude,
+)
 from lightning_taylor.recipes.folder import ImageFolder
 from lightning_taylor.report.figures.style import COLOURS, GREY, MARKERS, canvas, legend_below, plain_axes, styled
 
 METHODS: dict[str, tuple[Any, dict[str, Any]]] = {
     "Taylor": (Taylor, {}),
-    "Taylor, power 0.5": (Taylor, {"flops_power": 0.5}),
-    "Taylor, power 1": (Taylor, {"flops_power": 1.0}),
+    "Taylor, power 0": (Taylor, {"cost_power": 0.0}),
+    "Taylor, power 0.5": (Taylor, {"cost_power": 0.5}),
+    "Taylor, power 1": (Taylor, {"cost_power": 1.0}),
     "Taylor l2": (Taylor, {"normalization": "l2"}),
-    "Taylor l2+FLOPs": (Taylor, {"normalization": "l2", "flops_penalty": True}),
+    "Taylor l2+FLOPs": (Taylor, {"normalization": "l2", "cost_penalty": True}),
     "TaylorBatch": (TaylorBatch, {}),
-    "TaylorBatch, power 1": (TaylorBatch, {"flops_power": 1.0}),
+    "TaylorBatch, power 0": (TaylorBatch, {"cost_power": 0.0}),
+    "TaylorBatch, momentum 0.9": (lambda: TaylorBatch(0.9), {}),
+    "Taylor, window": (lambda: Taylor(absolute="window"), {}),
+    "TaylorBatch, power 1": (TaylorBatch, {"cost_power": 1.0}),
     "OBD l2": (OBD, {"normalization": "l2"}),
     "ActivationMean": (ActivationMean, {}),
     "WeightMagnitude": (WeightMagnitude, {}),
-    "WeightMagnitude, power 0.5": (WeightMagnitude, {"flops_power": 0.5}),
+    "WeightMagnitude, power 0.5": (WeightMagnitude, {"cost_power": 0.5}),
     "Random": (Random, {}),
     "TP Taylor": ("taylor", {}),
     "TP magnitude": ("magnitude", {}),
@@ -120,11 +134,12 @@ def fitted(args: argparse.Namespace, seed: int, method: str, target: float) -> d
         if isinstance(criterion, str):
             callbacks.insert(0, TorchPruning(criterion, target, schedule, example, dense, flops))
         else:
-            penalty = args.flops_penalty if options.get("flops_penalty") else 0.0
+            penalty = args.cost_penalty if options.get("cost_penalty") else 0.0
             options = (
-                {"min_channels": args.min_channels, "measure_latency": False} | options | {"flops_penalty": penalty}
+                {"min_channels": args.min_channels, "measure_latency": False} | options | {"cost_penalty": penalty}
             )
-            callbacks.insert(0, TaylorPruning(target, schedule, criterion(), **options))
+            asked = Target(**{args.resource: target})
+            callbacks.insert(0, TaylorPruning(asked, schedule, criterion(), **options))
     trainer = L.Trainer(
         max_epochs=1, callbacks=callbacks, accelerator="auto", devices=1, logger=False, enable_checkpointing=False,
         enable_progress_bar=False, enable_model_summary=False, num_sanity_val_steps=0,
@@ -138,6 +153,9 @@ def fitted(args: argparse.Namespace, seed: int, method: str, target: float) -> d
     return {
         "accuracy": round(100 * float(trainer.callback_metrics["acc"]), 2),
         "flops": round(flops(net, example) / dense, 4),
+        "remaining": {
+            k: round(v, 4) for c in callbacks if isinstance(c, TaylorPruning) for k, v in c.remaining.items()
+        },
         "seconds": round(seconds, 1),
         "curve": [[step, round(count / dense, 4), accuracy] for step, count, accuracy in curve.points],
     }
@@ -173,7 +191,8 @@ def main() -> None:
     torch.set_num_threads(args.threads)
     warnings.filterwarnings("ignore")
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
-    settings = f"{args.steps}x{args.batch}_lr{args.lr}_every{args.every}_least{args.min_channels}"
+    own = "" if args.resource == "flops" else f"{args.resource}_"
+    settings = f"{own}{args.steps}x{args.batch}_lr{args.lr}_every{args.every}_least{args.min_channels}"
     file = args.folder / f"{args.net}_{settings}.jsonl"
     rows = [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
     done = {(row["seed"], row["method"], row["target"]) for row in rows}
@@ -205,12 +224,15 @@ def parsed() -> argparse.Namespace:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--methods", nargs="+", default=["dense", *METHODS], choices=["dense", *METHODS])
     parser.add_argument("--targets", type=float, nargs="+", default=[0.5, 0.3])
+    parser.add_argument(
+        "--resource", default="flops", help="that the targets are fractions of: flops, params, memory ..."
+    )
     parser.add_argument("--steps", type=int, default=200)
     parser.add_argument("--every", type=int, default=5)
     parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--lr", type=float, default=0.01)
     parser.add_argument("--epochs", type=int, default=8, help="of fine-tuning before it, for the SqueezeNet")
-    parser.add_argument("--flops-penalty", type=float, default=0.1, help="of Taylor l2+FLOPs, per MFLOP of a channel")
+    parser.add_argument("--cost-penalty", type=float, default=0.1, help="of Taylor l2+FLOPs, per MFLOP of a channel")
     parser.add_argument("--min-channels", type=int, default=1)
     parser.add_argument("--points", type=int, default=10, help="of the curve")
     parser.add_argument("--part", type=int, default=1000, help="test images of a point")

@@ -72,7 +72,7 @@ def continued(
         Gradual(every_n_steps=args.every, start_step=4, end_step=steps // 2),
         None if name == "dense" else CRITERIA[name](),
         normalization=args.normalization,
-        flops_penalty=args.flops_penalty,
+        cost_penalty=args.cost_penalty,
         min_channels=args.min_channels,
         measure_latency=False,
     )
@@ -93,7 +93,7 @@ def main() -> None:
     parser.add_argument("--targets", type=float, nargs="+", default=[0.5, 0.3])
     parser.add_argument("--dense", action=argparse.BooleanOptionalAction, default=True)
     parser.add_argument("--normalization", default="l2")
-    parser.add_argument("--flops-penalty", type=float, default=0.0)
+    parser.add_argument("--cost-penalty", type=float, default=0.0)
     parser.add_argument("--min-channels", type=int, default=1)
     parser.add_argument("--dense-epochs", type=int, default=8)
     parser.add_argument("--epochs", type=int, default=16)
@@ -107,7 +107,7 @@ def main() -> None:
     warnings.filterwarnings("ignore")
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     rows = [json.loads(line) for line in args.out.read_text().splitlines()] if args.out.exists() else []
-    keys = ("seed", "criterion", "target", "normalization", "flops_penalty", "min_channels", "lr", "epochs")
+    keys = ("seed", "criterion", "target", "normalization", "cost_penalty", "min_channels", "lr", "epochs")
     done = {tuple(row[k] for k in keys) for row in rows}
     jobs = [("dense", 1.0)] if args.dense else []
     jobs += [(criterion, target) for target in args.targets for criterion in args.criteria]
@@ -115,7 +115,7 @@ def main() -> None:
         data = ImageFolder(str(args.root), size=128, batch_size=32, num_workers=0, cache=True)
         start: tuple[ImageClassifier, float] | None = None
         for name, target in jobs:
-            settings = (args.normalization, args.flops_penalty, args.min_channels, args.lr, args.epochs)
+            settings = (args.normalization, args.cost_penalty, args.min_channels, args.lr, args.epochs)
             key = (seed, name, target, *settings)
             if key in done:
                 continue

@@ -108,7 +108,7 @@ def main() -> None:
         1 / 12.6,
         OneShot(half) if args.events == 1 else Gradual(every, half - every * args.events, half),
         Taylor(positions="mean"),
-        flops_penalty=args.penalty / args.clips,
+        cost_penalty=args.penalty / args.clips,
         ignore=["fc6"],
         round_to=args.round_to,
         measure_latency=False,

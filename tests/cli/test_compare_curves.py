@@ -269,7 +269,7 @@ def test_the_configuration_keeps_its_callbacks_but_those_that_stop_write_or_prin
 def test_steps_and_a_penalty_on_flops_come_from_the_command_line(here: Path, run: Run) -> None:
     for name, penalty in (("free", 0), ("dear", 1000)):
         code, _, err = run("compare", "last.ckpt", "--model", "config.yaml", "--curves", "--criteria", "Taylor+FLOPs",
-                           "--seeds", 0, "--target", 0.5, "--steps", 6, "--flops-penalty", penalty, "--out", name,
+                           "--seeds", 0, "--target", 0.5, "--steps", 6, "--cost-penalty", penalty, "--out", name,
                            "--metric", "val_loss", "--points", 1)  # fmt: skip
         assert code == 0, err
     free, dear = (runs(here / name / "curves.jsonl")["Taylor+FLOPs", 0]["points"] for name in ("free", "dear"))
@@ -284,7 +284,7 @@ def test_steps_and_a_penalty_on_flops_come_from_the_command_line(here: Path, run
         (["--criteria", "Tailor"], "there are 'Taylor', 'Taylor, mean over positions', "),
         (["--metric", "val_ac"], "the validation logs no 'val_ac'; did you mean val_acc?"),
         (["--target", "5"], "--target: expected a share of the dense network's FLOPs below 1, got '5'"),
-        (["--flops-penalty", "-1"], "--flops-penalty: expected a number from 0 on, got '-1'"),
+        (["--cost-penalty", "-1"], "--cost-penalty: expected a number from 0 on, got '-1'"),
         (["--seeds", "0", "0"], "--seeds: 0 0 are not different"),
         (["--fraction", "0.5"], "--fraction has no meaning with --curves"),
         (["--target", "0.000001"], "cannot be met"),

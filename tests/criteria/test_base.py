@@ -136,7 +136,7 @@ def test_every_criterion_leaves_the_training_as_it_is(criterion: Criterion) -> N
         torch.testing.assert_close(mine, other)
 
 
-@pytest.mark.parametrize("old", ["watch", "own_normalization", "own_flops_power"])
+@pytest.mark.parametrize("old", ["watch", "own_normalization", "own_flops_power", "default_flops_power"])
 def test_a_criterion_with_an_old_name_names_the_new_one(old: str) -> None:
     with pytest.raises(TypeError, match=f"Mine defines '{old}', which is called '(scorer|default_\\w+)' now"):
         type("Mine", (Criterion,), {old: None})

@@ -190,7 +190,7 @@ def test_a_pattern_that_matches_nothing_stops_before_any_step(tmp_path: Path) ->
         ({"round_to": 0}, "round_to"),
         ({"ignore": "fc"}, r"write \['fc'\]"),
         ({"normalization": "l3"}, "l3"),
-        ({"flops_penalty": -1.0}, "flops_penalty"),
+        ({"cost_penalty": -1.0}, "cost_penalty"),
     ],
 )
 def test_bad_values_are_refused_by_the_constructor(arguments: dict[str, Any], message: str) -> None:

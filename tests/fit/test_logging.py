@@ -78,7 +78,7 @@ def logged(
     folder = tmp_path_factory.mktemp("logged")
     uri, artifacts = f"sqlite:///{folder}/mlflow.db", str(folder / "artifacts")
     (folder / "wandb").mkdir()
-    pruner = pruning(schedule=EVENTS, flops_power=0.0)  # then each of the three events has something to remove
+    pruner = pruning(schedule=EVENTS, cost_power=0.0)  # then each of the three events has something to remove
     sizes = Sizes(pruner)
     with warnings.catch_warnings(record=True) as said:
         warnings.simplefilter("always")

@@ -75,21 +75,32 @@ def test_a_grouped_convolution_loses_one_of_three_things_and_an_attention_one_of
     [
         (0.5, {"target": 0.5}),
         (0.5, {"target": Target(flops=0.5, params=0.5)}),
-        (0.0, {"target": Target(params=0.5)}),
+        (0.5, {"target": Target(params=0.5)}),
         (0.0, {"target": 0.5, "normalization": "l2"}),
-        (0.0, {"target": 0.5, "flops_penalty": 1e-3}),
+        (0.0, {"target": 0.5, "cost_penalty": 1e-3}),
         (0.0, {"target": 0.5, "criterion": Taylor(positions="mean")}),
         (0.0, {"target": 0.5, "criterion": WeightMagnitude()}),
         (1.0, {"target": 0.5, "criterion": TaylorBatch()}),
-        (0.0, {"target": 0.5, "flops_power": 0.0}),
-        (1.0, {"target": Target(params=0.5), "flops_power": 1.0}),
+        (0.0, {"target": 0.5, "cost_power": 0.0}),
+        (1.0, {"target": Target(params=0.5), "cost_power": 1.0}),
+        (1.0, {"target": 0.5, "flops_power": 1.0}),
+        (0.0, {"target": 0.5, "flops_penalty": 1e-3}),
     ],
 )
-def test_scores_are_weighed_against_flops_where_flops_are_the_target(
+def test_scores_are_weighed_against_prices_as_the_criterion_or_the_user_says(
     power: float, arguments: dict[str, object]
 ) -> None:
     found: Options = TaylorPruning(**arguments).options  # type: ignore[arg-type]
-    assert found.flops_power == power
+    assert found.cost_power == power
+
+
+def test_the_former_names_of_power_and_penalty_say_the_same() -> None:
+    def told(**arguments: float) -> Options:
+        return TaylorPruning(**arguments).options  # type: ignore[arg-type]
+
+    assert (told(flops_penalty=1e-3).cost_penalty, told(flops_power=0.7).cost_power) == (1e-3, 0.7)
+    with pytest.raises(ValueError, match="flops_power is the former name of cost_power: give one of them"):
+        told(flops_power=0.7, cost_power=0.5)
 
 
 def test_a_shape_may_come_in_the_list_of_whatever_reads_a_configuration() -> None:

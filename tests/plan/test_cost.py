@@ -48,7 +48,7 @@ def test_the_model_after_a_removal_is_that_of_the_shrunk_graph(make_graph, case,
     more = {f"l{g}": data.draw(st.integers(0, n - m)) for g, (n, m) in enumerate(zip(sizes, losses, strict=True))}
     assert (after.now, after.dense, after.at(more)) == (expected.now, expected.dense, expected.at(more))
     assert after.sizes.tolist() == expected.sizes.tolist()
-    assert after.flops_per_channel() == expected.flops_per_channel()
+    assert after.saved_per_channel("flops") == expected.saved_per_channel("flops")
     assert before.sizes.tolist() == sizes
     assert before.now == before.at({})
 
@@ -64,7 +64,7 @@ def test_the_dense_cost_is_remembered_by_a_shrunk_graph(make_graph, plain_cost, 
 def test_flops_per_channel_is_what_one_removal_saves(make_graph, plain_cost, case):
     sizes, spans, work, losses = case
     graph = make_graph(sizes, spans, work).shrink(first_channels(losses))
-    saved = CostModel(graph).flops_per_channel()
+    saved = CostModel(graph).saved_per_channel("flops")
     for name, group in graph.groups.items():
         if group.size > 1:
             assert saved[name] == plain_cost(graph).flops - plain_cost(graph.shrink({name: [0]})).flops

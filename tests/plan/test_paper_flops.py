@@ -1,6 +1,6 @@
 """The paper's FLOPs (A.1), from our cost model.
 
-Eq. 11 counts 2HW(C_in K^2 + 1) per output map: its own convolution, bias included. ``CostModel.flops_per_channel``
+Eq. 11 counts 2HW(C_in K^2 + 1) per output map: its own convolution, bias included. ``CostModel.saved_per_channel``
 counts what falls when a channel goes, the next layer's share too; so the maps' own FLOPs are here those of each
 convolution among the graph's operations, divided by its output channels. The bias, which the cost model leaves out
 as ``FlopCounterMode`` does, is added from the number of positions.
@@ -132,7 +132,7 @@ def test_the_papers_own_total_of_vgg_is_the_formulas_and_not_its_lists() -> None
 def test_a_map_takes_its_share_of_the_next_layer_along() -> None:
     graph = graph_of("VGG-16")
     plain = [own for own, _ in own_flops(graph)]
-    saved = CostModel(graph).flops_per_channel()
+    saved = CostModel(graph).saved_per_channel("flops")
     # The second convolution reads 64 maps, so each takes a 64th of all its 64 maps' FLOPs along.
     assert saved["features.0"] / 1e6 == pytest.approx(plain[0] + plain[1])
     assert saved["features.2"] / 1e6 == pytest.approx(plain[1] + plain[2] * 128 / 64)

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import itertools
 from fractions import Fraction
 
 import pytest
@@ -32,8 +33,9 @@ def problems(draw):
     }
     names = draw(st.sets(st.sampled_from(RESOURCES), min_size=1))
     target = Target(**{name: draw(st.integers(30, 100)) / 100 for name in names})
-    goal = draw(st.none() | st.just(Target(**{name: draw(st.integers(30, 100)) / 100 for name in names})))
-    demand = Demand(target, draw(st.none() | st.integers(1, 12)), goal)
+    other = Target(**{name: draw(st.integers(30, 100)) / 100 for name in names})
+    goal, channels = draw(st.sampled_from([(target, None), (other, None), (None, None), (None, 7), (other, 12)]))
+    demand = Demand(target, channels, goal)
     options = {"min_channels": draw(st.integers(1, 3)), "round_to": draw(st.integers(1, 4))}
     return (sizes, spans, work), scores, demand, options
 
@@ -90,7 +92,8 @@ def walk_one_by_one(scores, graph, demand, plain_cost, **options):
     """The definition: take channels one by one until the demand is met, then put them back one by one.
 
     If that is far below the fit's target, do it again without the channel that was taken last and those that follow it
-    in its group, for as long as the demand can be met; the closest of these wins.
+    in its group, for as long as the demand can be met; the closest of these wins. If it is far below the target still,
+    every combination of widths is tried.
     """
     walk, best, barred = Walk(scores, graph, demand, plain_cost, **options), None, {}
     while True:
@@ -105,7 +108,7 @@ def walk_one_by_one(scores, graph, demand, plain_cost, **options):
         barred[last] = walk.chosen.count(last) - 1
     if best is None:
         return walk.removed_for(counts) if demand.channels is not None and any(counts.values()) else None
-    return walk.removed_for(best)
+    return walk.removed_for(best if walk.undercut(best) <= 0.01 else walk.nearest())
 
 
 class Walk:
@@ -151,6 +154,31 @@ class Walk:
                 size = self.graph.groups[name].size
                 legal[name] = legal_count(size, taken[name], self.min_channels, self.round_to)
         return legal, (self.chosen or [None])[-1]
+
+    def nearest(self):
+        """Of all combinations that end near the target, that whose dearest channel is cheapest; else the nearest."""
+        steps = [
+            [0, *(n for n in range(1, group.size) if legal_count(group.size, n, self.min_channels, self.round_to) == n)]
+            if any(name == owner for *_, owner in self.order)
+            else [0]
+            for name, group in self.graph.groups.items()
+        ]
+        every = [dict(zip(self.graph.groups, counts, strict=True)) for counts in itertools.product(*steps)]
+        done = [(counts, self.undercut(counts)) for counts in every if self.done(counts)]
+        near = [(counts, under) for counts, under in done if under <= 0.01]
+        best = min(near, key=lambda c: (self.dearest(c[0]), c[1])) if near else min(done, key=lambda c: c[1])
+        taken = dict.fromkeys(best[0], 0)
+        self.chosen = []
+        for *_, name in self.order:
+            if taken[name] < best[0][name]:
+                taken[name] += 1
+                self.chosen.append(name)
+        return self.back(best[0])
+
+    def dearest(self, counts):
+        """The place in the order of the last channel that goes."""
+        places = {name: [place for place, (*_, owner) in enumerate(self.order) if owner == name] for name in counts}
+        return max((places[name][count - 1] for name, count in counts.items() if count), default=-1)
 
     def back(self, counts):
         taken, legal = {name: self.chosen.count(name) for name in counts}, dict(counts)
@@ -215,23 +243,23 @@ def test_a_met_demand_removes_nothing(make_graph):
 
 def test_the_penalty_is_charged_per_mflop_of_one_channel_now(make_graph):
     graph = make_graph([4, 4], work=[10**6, 10**4]).shrink({"l0": [0]})
-    saved = CostModel(graph).flops_per_channel()
+    saved = CostModel(graph).saved_per_channel("flops")
     scores = {"l0": torch.full((3,), 2.0), "l1": torch.full((4,), 1.0)}
     even = 1e6 * (2.0 - 1.0) / (saved["l0"] - saved["l1"])  # where both groups' channels rank alike
     demand = Demand(Target(channels=0.01), channels=1)
-    assert list(select(scores, graph, demand, flops_penalty=0.99 * even)) == ["l1"]
-    assert list(select(scores, graph, demand, flops_penalty=1.01 * even)) == ["l0"]
+    assert list(select(scores, graph, demand, cost_penalty=0.99 * even)) == ["l1"]
+    assert list(select(scores, graph, demand, cost_penalty=1.01 * even)) == ["l0"]
 
 
 @pytest.mark.parametrize("power", [0.5, 1.0, 2.0])
 def test_a_power_weighs_scores_by_the_mflops_of_one_channel_now(make_graph, power):
     graph = make_graph([4, 4], work=[10**6, 10**4]).shrink({"l0": [0]})
-    saved = CostModel(graph).flops_per_channel()
+    saved = CostModel(graph).saved_per_channel("flops")
     even = (saved["l0"] / saved["l1"]) ** power  # times as important: then both groups' channels rank alike
     demand = Demand(Target(channels=0.01), channels=1)
     for factor, first in ((0.99, "l0"), (1.01, "l1")):
         scores = {"l0": torch.full((3,), factor * even), "l1": torch.full((4,), 1.0)}
-        assert list(select(scores, graph, demand, flops_power=power)) == [first]
+        assert list(select(scores, graph, demand, cost_power=power)) == [first]
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
@@ -248,8 +276,8 @@ def test_scores_that_are_not_finite_are_refused_by_name(make_graph, bad):
         ({"l0": torch.rand(5)}, {}, r"'l0' has 4 channels, but its scores have shape \(5,\)"),
         ({"l0": torch.rand(4)}, {"min_channels": 0}, "min_channels must be"),
         ({"l0": torch.rand(4)}, {"round_to": 0}, "round_to must be"),
-        ({"l0": torch.rand(4)}, {"flops_penalty": -1.0}, "flops_penalty must be"),
-        ({"l0": torch.rand(4)}, {"flops_penalty": 1.0, "flops_power": -1.0}, "flops_power must be"),
+        ({"l0": torch.rand(4)}, {"cost_penalty": -1.0}, "cost_penalty must be"),
+        ({"l0": torch.rand(4)}, {"cost_penalty": 1.0, "cost_power": -1.0}, "cost_power must be"),
     ],
 )
 def test_bad_arguments_are_refused(make_graph, scores, options, message):

@@ -79,7 +79,7 @@ def test_an_experiment_has_the_settings_that_the_paper_states(name: str, setting
     assert found["model"]["momentum"] == 0.9
     assert found["model"]["weight_decay"] == 1e-4
     assert (found["schedule"]["every_n_steps"], found["schedule"]["channels_per_event"]) == (updates, 1)
-    assert found["pruning"]["flops_penalty"] == penalty
+    assert found["pruning"]["cost_penalty"] == penalty
     assert found["pruning"]["target"] == pytest.approx(target, rel=0.01)
     assert found["criterion"]["positions"] == "mean"
     assert found["pruning"]["normalization"] == "l2"

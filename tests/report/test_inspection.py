@@ -82,7 +82,7 @@ def test_the_last_event_lands_where_a_selection_by_any_scores_would(target: Targ
     assert found.met
     assert target.met(found.events[-1].cost, found.dense)
     # Both stop at the first channel that does: within two channels' worth of each other.
-    per_channel = max(CostModel(graph).flops_per_channel().values())
+    per_channel = max(CostModel(graph).saved_per_channel("flops").values())
     assert abs(found.events[-1].cost.flops - CostModel(other).now.flops) <= 2 * per_channel
 
 

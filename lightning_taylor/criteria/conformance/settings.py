@@ -93,11 +93,11 @@ def copies(case: Case) -> str | None:
 
 def defaults(case: Case) -> str | None:
     """Check what the callback takes from a criterion where the user leaves the choice to it."""
-    scale, power = case.criterion.default_normalization, case.criterion.default_flops_power
+    scale, power = case.criterion.default_normalization, case.criterion.default_cost_power
     if scale not in get_args(Normalization):
         return f"default_normalization is {scale!r}; return one of {', '.join(get_args(Normalization))}"
     if not is_number(power) or not 0 <= power < math.inf:
-        return f"default_flops_power is {power!r}; return a number of at least 0"
+        return f"default_cost_power is {power!r}; return a number of at least 0"
     return None
 
 
