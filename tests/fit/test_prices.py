@@ -1,0 +1,73 @@
+"""A fit ranks channels by what they save of the resource that its target asks for."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import zoo
+
+from fit.boring import Boring, loader, trainer
+from lightning_taylor import OneShot, Target, Taylor, TaylorPruning
+from lightning_taylor.measure.meter import Meter
+from lightning_taylor.plan.cost import CostModel
+from lightning_taylor.plan.measured_search import select_measured
+from lightning_taylor.plan.price import channel_prices
+from lightning_taylor.plan.select import select
+
+
+@pytest.fixture
+def prices(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, Mapping[str, float]]]:
+    """What meters were asked for, and what they said."""
+    told: list[tuple[str, Mapping[str, float]]] = []
+    real = Meter.savings
+
+    def savings(meter: Meter, graph: Any, resource: str, limit: float) -> dict[str, float]:
+        told.append((resource, real(meter, graph, resource, limit)))
+        return dict(told[-1][1])
+
+    monkeypatch.setattr(Meter, "savings", savings)
+    return told
+
+
+def pruned(tmp_path: Path, target: Target, **options: Any) -> Any:
+    torch.manual_seed(0)
+    pruner = TaylorPruning(target, OneShot(3), Taylor(), measure_latency=False, **options)
+    trainer([pruner], default_root_dir=tmp_path).fit(Boring(zoo.Residual()), loader())
+    return pruner
+
+
+def test_a_target_of_memory_or_latency_asks_the_device(tmp_path: Path, prices: list[Any]) -> None:
+    for target in (Target(memory=0.8), Target(latency=0.98)):
+        pruner = pruned(tmp_path, target)
+        (resource,) = target.asked
+        assert pruner.reached
+        assert [asked for asked, _ in prices] == [resource]
+        assert all(saved >= 0 for saved in prices.pop()[1].values())
+
+
+def test_nothing_is_measured_where_the_ranking_does_not_weigh(tmp_path: Path, prices: list[Any]) -> None:
+    assert pruned(tmp_path, Target(memory=0.8), cost_power=0.0).reached
+    assert pruned(tmp_path, Target(params=0.6)).reached
+    assert not prices
+
+
+def test_a_target_of_parameters_ranks_by_parameters(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[tuple[Any, ...]] = []
+
+    def noted(scores: Any, graph: Any, demand: Any, *args: Any, **options: Any) -> Any:
+        found = select_measured(scores, graph, demand, *args, **options)
+        asked.append((scores, graph, demand, found.remove))
+        return found
+
+    monkeypatch.setattr("lightning_taylor.fit.pruner.select_measured", noted)
+    pruned(tmp_path, Target(params=0.7), cost_power=2.0)
+    ((scores, graph, demand, remove),) = asked
+    price = channel_prices(Target(params=0.7), graph, CostModel(graph))
+    expected = select(scores, graph, demand, cost_power=2.0, prices=price)
+    assert {name: index.tolist() for name, index in remove.items()} == {k: v.tolist() for k, v in expected.items()}
+    by_flops = select(scores, graph, demand, cost_power=2.0)
+    assert {k: v.tolist() for k, v in by_flops.items()} != {k: v.tolist() for k, v in expected.items()}
