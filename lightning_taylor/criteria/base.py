@@ -93,6 +93,7 @@ class Scorer(ABC):
         scorer = criterion.scorer(model, graph, event=e)
         scorer.carry_over(before, remove)                 # after an event; or load_state, after a checkpoint
         for batch in loader:
+            scorer.resume()                               # or pause(), and nothing else of a batch that is not scored
             scorer.on_batch(batch)
             loss = training_step(batch)                   # forward pass
             scorer.drop_batch()                           # if the optimizer evaluates its batch by a closure
@@ -138,10 +139,10 @@ class Scorer(ABC):
         return None
 
     def pause(self) -> None:  # noqa: B027
-        """Leave the passes alone until ``resume``.
+        """Leave the passes alone until ``resume``, at no cost: the batches to come are not to be scored.
 
-        To begin in the middle of a batch: gradient checkpointing runs the forward pass a second time in the backward
-        pass, and must find it as it was.
+        Until then none of the calls that are made batch by batch come. Also to begin in the middle of a batch: gradient
+        checkpointing runs the forward pass a second time in the backward pass, and must find it as it was.
         """
 
     def resume(self) -> None:  # noqa: B027

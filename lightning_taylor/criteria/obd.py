@@ -29,7 +29,7 @@ from lightning_taylor.scores.input_hooks import ConsumerHooks
 from lightning_taylor.scores.normalize import Normalization
 from lightning_taylor.utilities.calls import batch_size
 from lightning_taylor.utilities.checks import check_whole
-from lightning_taylor.utilities.hooks import InputHook, with_input
+from lightning_taylor.utilities.hooks import Arguments, InputHook, with_input
 
 __all__ = [
     "OBD",
@@ -199,11 +199,12 @@ class _Gate(InputHook):
         self._width = width
         self.calls: list[Tensor] = []
 
-    @torch.compiler.disable
-    def __call__(
-        self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
+    def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Let the layer's input pass through the gate, before its forward pass."""
+        return None if self.paused else self._through_gate(args, kwargs)  # type: ignore[call-arg]
+
+    @torch.compiler.disable
+    def _through_gate(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Arguments | None:
         x = self.input_of(args, kwargs)
         if x is None or not x.is_floating_point():
             return None

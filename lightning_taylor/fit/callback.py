@@ -48,6 +48,7 @@ from lightning_taylor.fit.validation import warn_of_late_validation
 from lightning_taylor.graph.channel_graph import ChannelGraph
 from lightning_taylor.plan.guard import Guard
 from lightning_taylor.plan.schedule import Schedule
+from lightning_taylor.plan.score_batches import Scored
 from lightning_taylor.plan.target import Target
 from lightning_taylor.report.event import PruningEvent
 from lightning_taylor.scores.normalize import Normalization
@@ -110,6 +111,9 @@ class TaylorPruning(Callback):
             guard. By default those of the last validation before the first event.
         max_removed: the largest share of a group's dense channels that may go, in [0, 1]: 0.9 for all groups, or by
             name patterns of layers, as in ``{"layer4": 0.5, "*.conv1": 0.9}``; of several that match, the smallest.
+        score_batches: how many optimizer steps before each event are scored, with all their accumulated batches; the
+            others cost nothing. "all" for every step, ``plan.ScoreBatches(n)`` for n that are spread evenly over those
+            since the last event. By default the last 32: notebooks/speed.md.
         flops_penalty: the former name of ``cost_penalty``.
         flops_power: the former name of ``cost_power``.
 
@@ -145,6 +149,7 @@ class TaylorPruning(Callback):
         on_event: Callable[[PruningEvent], object] | None = None,
         baseline: Mapping[str, float] | None = None,
         max_removed: float | Mapping[str, float] | None = None,
+        score_batches: Scored | None = None,
         flops_penalty: float | None = None,
         flops_power: float | None = None,
     ) -> None:
@@ -153,7 +158,7 @@ class TaylorPruning(Callback):
         super().__init__()
         self._written = as_written(arguments, TaylorPruning)
         cost_penalty, cost_power = present_names(arguments)
-        numbers = (cost_penalty, min_channels, round_to, cost_power, max_removed)
+        numbers = (cost_penalty, min_channels, round_to, cost_power, max_removed, score_batches)
         self.options = Options.of(target, criterion or Taylor(), normalization, *numbers)
         self.normalization, self.cost_power = normalization, cost_power
         self.schedule, self.ignore = schedule, tuple(ignore)
@@ -261,13 +266,13 @@ class TaylorPruning(Callback):
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         """Called when the train batch begins: look at its examples, and let the criterion see it."""
         self._examples = batch_size(batch)
+        self._session.start_batch(self._examples)
         # A step that takes the loader's iterator fetches its batch by itself; what is given here is the one before.
         fetched = "dataloader_iter" not in signature(pl_module.training_step).parameters
         if fetched:
             self._listener.clear()
             self._batch = None if self._session.traced else batch
             self._session.scorer.on_batch(batch)
-        self._session.start_batch(self._examples)
 
     @override
     def on_before_backward(self, trainer: Trainer, pl_module: LightningModule, loss: Tensor) -> None:
@@ -297,7 +302,6 @@ class TaylorPruning(Callback):
         if not pl_module.automatic_optimization:
             # What was gathered is of one objective; what comes now is perhaps of its opponent, as in a GAN.
             scorer.end_batch(examples=self._examples, grad_scale=self._grad_scale)
-            scorer.resume()
         scorer.before_step(parameters, grad_scale=remaining_scale(trainer, optimizer))
 
     @override

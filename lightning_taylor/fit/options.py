@@ -17,10 +17,11 @@ from lightning_taylor.plan.feasibility import own_round_to
 from lightning_taylor.plan.guard import Guard
 from lightning_taylor.plan.limits import MaxRemoved
 from lightning_taylor.plan.schedule import Schedule
+from lightning_taylor.plan.score_batches import DEFAULT, ScoreBatches, Scored
 from lightning_taylor.plan.target import Target
 from lightning_taylor.scores.normalize import Normalization
 from lightning_taylor.trace.options import AttentionHeads, ConvGroups, TraceOptions
-from lightning_taylor.utilities.checks import is_number
+from lightning_taylor.utilities.checks import is_number, is_whole
 
 __all__ = [
     "CHECKS",
@@ -57,6 +58,8 @@ class Options:
     round_to: int | None = 1
     cost_power: float = 0.0
     max_removed: MaxRemoved | None = None
+    score_batches: ScoreBatches | None = None
+    """None for every optimizer step."""
     own_round_to: int = 1
     """Of the device; holds where the user left ``round_to`` open."""
 
@@ -71,6 +74,7 @@ class Options:
         round_to: int | None,
         cost_power: float | None = 0.0,
         max_removed: MaxRemoved | None = None,
+        score_batches: Scored | None = None,
     ) -> Options:
         """With the user's choice; what is None becomes the criterion's own, ``round_to`` the device's: see ``on``.
 
@@ -89,7 +93,8 @@ class Options:
         if cost_power is None:
             own = scale == criterion.default_normalization and not cost_penalty
             cost_power = criterion.default_cost_power if own else 0.0
-        return cls(target, criterion, scale, cost_penalty, min_channels, round_to, cost_power, max_removed)
+        steps = _scored(score_batches)
+        return cls(target, criterion, scale, cost_penalty, min_channels, round_to, cost_power, max_removed, steps)
 
     def on(self, device: torch.device) -> Options:
         """With the device's own multiple."""
@@ -103,6 +108,15 @@ class Options:
     def finer(self) -> Options | None:
         """With half the multiple, where it was not the user who chose it and it can be halved."""
         return replace(self, own_round_to=self.own_round_to // 2) if not self.round_to and self.multiple > 1 else None
+
+
+def _scored(asked: Scored | None) -> ScoreBatches | None:
+    """Which steps are scored, as it was asked for; None for all."""
+    if asked is None:
+        return DEFAULT
+    if isinstance(asked, int):
+        return ScoreBatches(asked, spread=False)
+    return None if asked == "all" else asked
 
 
 def check_arguments(arguments: Mapping[str, Any]) -> None:
@@ -290,6 +304,11 @@ def _callable(name: str, value: Any) -> Iterator[str]:
         yield f"{name} takes a function of a PruningEvent, got {value!r}"
 
 
+def _score_batches(name: str, value: Any) -> Iterator[str]:
+    if not (value is None or value == "all" or isinstance(value, ScoreBatches) or is_whole(value, at_least=1)):
+        yield f"{name} takes a number of steps before each event, ScoreBatches(...) or 'all', got {value!r}"
+
+
 CHECKS: Mapping[str, Check] = {
     "target": _target,
     "schedule": _instance(Schedule, "Gradual(...), Iterative(...) or OneShot(...)"),
@@ -314,6 +333,7 @@ CHECKS: Mapping[str, Check] = {
     "on_event": _callable,
     "baseline": _baseline,
     "max_removed": _shares,
+    "score_batches": _score_batches,
     "scope": _scope,
 }
 

@@ -7,6 +7,7 @@ from typing import Any, final
 
 from lightning_taylor.plan.fit_length import FitLength
 from lightning_taylor.plan.schedule import Schedule, default_schedule
+from lightning_taylor.plan.score_batches import ScoreBatches, Window, window_at
 
 __all__ = [
     "ScheduleProgress",
@@ -41,6 +42,7 @@ class ScheduleProgress:
         self.due: int | None = None
         self.skips_first_batch = False
         self._length: FitLength | None = None
+        self._window: Window | None = None
 
     def set_schedule(self, schedule: Schedule | None, remaining: FitLength) -> None:
         """Fix the events of this fit; a resumed one keeps the length that it began with.
@@ -54,7 +56,7 @@ class ScheduleProgress:
         """
         if self._length is None:
             self._length = remaining
-        length = self._length
+        length, self._window = self._length, None
         self.schedule = schedule.in_steps(length) if schedule else default_schedule(length.steps)
         if length.steps != float("inf"):
             self.schedule.check(int(length.steps))
@@ -81,6 +83,19 @@ class ScheduleProgress:
                 f"{self.schedule} has its only event after the first step, when no batch has been scored; set "
                 "example_inputs= (or example_input_array on the module), or move the event to step 2 or later"
             )
+
+    def scores_next(self, chosen: ScoreBatches | None) -> bool:
+        """Whether the batches of the optimizer step that comes next are to be scored.
+
+        Args:
+            chosen: which steps are; None for all.
+        """
+        if chosen is None or self.schedule is None or self.due is not None:
+            return True  # what an event waits for may be a score
+        step = self.step + 1
+        if self._window is None or step not in self._window:
+            self._window = window_at(self.schedule, step, self._length.steps if self._length else float("inf"))
+        return chosen.takes(step, self._window)
 
     def advance(self) -> int | None:
         """An optimizer step was taken.

@@ -58,6 +58,7 @@ class Session:
         self._pruner: Pruner | None = None
         self._scores: Mapping[str, Any] = {}
         self._eager_mode = EagerMode()
+        self._scores_batch = True
         self.progress = ScheduleProgress()
         self.begin_fit()
 
@@ -91,8 +92,8 @@ class Session:
 
     @property
     def scorer(self) -> Scorer:
-        """What gathers the scores of the present batch; one that gathers nothing if no fit is under way."""
-        return self._active_pruner.scorer if self._active_pruner else IdleScorer()
+        """What gathers the scores of the present batch; one that gathers nothing if it is not to be scored."""
+        return self._active_pruner.scorer if self._active_pruner and self._scores_batch else IdleScorer()
 
     @property
     def pruner(self) -> Pruner:
@@ -170,7 +171,15 @@ class Session:
             self._scores = {}
 
     def start_batch(self, examples: int) -> None:
-        """Run a batch of so many examples uncompiled if compiled code cannot gather what its scores need."""
+        """Decide whether a batch of so many examples is scored, and switch between two batches, never inside of one.
+
+        It runs uncompiled if compiled code cannot gather what its scores need.
+        """
+        self._scores_batch = self.progress.scores_next(self.options.score_batches)
+        if self._active_pruner and self._scores_batch:
+            self._active_pruner.scorer.resume()
+        elif self._active_pruner:
+            self._active_pruner.scorer.pause()
         if not self.scorer.compiles(examples):
             self._eager_mode.enable()
 
@@ -183,11 +192,10 @@ class Session:
         self._eager_mode.disable()
         if not (pruner := self._active_pruner):
             return False
-        pruner.scorer.end_batch(examples=examples, grad_scale=grad_scale)
-        pruner.scorer.resume()
+        self.scorer.end_batch(examples=examples, grad_scale=grad_scale)
         if not stepped:
             return False
-        pruner.scorer.sync()  # every step, since a checkpoint holds the scores of rank zero only
+        self.scorer.sync()  # every step that is scored, since a checkpoint holds the scores of rank zero only
         due = self.progress.advance()
         allowed = self._guard is None or self._guard.allows
         return due is not None and allowed and not pruner.done

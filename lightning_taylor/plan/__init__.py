@@ -5,6 +5,7 @@ from lightning_taylor.plan.fit_length import FitLength
 from lightning_taylor.plan.guard import Guard
 from lightning_taylor.plan.record import Event, Record
 from lightning_taylor.plan.schedule import Demand, Gradual, Iterative, OneShot, Schedule
+from lightning_taylor.plan.score_batches import ScoreBatches
 from lightning_taylor.plan.select import select
 from lightning_taylor.plan.target import Target
 
@@ -20,6 +21,7 @@ __all__ = [
     "OneShot",
     "Record",
     "Schedule",
+    "ScoreBatches",
     "Target",
     "select",
 ]

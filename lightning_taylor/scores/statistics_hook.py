@@ -107,9 +107,13 @@ class _Look(InputHook):
         self._statistic = statistic
         self._calls: list[Tensor] = []
 
-    @torch.compiler.disable
     def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Gather statistics before the layer's forward pass."""
+        if not self.paused:  # asked here, where compiled code can follow: while paused its graph has no break
+            self._look(args, kwargs)  # type: ignore[call-arg]
+
+    @torch.compiler.disable
+    def _look(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         x = self.input_of(args, kwargs)
         if x is None or not x.numel():
             return

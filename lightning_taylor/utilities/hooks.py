@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 
 __all__ = [
+    "Arguments",
     "FunctionHook",
     "InertCopy",
     "InputHook",

@@ -33,6 +33,7 @@ from lightning_taylor import (
     WeightMagnitude,
     cli,
 )
+from lightning_taylor.plan import ScoreBatches
 
 # Lightning 2.6 calls what the newest jsonargparse is about to rename.
 pytestmark = pytest.mark.filterwarnings("ignore::jsonargparse._deprecated.JsonargparseDeprecationWarning")
@@ -117,6 +118,13 @@ CASES = [
     Case("verbose", False, "false", ("verbose=false",)),
     Case("max_removed", 0.9, "0.9", ("max_removed=0.9",)),
     Case("max_removed", {"layer4*": 0.5}, "{'layer4*': 0.5}", ('max_removed={"layer4*": 0.5}',)),
+    Case("score_batches", 8, "8", ("score_batches=8",)),
+    Case("score_batches", "all", "all", ("score_batches=all",)),
+    Case("score_batches", None, "null", ("score_batches=null",)),
+    Case("score_batches", ScoreBatches(8, spread=False), "{n: 8, spread: false}",
+         ("score_batches.n=8", "score_batches.spread=false")),
+    Case("score_batches", ScoreBatches(8),
+         "{class_path: lightning_taylor.plan.ScoreBatches, init_args: {n: 8}}", ('score_batches={"n": 8}',)),
     Case("baseline", {"val_acc": 0.9}, "{val_acc: 0.9}", ('baseline={"val_acc": 0.9}',)),
     Case("on_event", print, "builtins.print", ("on_event=builtins.print",)),
 ]  # fmt: skip
@@ -192,7 +200,7 @@ def test_every_option_has_its_cases_and_none_of_them_is_the_default_alone() -> N
 
 
 def test_every_field_of_a_nested_class_has_its_cases() -> None:
-    for option in ("target", "guard", "schedule"):
+    for option in ("target", "guard", "schedule", "score_batches"):
         for kind in {type(case.python) for case in CASES if case.option == option and is_dataclass(case.python)}:
             for field in fields(kind):
                 given = [getattr(case.python, field.name) for case in CASES if type(case.python) is kind]

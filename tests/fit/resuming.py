@@ -16,7 +16,8 @@ from torch import Tensor, nn
 
 from fit.boring import Boring, trainer
 from fit.rank_launch import all_well, on_ranks
-from lightning_taylor import Gradual, TaylorPruning
+from lightning_taylor import Gradual, TaylorBatch, TaylorPruning
+from lightning_taylor.plan import ScoreBatches
 
 BATCHES, EPOCHS = 8, 3
 SCHEDULE = Gradual(every_n_steps=3, start_step=2, end_step=14)
@@ -146,6 +147,8 @@ KINDS: dict[str, dict[str, Any]] = {
     "swa": {"callbacks": lambda: [StochasticWeightAveraging(1e-3, swa_epoch_start=1, annealing_epochs=1)]},
     "accumulated": {"trainer": {"accumulate_grad_batches": 3, "max_epochs": 5}},
     "two optimizers": {"module": TwoOptimizers},
+    "last steps scored": {"pruning": {"score_batches": 2}},
+    "spread steps scored": {"pruning": {"score_batches": ScoreBatches(2), "criterion": TaylorBatch()}},
 }
 
 
@@ -161,7 +164,7 @@ def run(
     """One fit; leaves ``kept_<rank>.pt``, or the checkpoint ``kill.ckpt`` if it is killed."""
     torch.manual_seed(0)
     settings = KINDS[kind]
-    pruner = TaylorPruning(0.5, SCHEDULE, measure_latency=False)
+    pruner = TaylorPruning(0.5, SCHEDULE, measure_latency=False, **settings.get("pruning", {}))
     if "accumulate_grad_batches" in settings.get("trainer", {}):
         pruner = TaylorPruning(0.5, Gradual(2, 1, 6), measure_latency=False)
     others = settings["callbacks"]() if "callbacks" in settings else []

@@ -21,7 +21,8 @@ from zoo_heads import SPREAD
 
 from fit.boring import Boring, loader, trainer
 from fit.harness import Survivors, assert_close, fit, hooks_on, pruning, scores_of
-from lightning_taylor import Gradual, Iterative, OneShot, Taylor, TaylorBatch
+from lightning_taylor import OBD, ActivationMean, Gradual, Iterative, OneShot, Taylor, TaylorBatch
+from lightning_taylor.plan import ScoreBatches
 
 pytestmark = [
     # The compiler's own code against this Python and this torch.
@@ -200,6 +201,36 @@ def test_while_it_is_scored_the_net_is_one_graph_a_size(tmp_path: Path) -> None:
     assert sum(torch._dynamo.utils.counters["graph_break"].values()) == 0
     # One for each size; the first two batches, which are traced and which find out the sizes, run uncompiled.
     assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == events + 1
+
+
+@pytest.mark.parametrize("criterion", [Taylor(), TaylorBatch()], ids=repr)
+def test_to_score_some_steps_and_not_others_takes_two_graphs_a_size(criterion: Any, tmp_path: Path) -> None:
+    """One with the hooks, and one without; neither is compiled again when the other had its turn."""
+    pruner = pruning(schedule=Gradual(6, 0, 18), criterion=criterion, score_batches=ScoreBatches(3))
+    fit(compiled("child in place", "aot_eager"), pruner, tmp_path)
+    sizes = len(json.loads((tmp_path / "pruning.json").read_text())["events"]) + 1
+    assert sizes > 2
+    assert sum(torch._dynamo.utils.counters["graph_break"].values()) == 0
+    # Where there are no hooks it is but one; and the last size is not scored.
+    expected = 2 * sizes - 1 if isinstance(criterion, Taylor) else sizes
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == expected
+
+
+@pytest.mark.parametrize("criterion", [ActivationMean(), OBD()], ids=repr)
+def test_hooks_that_break_the_graph_leave_it_whole_where_nothing_is_scored(criterion: Any, tmp_path: Path) -> None:
+
+    class Counting(L.Callback):
+        def on_train_batch_end(self, run: L.Trainer, *_: Any) -> None:
+            breaks.append(sum(torch._dynamo.utils.counters["graph_break"].values()))
+            graphs.append(torch._dynamo.utils.counters["stats"]["unique_graphs"])
+
+    breaks: list[int] = []
+    graphs: list[int] = []
+    pruner = pruning(schedule=OneShot(12), criterion=criterion, score_batches=1)
+    fit(compiled("child in place"), pruner, tmp_path, others=[Counting()], max_steps=12)
+    # The first batch is traced, the last one is scored.
+    assert (set(breaks[:11]), set(graphs[1:11])) == ({0}, {1})
+    assert breaks[11]
 
 
 def test_what_the_user_asked_of_the_compiler_comes_back(tmp_path: Path) -> None:
