@@ -40,12 +40,16 @@ class Outcome:
     notes: list[str] = field(default_factory=list)
 
 
-def draw(random_: random.Random, config: str, lines: dict[str, int]) -> Strike:
-    """A method and a moment."""
-    how = random_.choice(["SIGKILL", "SIGTERM", "SIGINT", "exception"])
-    where = random_.choice(["clock", "hook", "surgery", "surgery", "line", "line", "save"])
+METHODS = ("SIGKILL", "SIGTERM", "SIGINT", "exception")
+PLACES = ("clock", "hook", "surgery", "line", "save", "surgery", "line")
+
+
+def draw(random_: random.Random, index: int, lines: dict[str, int]) -> Strike:
+    """A moment, by one method at one place: both in turn, so that few strikes are of every kind, too."""
+    how, where = METHODS[index % len(METHODS)], PLACES[index % len(PLACES)]
     if where == "save":
-        return Strike(random_.choice(["SIGKILL", "SIGKILL", "full disk"]), where, count=random_.randrange(1, 6))
+        full = "full disk" if how in ("SIGINT", "exception") else "SIGKILL"
+        return Strike(full, where, count=random_.randrange(1, 6))
     if where == "clock":
         return Strike(how if how != "exception" else "SIGKILL", where, seconds=random_.uniform(0.05, 1.6))
     if where == "hook":
@@ -149,7 +153,7 @@ def campaign(count: int, seed: int, jobs: int = 2, timeout: float = 120.0) -> li
     drawn = []
     for index in range(count):
         name = names[index % len(names)]
-        drawn.append((index, name, draw(random_, name, lines[name])))
+        drawn.append((index, name, draw(random_, index, lines[name])))
     with ThreadPoolExecutor(jobs) as pool:
         outcomes = list(pool.map(one, drawn))
     if not any(outcome.faults for outcome in outcomes):

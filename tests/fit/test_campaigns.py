@@ -22,7 +22,8 @@ from campaigns import (
 )
 from campaigns.bad_inputs import CASES, judge
 from campaigns.cases import Case
-from campaigns.kill import campaign
+from campaigns.kill import METHODS, PLACES, campaign
+from campaigns.killed_fit import CONFIGS
 from campaigns.real_nets import Case as Network
 from campaigns.soak import soak
 from torch import Tensor, nn
@@ -151,8 +152,11 @@ def test_killed_fits_go_on_from_their_last_checkpoint() -> None:
 
 @pytest.mark.slow
 def test_many_killed_fits_go_on_from_their_last_checkpoint() -> None:
-    outcomes = alone(campaign, 44, 11, wait=900)
+    outcomes = alone(campaign, 2 * len(CONFIGS), 11, wait=900)
     assert [o for o in outcomes if o.faults or "not bitwise" in o.notes] == []
+    assert {o.config for o in outcomes} == set(CONFIGS)
+    assert {o.strike.where for o in outcomes} == set(PLACES)
+    assert {o.strike.how for o in outcomes} == {*METHODS, "full disk"}
 
 
 def test_many_events_leave_nothing_behind() -> None:
