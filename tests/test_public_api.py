@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import ast
+import json
 import subprocess
 import sys
 from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
 
 import lightning.pytorch  # noqa: F401  it sets environment variables, which a test may not
@@ -33,10 +35,6 @@ PAGES = {
     "plan": {"Schedule", "Demand", "Target"},
     "report": {"inspect_model", "Inspection", "PruningSummary"},
 }
-
-
-def in_a_fresh_process(code: str) -> None:
-    subprocess.run([sys.executable, "-W", "ignore", "-c", code], check=True)
 
 
 def test_the_public_names_are_one_page() -> None:
@@ -79,21 +77,21 @@ def test_a_name_that_is_nowhere_is_an_attribute_error() -> None:
         _ = lightning_taylor.TaylorPrunin
 
 
-def test_importing_the_package_changes_nothing() -> None:
-    in_a_fresh_process(
-        "import torch; before = torch.get_default_dtype(), torch.get_num_threads(); "
-        "from lightning_taylor import *; "
-        "assert before == (torch.get_default_dtype(), torch.get_num_threads()); "
-        "import sys; assert 'lightning_taylor.cli' not in sys.modules"
-    )
-
-
 def test_importing_the_package_alone_does_not_import_torch() -> None:
-    in_a_fresh_process(
+    code = (
         "import sys, lightning_taylor; assert lightning_taylor.__version__; "
         "assert not {'torch', 'lightning', 'numpy'} & set(sys.modules)"
     )
+    subprocess.run([sys.executable, "-W", "ignore", "-c", code], check=True)
 
+
+IMPORT = """
+import sys, torch
+before = torch.get_default_dtype(), torch.get_num_threads()
+from lightning_taylor import *
+assert before == (torch.get_default_dtype(), torch.get_num_threads())
+assert "lightning_taylor.cli" not in sys.modules
+"""
 
 FIT = """
 import builtins
@@ -131,14 +129,6 @@ trainer.fit(net, torch.utils.data.DataLoader(torch.rand(16, 3, 8, 8), batch_size
 assert net.net[0].out_channels < 8
 """
 
-
-def test_a_fit_of_ones_own_module_needs_no_extra_and_no_torchvision(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    in_a_fresh_process(FIT)
-
-
 SHORT_NAME = """
 from lightning.pytorch.cli import LightningArgumentParser
 import lightning_taylor
@@ -150,7 +140,31 @@ assert config.callback.class_path == "lightning_taylor.TaylorPruning", config
 assert config.callback.init_args.schedule.class_path == "lightning_taylor.OneShot", config
 """
 
+FORKS = """
+import json, os, sys, traceback, warnings
+warnings.simplefilter("ignore")
+import torch, lightning.pytorch
+assert not [name for name in sys.modules if name.startswith("lightning_taylor")]
+failed = []
+for name, code in json.loads(sys.argv[1]).items():
+    child = os.fork()
+    if not child:
+        try:
+            exec(code, {"__name__": "__main__"})
+        except BaseException:
+            traceback.print_exc()
+            os._exit(1)
+        os._exit(0)
+    failed += [name] * (os.waitpid(child, 0)[1] != 0)
+print("failed:", failed)
+"""
 
-def test_a_lightning_cli_takes_short_class_names() -> None:
-    pytest.importorskip("jsonargparse", reason="needs the extra cli")
-    in_a_fresh_process(SHORT_NAME)
+
+def test_in_a_process_of_its_own_each_of_these_works(tmp_path: Path) -> None:
+    """Each in a fork of one process that has imported Lightning and nothing of this package: that takes longest."""
+    code = {"importing the package changes nothing": IMPORT, "a fit needs no extra and no torchvision": FIT}
+    if find_spec("jsonargparse"):
+        code["a LightningCLI takes short class names"] = SHORT_NAME
+    command = [sys.executable, "-W", "ignore", "-c", FORKS, json.dumps(code)]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "failed: []", done.stderr
