@@ -1,10 +1,12 @@
 """The smallest torchvision model of each family that ``test_torchvision.py`` leaves out, measured as the campaign does.
 
+Those of many blocks are here with few (``shallow.py``).
 ``campaigns/architectures.py`` goes over all 121 of them, ``campaigns/foreign.py`` over other people's libraries.
 """
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -12,11 +14,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import shallow
 import torch
 import zoo
 from campaigns import architectures, measuring
 from campaigns.measuring import Example, Row, kind, measure, parts
-from campaigns.table import Store, campaign, markdown
+from campaigns.table import Store, Zoo, campaign, markdown
 from torch import nn
 
 from lightning_taylor.graph.channel_graph import ChannelGraph
@@ -24,29 +27,33 @@ from lightning_taylor.graph.types import Role
 from lightning_taylor.trace.api import trace_channels
 
 WHOLE = {"mobilenet_v3_small": 9968}
-WHOLE_SLOW = {"mc3_18": 4800, "efficientnet_v2_s": 112128}
+WHOLE_SLOW = {"mc3_18": 4800}
 """Name -> outputs of its convolutions and linear layers, classes left out; all of them can be removed."""
 
 PARTLY = {"regnet_x_400mf": 6768, "raft_small": 1936}
-PARTLY_SLOW = {
-    "resnext50_32x4d": 19008,
-    "swin_t": 17664,
-    "swin_v2_t": 17664,
-    "swin3d_t": 17664,
-    "maxvit_t": 55072,
-    "mvit_v1_b": 43392,
-    "mvit_v2_s": 43392,
-    "ssdlite320_mobilenet_v3_large": 20352,
-}
+PARTLY_SLOW = {"ssdlite320_mobilenet_v3_large": 20352}
 """Name -> how many of them can be removed at least; norms over channels, and what meets them, stay."""
+
+GO_WHOLE = {
+    "efficientnet_v2": r"features.*",
+    "resnext": r"(conv1|layer.*)",
+    "swin": r".*(mlp\.0|attn\.qkv)",
+    "swin_v2": r".*(mlp\.0|attn\.qkv|attn\.cpb_mlp\.[02])",
+    "swin3d": r".*(mlp\.0|attn\.qkv)",
+    "maxvit": r"(stem.*|.*(conv_[ab]\.0|squeeze_excitation.*|attn_layer\.1\.to_qkv|mlp_layer\.1)|classifier\.3)",
+    # A head does not go from an attention that has one only, as the first block's.
+    "mvit_v1": r".*(mlp\.0|blocks\.[1-9]\d*\.attn\.qkv)",
+    "mvit_v2": r".*(mlp\.0|blocks\.[1-9]\d*\.attn\.qkv)",
+}
+"""Shallow model -> its convolutions and linear layers of which every output can be removed; no other's can."""
 
 
 def rows(fast: dict[str, int], slow: dict[str, int]) -> list[Any]:
     return [*fast.items(), *(pytest.param(*row, marks=pytest.mark.slow) for row in slow.items())]
 
 
-def right_row(name: str) -> Row:
-    row = Row(**measure(name, architectures.zoo()[name]))
+def right_row(name: str, zoo_: Zoo | None = None) -> Row:
+    row = Row(**measure(name, (zoo_ or architectures.zoo())[name]))
     assert row.status == "right", row.note
     assert min(row.effect.values()) > 1e-6, "the removals must matter for the comparison to count"
     return row
@@ -67,6 +74,17 @@ def test_every_channel_but_the_classes_goes_exactly(name: str, channels: int) ->
 def test_what_is_called_removable_goes_exactly_and_the_rest_has_a_reason(name: str, least: int) -> None:
     row = right_row(name)
     assert row.removable >= least
+    assert row.removable + sum(row.reasons.values()) == row.channels
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", shallow.MODELS)
+def test_every_kind_of_block_loses_what_its_norms_leave_free(name: str) -> None:
+    row = right_row(name, shallow.MODELS)
+    model, _ = shallow.MODELS[name]()
+    free = [module for layer, module in model.named_modules() if re.fullmatch(GO_WHOLE[name], layer)]
+    widths = [m.weight.shape[0] for m in free if isinstance(m, nn.Linear | nn.modules.conv._ConvNd)]
+    assert row.removable == sum(widths)
     assert row.removable + sum(row.reasons.values()) == row.channels
 
 
