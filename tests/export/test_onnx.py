@@ -41,17 +41,6 @@ def test_onnx_runtime_gives_what_every_other_small_net_gives(name: str, tmp_path
     check(name, tmp_path / "net.onnx")
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    "name", ["resnet18", "mobilenet_v2", "squeezenet1_1", "r3d_18", "lraspp_mobilenet_v3_large", "googlenet"]
-)
-def test_torchvision_nets_make_the_round_trip(name: str, tmp_path: Path) -> None:
-    model, x = zoo.torchvision_model(name, 64)
-    exported = export_onnx(halved(zoo.randomize(model), x), x, tmp_path / "net.onnx")
-    assert exported.dynamic_batch
-    assert exported.max_difference < 1e-4
-
-
 def test_inputs_and_outputs_have_the_names_that_forward_gives_them(tmp_path: Path) -> None:
     import onnxruntime
 

@@ -1,8 +1,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -14,56 +12,6 @@ from torch import nn
 from export.nets import Classes, Wrapper, halved
 from lightning_taylor.export.state_dict import LOADER, export_state_dict
 from lightning_taylor.export.verified_write import ExportError
-
-ALONE = """
-import sys
-sys.modules["lightning_taylor"] = None  # an import of it raises
-sys.path.insert(0, sys.argv[1])
-import torch
-torch.set_num_threads(1)  # as the tests: sums in another order have other last digits
-from load_net import load
-x, expected = torch.load(sys.argv[1] + "/pair.pt", weights_only=True)
-net = load()
-with torch.no_grad():
-    found = net(x)
-found = found if isinstance(found, torch.Tensor) else found["out"]
-assert torch.equal(found, expected), (found - expected).abs().max()
-assert not net.training
-assert not [name for name in sys.modules if name.startswith(("lightning", "pytorch_lightning"))
-            and sys.modules[name] is not None]
-print("same", sum(p.numel() for p in net.parameters()))
-"""
-
-
-def rebuilt_alone(name: str, folder: Path) -> None:
-    """In a process that has torch and torchvision only."""
-    model, x = zoo.torchvision_model(name, 64)
-    dense = sum(p.numel() for p in model.parameters())
-    model = halved(zoo.randomize(model), x).eval()
-    exported = export_state_dict(model, x, folder / "net.pt")
-    assert exported.max_difference == 0
-    with torch.no_grad():
-        out = model(x)
-    torch.save([x, out if isinstance(out, torch.Tensor) else out["out"]], folder / "pair.pt")
-    done = subprocess.run(
-        [sys.executable, "-W", "error", "-c", ALONE, str(folder)], capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 0, done.stderr
-    left = int(done.stdout.removeprefix("same "))
-    assert left == sum(p.numel() for p in model.parameters()) < 0.6 * dense
-
-
-def test_squeezenet_is_rebuilt_by_torchvision_without_this_package(tmp_path: Path) -> None:
-    rebuilt_alone("squeezenet1_1", tmp_path)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    "name",
-    ["resnet18", "mobilenet_v2", "r3d_18", "lraspp_mobilenet_v3_large", "googlenet", "densenet121", "vgg11_bn"],
-)
-def test_torchvision_nets_are_rebuilt_without_this_package(name: str, tmp_path: Path) -> None:
-    rebuilt_alone(name, tmp_path)
 
 
 def test_the_weights_are_an_ordinary_state_dict_and_the_record_names_the_builder(tmp_path: Path) -> None:
