@@ -29,7 +29,7 @@ class Net:
     """A row of the table.
 
     Attributes:
-        name: in torchvision's registry.
+        name: in torchvision's registry, or what ``build`` makes of it.
         removable: output channels over all layers that belong to a group.
         heads: layers that make the network's outputs, which are not counted.
         channels: how many output channels there are; as many as are removable if None.
@@ -70,7 +70,7 @@ NETS = [
     Net("regnet_y_400mf", 18784, ("fc",), 18784),
     Net("shufflenet_v2_x0_5", 3448, ("fc",), 3976, slow=True),
     Net("convnext_tiny", 26496, ("classifier.2",), 41184, slow=True),
-    Net("vit_b_16", 64512, ("heads.head",), 83712, side=224, slow=True),
+    Net("vit", 2 * (3 * 64 + 128), ("heads.head",), 2 * (3 * 64 + 128 + 2 * 64) + 64, slow=True),
 ]
 
 
@@ -100,6 +100,9 @@ def build(net: Net) -> tuple[nn.Module, tuple[Any, ...]]:
         return detector(net)
     if net.name == "resnet18_fpn":
         model: nn.Module = resnet_fpn_backbone(backbone_name="resnet18", weights=None, trainable_layers=5)
+    elif net.name == "vit":
+        # Two layers of vit_b_16's twelve, which are all alike: 64 wide with four heads, and an MLP of 128.
+        model = torchvision.models.VisionTransformer(net.side, 16, 2, 4, 64, 128)
     else:
         model, _ = zoo.torchvision_model(net.name, net.side)
     if net.name == "s3d":
