@@ -16,7 +16,7 @@ from lightning.pytorch.strategies import DDPStrategy
 from torch import Tensor, nn
 
 from fit.boring import Boring, trainer
-from fit.rank_launch import all_well, on_ranks
+from fit.rank_launch import WHERE, all_well, on_ranks
 from fit.resuming import StatefulLoader
 from lightning_taylor import Gradual, TaylorPruning
 from lightning_taylor.graph.serialize import graph_to_plain
@@ -116,6 +116,23 @@ def fit(rank: int, case: Case, folder: str, meddle: Callable[[int], None] | None
 
 def fits(ranks: int, case: Case, folder: Path, meddle: Callable[[int], None] | None = None, **kwargs: Any) -> Result:
     return all_well(on_ranks(ranks, fit, case, str(folder), meddle, **kwargs))
+
+
+def fits_one_after_another(ranks: int, cases: dict[str, Case], folder: Path) -> dict[str, Result]:
+    """The fits of all cases in the same processes, by name; what a case raises names it."""
+    on_each = all_well(on_ranks(ranks, _fit_each, cases, str(folder)))
+    return {name: [results[name] for results in on_each] for name in cases}
+
+
+def _fit_each(rank: int, cases: dict[str, Case], folder: str) -> dict[str, dict[str, Any]]:
+    found, where = {}, {name: os.environ[name] for name in WHERE}
+    for name, case in cases.items():
+        os.environ.update(where)  # Lightning forgets it at the end of a fit.
+        try:
+            found[name] = fit(rank, case, folder)
+        except Exception as error:
+            raise RuntimeError(f"the fit with {name}") from error
+    return found
 
 
 def spread(results: Result) -> dict[str, float]:
