@@ -59,6 +59,17 @@ class Forgetful(nn.Module):
         return self.conv(image) * next(self.calls)
 
 
+class SideBySide(nn.Module):
+    """Several networks of the same image, whose outputs have their names."""
+
+    def __init__(self, nets: dict[str, nn.Module]) -> None:
+        super().__init__()
+        self.nets = nn.ModuleDict(nets)
+
+    def forward(self, image: Tensor) -> dict[str, Tensor]:
+        return {name: net(image) for name, net in self.nets.items()}
+
+
 class Wrapper(L.LightningModule):
     """A LightningModule around any network."""
 

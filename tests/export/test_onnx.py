@@ -10,13 +10,14 @@ import zoo
 pytest.importorskip("onnxruntime", reason="needs the extra export")
 pytest.importorskip("onnxscript", reason="needs the extra export")
 
-from export.nets import Classes, Forgetful, Pair, Segmenter, Wrapper, halved
+from export.nets import Classes, Forgetful, Pair, Segmenter, SideBySide, Wrapper, halved
 from lightning_taylor.export import onnx as onnx_file
 from lightning_taylor.export.onnx import export_onnx, onnx_session
 from lightning_taylor.export.verified_write import ExportError
 from lightning_taylor.utilities.calls import Inputs
 
 QUICK = ("residual", "volume", "decoder")
+IMAGE = (2, 3, 12, 12)
 
 
 def check(name: str, path: Path) -> None:
@@ -35,10 +36,27 @@ def test_onnx_runtime_gives_what_the_pruned_net_gives(name: str, tmp_path: Path)
     check(name, tmp_path / "net.onnx")
 
 
+OF_ONE_IMAGE = [n for n in sorted(zoo.NETS) if n not in (*QUICK, "multihead") and zoo.NETS[n][1]().shape == IMAGE]
+OTHERS = sorted(zoo.NETS.keys() - {*QUICK, *OF_ONE_IMAGE})
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("name", sorted(zoo.NETS.keys() - {*QUICK}))
+@pytest.mark.parametrize("name", OTHERS)
 def test_onnx_runtime_gives_what_every_other_small_net_gives(name: str, tmp_path: Path) -> None:
     check(name, tmp_path / "net.onnx")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("names", [OF_ONE_IMAGE[i::3] for i in range(3)], ids=" ".join)
+def test_onnx_runtime_gives_what_the_small_nets_give_side_by_side(names: list[str], tmp_path: Path) -> None:
+    """In one file for many: of an export of a small net, most of the time is torch's preparation."""
+    nets = {name: halved(net.float(), x.float()) for name in names for net, x in [zoo.build(name)]}
+    side_by_side = SideBySide(nets).eval()
+    assert export_onnx(side_by_side, torch.randn(IMAGE), tmp_path / "net.onnx").dynamic_batch
+    image = torch.randn(5, *IMAGE[1:])
+    found = dict(zip(names, onnx_session(tmp_path / "net.onnx")(Inputs.of(image)), strict=True))
+    expected = side_by_side(image)
+    assert [n for n in names if not torch.allclose(found[n], expected[n], rtol=1e-4, atol=1e-5)] == []
 
 
 def test_inputs_and_outputs_have_the_names_that_forward_gives_them(tmp_path: Path) -> None:
