@@ -23,6 +23,7 @@ from lightning_taylor.cli.shipped_configs import resolve_configs
 from lightning_taylor.errors import NothingToPruneError
 from lightning_taylor.graph.serialize import graph_from_plain
 from lightning_taylor.plan.fit_length import FitLength
+from lightning_taylor.plan.limits import MaxRemoved
 from lightning_taylor.plan.record import Record
 from lightning_taylor.plan.schedule import default_schedule
 from lightning_taylor.plan.target import Target
@@ -68,6 +69,7 @@ def run(args: list[str]) -> None:
         conv_groups=options.conv_groups,
         attention_heads=options.attention_heads,
         scope=None if options.scope is None else tuple(options.scope),
+        max_removed=_joined(options.max_removed),
     )
     show(_inspect(options, request, rest), as_json=options.json)
 
@@ -164,6 +166,13 @@ def _parser(*, with_source: bool) -> Parser:
     parser.add_argument(
         "--scope", metavar="PATTERN", nargs="+", help="name patterns of the only modules that lose channels and count"
     )
+    parser.add_argument(
+        "--max-removed",
+        metavar="F|PATTERN=F",
+        type=_share,
+        nargs="+",
+        help="the largest share of a group's channels that may go: 0.9 for all, or layer4=0.5 by layers' names",
+    )
     parser.add_argument("--json", action="store_true", help="print everything as JSON, every event included")
     add_trust(parser)
     return parser
@@ -187,6 +196,26 @@ def _target(text: str) -> Target:
         ) from error
 
 
+def _share(text: str) -> float | dict[str, float]:
+    """One share for all layers, or that of the layers of one pattern."""
+    pattern, _, number = text.rpartition("=")
+    try:
+        share = float(number)
+    except ValueError:
+        share = -1.0
+    if not 0 <= share <= 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is neither a share in [0, 1] such as 0.9 nor layer4=0.5")
+    return {pattern: share} if pattern else share
+
+
+def _joined(shares: Sequence[float | dict[str, float]] | None) -> MaxRemoved | None:
+    """Put what was given one by one together; a share without a pattern is that of all layers."""
+    if not shares:
+        return None
+    named = [share if isinstance(share, dict) else {"*": share} for share in shares]
+    return {pattern: share for each in named for pattern, share in each.items()}
+
+
 @dataclass(frozen=True)
 class Request:
     """What the command line asks for; None is left to the configuration, or to the defaults of ``TaylorPruning``."""
@@ -200,6 +229,7 @@ class Request:
     conv_groups: ConvGroups | None = None
     attention_heads: AttentionHeads | None = None
     scope: tuple[str, ...] | None = None
+    max_removed: MaxRemoved | None = None
 
 
 def of_name(name: str, request: Request, shape: Sequence[int] | None) -> Inspection:
@@ -251,6 +281,6 @@ def of_config(args: list[str], request: Request) -> Inspection:
         schedule,
         int(length.steps) if length.steps != float("inf") else None,
         min_channels=request.min_channels or options.min_channels,
-        max_removed=options.max_removed,
+        max_removed=request.max_removed or options.max_removed,
         round_to=request.round_to or options.on(device).multiple,
     )

@@ -124,6 +124,17 @@ def test_a_network_of_torchvision_at_a_shape_of_the_users(run: Run) -> None:
     assert found["events"][-1]["cost"]["flops"] <= 0.5 * found["dense"]["flops"]
 
 
+def test_a_layer_keeps_what_max_removed_leaves_it(run: Run) -> None:
+    def least(*shares: str) -> dict[str, float]:
+        layers = json.loads(run("digits_cnn", "--target", "0.7", "--json", *shares)[1])["layers"]
+        return {layer["layer"]: layer["least"] / layer["dense"] for layer in layers if layer["groups"]}
+
+    assert set(least("--max-removed", "0.5").values()) == {0.5}
+    named = least("--max-removed", "0.75", "block.conv2=0.25")
+    assert named["block.conv2"] == 0.75
+    assert set(named.values()) == {0.25, 0.75}
+
+
 @pytest.mark.parametrize(
     ("name", "shape"),
     {
@@ -231,6 +242,8 @@ WRONG = {
     "configuration": (["--config", "digit"], "no configuration 'digit'"),
     "option of the fit": (["--config", "digits", "--trainer.max_epoch=3"], "no option 'trainer.max_epoch'; did"),
     "typo beside a configuration": (["--config", "digits", "--taget=0.5"], "no option '--taget'; did you mean --t"),
+    "share": (["resnet18", "--max-removed", "layer4=5"], "'layer4=5' is neither a share in [0, 1] such as 0.9"),
+    "layer of a share": (["digits_cnn", "--max-removed", "layr=0.5"], "'layr' matches no layer; the layers are stem.0"),
     "too short": (["--trainer.callbacks.schedule=OneShot", "--trainer.callbacks.schedule.step=421"], "needs 421 optim"),
 }  # fmt: skip
 
