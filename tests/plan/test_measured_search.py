@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from hypothesis import assume, given, settings
+from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 
 from lightning_taylor.errors import TargetUnreachableError
@@ -76,13 +76,18 @@ curves = st.builds(curve, st.floats(0, 0.5), st.floats(0.6, 2))
 
 @settings(max_examples=60, deadline=None)
 @given(curves, st.integers(20, 99), st.integers(0, 2**32))
+@example(curve(0.0, 1.75), 98, 0)
 def test_a_measured_target_is_met_and_nearly_used_up(make_graph, latency, percent, seed):
     graph = _vgg(make_graph)
     gauge, limit = Gauge(graph, latency=latency), percent / 100
     assume(latency(reachable_minimum(graph).flops / CostModel(graph).dense.flops) < limit - 0.03)
     found = select_measured(some_scores(graph, seed), graph, Target(latency=limit), gauge)
-    assert found.measured == {"latency": latency(remaining(graph, found.remove)["flops"])}
-    assert limit - 0.015 <= found.measured["latency"] <= limit
+    flops = remaining(graph, found.remove)["flops"]
+    assert found.measured == {"latency": latency(flops)}
+    # A hundredth, or what the dearest channel is worth: the network's steps may be coarser than that.
+    dearest = max(CostModel(graph).saved_per_channel("flops").values()) / CostModel(graph).dense.flops
+    step = latency(min(1.0, flops + dearest)) - latency(flops)
+    assert limit - max(0.015, 0.01 + step) <= found.measured["latency"] <= limit
     assert len(gauge.asked) <= 8
 
 
