@@ -6,24 +6,24 @@ import re
 from pathlib import Path
 
 import pytest
+from markdown_blocks import ROOT, blocks_of, run_python
 
 from lightning_taylor.cli.commands import COMMANDS
 from lightning_taylor.cli.lightning_cli import TaylorCLI
 from lightning_taylor.cli.main import main
 
-README = Path(__file__).parent.parent / "README.md"
-BLOCKS = re.findall(r"^```(\w+)\n(.*?)^```", README.read_text(), flags=re.MULTILINE | re.DOTALL)
+README = ROOT / "README.md"
 
 
 def blocks(language: str) -> list[str]:
-    return [text for name, text in BLOCKS if name == language]
+    return [block.text for block in blocks_of(README) if block.language == language]
 
 
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("number", range(len(blocks("python"))))
 def test_python_blocks_run(number: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    exec(compile(blocks("python")[number], f"README block {number}", "exec"), {"__name__": "__readme__"})
+    run_python(blocks("python")[number], f"README block {number}")
 
 
 @pytest.mark.parametrize("number", range(len(blocks("yaml"))))
