@@ -36,8 +36,8 @@ class Judge(Protocol):
 def landed(ranking: Ranking, judge: Judge, removed_G: Counts, near: float) -> Counts:
     """Return a combination that ends no more than ``near`` below the target, if there is one.
 
-    Of several the one whose most important block is the least important is taken, then the one that ends closest;
-    if none ends so near, the closest of all.
+    Of several the one whose most important block is the least important is taken, then the one that ends closest. If
+    none ends so near, the ranking's own prefix stays: what matters most should not go for a few thousandths.
 
     Args:
         ranking: what may go.
@@ -50,12 +50,12 @@ def landed(ranking: Ranking, judge: Judge, removed_G: Counts, near: float) -> Co
     for index_NG in ladders.chunks(removed_G):
         counts_NG, ranks_N = ladders.counts(index_NG), ladders.highest_ranks(index_NG)
         undercuts_N = judge.undercuts(counts_NG)
-        # The near ones come first, by rank; the others after them, by nearness.
-        far_N = undercuts_N > near
-        first_N = np.where(far_N, len(ranking) + undercuts_N, ranks_N)
-        n = int(np.lexsort((undercuts_N, first_N))[0])
-        found = (float(first_N[n]), float(undercuts_N[n]))
-        if math.isfinite(found[1]) and found < best:
+        near_N = np.flatnonzero(undercuts_N <= near)
+        if not near_N.size:
+            continue
+        n = near_N[np.lexsort((undercuts_N[near_N], ranks_N[near_N]))[0]]
+        found = (float(ranks_N[n]), float(undercuts_N[n]))
+        if found < best:
             best_G, best = counts_NG[n], found
     return best_G
 

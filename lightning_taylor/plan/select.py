@@ -54,9 +54,9 @@ def select(
     down, each one is put back that the demand can do without, since the last one taken may have saved far more
     than was missing. Of what is removed in the end no group could keep even one block more. Where that still ends
     more than a hundredth of the dense model below the fit's own target, the block that was taken last is passed over
-    for the ones that follow in the ranking, and the closest of these choices is made; if that is too far still, other
-    combinations are tried (``lightning_taylor.plan.landing``): in a small net one channel of a residual stage can be
-    worth several per cent. The same arguments give the same answer on every machine.
+    for the ones that follow in the ranking, and the closest of these choices is made. If that is too far still, other
+    combinations are looked for that are not (``lightning_taylor.plan.landing``): in a small net one channel of a
+    residual stage can be worth several per cent. The same arguments give the same answer on every machine.
 
     Units: scores are compared with each other across groups, so normalise them before. The price of a channel is what
     its removal saves *now*: of FLOPs, in MFLOPs (1e6 per example, 2 per multiply-add), unless ``prices`` says other

@@ -24,15 +24,14 @@ def landed(graph, target, seed):
 
 @pytest.mark.parametrize("name", ["spread", "vgg", "sliced", "residual", "inverted"])
 @pytest.mark.parametrize("target", [0.7, 0.5, 0.3])
-def test_a_small_net_lands_as_near_as_its_widths_allow(name, target):
+def test_a_small_net_lands_within_a_hundredth_if_its_widths_allow(name, target):
     graph = trace_channels(*zoo.build(name))
     cost = CostModel(graph)
     counts_NG = np.array(list(itertools.product(*(range(group.size) for group in graph.groups.values()))))
     left_N = cost.fractions_at(counts_NG)["flops"]
     nearest = left_N[left_N <= target].max()
     for seed in range(3):
-        found = landed(graph, Target(flops=target), seed)
-        assert found == nearest or target - found <= 0.01
+        assert landed(graph, Target(flops=target), seed) >= (target - 0.01 if target - nearest <= 0.01 else 0)
 
 
 def test_a_net_of_too_many_combinations_lands_near_by_two_groups(make_graph):

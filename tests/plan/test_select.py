@@ -108,7 +108,7 @@ def walk_one_by_one(scores, graph, demand, plain_cost, **options):
         barred[last] = walk.chosen.count(last) - 1
     if best is None:
         return walk.removed_for(counts) if demand.channels is not None and any(counts.values()) else None
-    return walk.removed_for(best if walk.undercut(best) <= 0.01 else walk.nearest())
+    return walk.removed_for(best if walk.undercut(best) <= 0.01 else walk.nearest() or best)
 
 
 class Walk:
@@ -156,7 +156,7 @@ class Walk:
         return legal, (self.chosen or [None])[-1]
 
     def nearest(self):
-        """Of all combinations that end near the target, that whose dearest channel is cheapest; else the nearest."""
+        """Of all combinations that end near the target, that whose dearest channel is cheapest; None without any."""
         steps = [
             [0, *(n for n in range(1, group.size) if legal_count(group.size, n, self.min_channels, self.round_to) == n)]
             if any(name == owner for *_, owner in self.order)
@@ -166,7 +166,9 @@ class Walk:
         every = [dict(zip(self.graph.groups, counts, strict=True)) for counts in itertools.product(*steps)]
         done = [(counts, self.undercut(counts)) for counts in every if self.done(counts)]
         near = [(counts, under) for counts, under in done if under <= 0.01]
-        best = min(near, key=lambda c: (self.dearest(c[0]), c[1])) if near else min(done, key=lambda c: c[1])
+        if not near:
+            return None
+        best = min(near, key=lambda c: (self.dearest(c[0]), c[1]))
         taken = dict.fromkeys(best[0], 0)
         self.chosen = []
         for *_, name in self.order:
