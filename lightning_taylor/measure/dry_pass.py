@@ -111,7 +111,7 @@ class DryPass:
         followers: as ``ChannelGraph.followers``.
 
     Raises:
-        NotImplementedError: from a pass, if the network needs numbers to know what to do next, as detectors do.
+        Exception: from a pass, whatever a network raises that needs numbers to know what to do next, as detectors do.
 
     Example:
         >>> net = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2)).eval()
