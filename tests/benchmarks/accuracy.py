@@ -27,10 +27,10 @@ from typing import Any
 import lightning as L
 import torch
 import torch.nn.functional as F
-from oracle import NETS, ZippedImages
+from nets import NETS, test_images
 from rivals import TorchPruning
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset, Subset
+from torch.utils.data import DataLoader, Subset
 from torch.utils.flop_counter import FlopCounterMode
 
 from lightning_taylor import (
@@ -44,7 +44,6 @@ from lightning_taylor import (
     TaylorPruning,
     WeightMagnitude,
 )
-from lightning_taylor.recipes.folder import ImageFolder
 from lightning_taylor.report.figures.style import COLOURS, GREY, MARKERS, canvas, legend_below, plain_axes, styled
 
 METHODS: dict[str, tuple[Any, dict[str, Any]]] = {
@@ -107,16 +106,6 @@ def flops(net: nn.Module, example: Tensor) -> int:
     with FlopCounterMode(display=False) as counter:
         net(example.to(next(net.parameters()).device))
     return counter.get_total_flops()
-
-
-def test_images(args: argparse.Namespace, count: int) -> Dataset[Any]:
-    if args.net == "squeezenet":
-        data = ImageFolder(str(args.data), size=128, batch_size=32, num_workers=0, cache=True)
-        data.setup("validate")
-        return data.val_dataloader().dataset
-    data = ZippedImages(args.data, "test")
-    some = torch.randperm(len(data), generator=torch.Generator().manual_seed(0))[:count]
-    return Subset(data, some.tolist())
 
 
 def fitted(args: argparse.Namespace, seed: int, method: str, target: float) -> dict[str, Any]:

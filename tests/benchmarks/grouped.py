@@ -29,10 +29,9 @@ from typing import Any
 import lightning as L
 import torch
 from accuracy import Classifier, flops
-from oracle import ZippedImages
+from nets import ZippedImages, transformer
 from torch import nn
 from torch.utils.data import DataLoader, Subset, TensorDataset
-from torchvision.models import VisionTransformer
 from torchvision.models.resnet import Bottleneck, conv1x1
 
 from lightning_taylor import Gradual, TaylorPruning
@@ -49,12 +48,6 @@ def resnext(groups: int, width: int) -> nn.Module:
         inputs, size = 4 * planes, {"groups": groups, "base_width": 64 * width // planes}
         layers += [Bottleneck(down[0].in_channels, planes, stride, down, **size), Bottleneck(inputs, planes, **size)]
     return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(inputs, 10))
-
-
-def transformer(heads: int, width: int) -> nn.Module:
-    """Four layers over patches of 4x4, each token as wide as all heads."""
-    tokens = heads * width
-    return VisionTransformer(32, 4, 4, heads, tokens, 2 * tokens, num_classes=10)
 
 
 def decoded(path: Path, split: str) -> TensorDataset:

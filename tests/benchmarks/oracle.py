@@ -11,14 +11,12 @@ are scored on the same images, in evaluation mode. What is finished is not done 
 from __future__ import annotations
 
 import argparse
-import io
 import itertools
 import json
 import logging
 import sys
 import time
 import warnings
-import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -28,142 +26,16 @@ import torch.nn.functional as F
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
-from flowers12 import fine_tuned
+from nets import NETS
 from study.curvature import gather_curvature
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset, Subset
-from torchvision.io import decode_image
-from torchvision.transforms.v2.functional import normalize as standardise
+from torch.utils.data import DataLoader, Subset
 
-from lightning_taylor.recipes.folder import ImageFolder
-from lightning_taylor.recipes.weights import read_state_dict
 from lightning_taylor.study.correlation import Correlations, correlate
 from lightning_taylor.study.correlation_table import CorrelationTable
 from lightning_taylor.study.oracle import measure_oracle, sample_channels
 from lightning_taylor.study.score_batches import Gathered, every_criterion, gather_scores
 from lightning_taylor.trace.api import trace_channels
-
-
-class Block(nn.Module):
-    """Two convolutions, and a shortcut without parameters: strided, padded with channels of zeros."""
-
-    def __init__(self, i: int, o: int, stride: int) -> None:
-        super().__init__()
-        self.conv1, self.bn1 = nn.Conv2d(i, o, 3, stride, 1, bias=False), nn.BatchNorm2d(o)
-        self.conv2, self.bn2 = nn.Conv2d(o, o, 3, 1, 1, bias=False), nn.BatchNorm2d(o)
-        self.stride, self.pad = stride, (o - i) // 2
-
-    def forward(self, x: Tensor) -> Tensor:
-        out = self.bn2(self.conv2(F.relu(self.bn1(self.conv1(x)))))
-        return F.relu(out + F.pad(x[:, :, :: self.stride, :: self.stride], (0, 0, 0, 0, self.pad, self.pad)))
-
-
-class ResNet(nn.Module):
-    """He et al.'s net for CIFAR-10: three stages of as many blocks, 6 layers and 2 for each."""
-
-    def __init__(self, blocks: int) -> None:
-        super().__init__()
-        self.conv1, self.bn1 = nn.Conv2d(3, 16, 3, 1, 1, bias=False), nn.BatchNorm2d(16)
-        stages = [[(i, o, s), *[(o, o, 1)] * (blocks - 1)] for i, o, s in ((16, 16, 1), (16, 32, 2), (32, 64, 2))]
-        self.layer1, self.layer2, self.layer3 = (nn.Sequential(*(Block(*b) for b in stage)) for stage in stages)
-        self.linear = nn.Linear(64, 10)
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = self.layer3(self.layer2(self.layer1(F.relu(self.bn1(self.conv1(x))))))
-        return self.linear(x.mean((2, 3)))
-
-
-class ZippedImages(Dataset[tuple[Tensor, int]]):
-    """``<split>/<class>/*.jpg`` in a zip, decoded as they are asked for."""
-
-    def __init__(self, path: Path, split: str) -> None:
-        self._zip = zipfile.ZipFile(io.BytesIO(path.read_bytes()))
-        names = [n for n in self._zip.namelist() if f"{split}/" in n and n.endswith(".jpg")]
-        classes = sorted({name.split("/")[-2] for name in names})
-        self._items = [(name, classes.index(name.split("/")[-2])) for name in sorted(names)]
-
-    def __len__(self) -> int:
-        return len(self._items)
-
-    def __getitem__(self, i: int) -> tuple[Tensor, int]:
-        name, label = self._items[i]
-        image = decode_image(torch.frombuffer(bytearray(self._zip.read(name)), dtype=torch.uint8))
-        return standardise(image / 255, [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]), label
-
-
-def squeezenet(args: argparse.Namespace, seed: int) -> tuple[nn.Module, Dataset[Any], Tensor]:
-    data = ImageFolder(str(args.data), size=128, batch_size=32, num_workers=0, cache=True)
-    data.setup("fit")
-    args.dense_epochs, args.folder, args.out = args.epochs, args.folder / "runs", args.folder / "starts"
-    return fine_tuned(args, seed, data)[0].net, data.train_set(augment=False), torch.zeros(1, 3, 128, 128)
-
-
-def resnet(args: argparse.Namespace, seed: int) -> tuple[nn.Module, Dataset[Any], Tensor]:
-    """Of published weights, fine-tuned on these images."""
-
-    def build() -> nn.Module:
-        model = ResNet((int(args.net.removeprefix("resnet")) - 2) // 6)
-        model.load_state_dict(read_state_dict(args.weights))
-        return model
-
-    def rates(model: nn.Module, steps: int) -> torch.optim.lr_scheduler.LRScheduler:
-        optimizer = torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9, weight_decay=1e-4)
-        return torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
-
-    return on_cifar10(args, seed, build, rates, steps=130)
-
-
-def vgg16_bn(args: argparse.Namespace, seed: int) -> tuple[nn.Module, Dataset[Any], Tensor]:
-    """VGG-16 with batch norm and half of the widths, trained here from scratch: once over 40,000 images."""
-
-    def build() -> nn.Module:
-        torch.manual_seed(seed)
-        layers: list[nn.Module] = []
-        width = 3
-        for plan in (32, 32, 0, 64, 64, 0, 128, 128, 128, 0, 256, 256, 256, 0, 256, 256, 256, 0):
-            layers += [nn.Conv2d(width, plan, 3, 1, 1), nn.BatchNorm2d(plan), nn.ReLU()] if plan else [nn.MaxPool2d(2)]
-            width = plan or width
-        return nn.Sequential(*layers, nn.Flatten(), nn.Linear(width, 10))
-
-    def rates(model: nn.Module, steps: int) -> torch.optim.lr_scheduler.LRScheduler:
-        optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9, weight_decay=5e-4, nesterov=True)
-        return torch.optim.lr_scheduler.OneCycleLR(optimizer, 0.05, total_steps=steps)
-
-    return on_cifar10(args, seed, build, rates, steps=312)
-
-
-def on_cifar10(
-    args: argparse.Namespace,
-    seed: int,
-    build: Callable[[], nn.Module],
-    rates: Callable[[nn.Module, int], torch.optim.lr_scheduler.LRScheduler],
-    steps: int,
-    batch: int = 128,
-) -> tuple[nn.Module, Dataset[Any], Tensor]:
-    """Train, or read what was trained before; each image is seen once, flipped at random."""
-    data, model, kept = ZippedImages(args.data, "train"), build(), args.folder / f"start_{args.net}_{seed}.pt"
-    if kept.exists():
-        model.load_state_dict(torch.load(kept))
-        return model, data, torch.zeros(1, 3, 32, 32)
-    generator = torch.Generator().manual_seed(seed)
-    schedule = rates(model, steps)
-    some = torch.randperm(len(data), generator=generator)[: steps * batch].tolist()
-    for x, y in DataLoader(Subset(data, some), batch):
-        x = torch.where(torch.rand(len(x), 1, 1, 1, generator=generator) < 0.5, x, x.flip(3))
-        schedule.optimizer.zero_grad()
-        F.cross_entropy(model(x), y).backward()
-        schedule.optimizer.step()
-        schedule.step()
-    torch.save(model.state_dict(), kept)
-    return model, data, torch.zeros(1, 3, 32, 32)
-
-
-NETS: dict[str, Callable[..., tuple[nn.Module, Dataset[Any], Tensor]]] = {
-    "squeezenet": squeezenet,
-    "resnet20": resnet,
-    "resnet56": resnet,
-    "vgg16_bn": vgg16_bn,
-}
 
 
 def loss(model: nn.Module, batch: Any) -> Tensor:

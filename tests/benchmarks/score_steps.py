@@ -24,7 +24,8 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).parent))
 
 import torch
-from oracle import NETS, loss
+from nets import NETS
+from oracle import loss
 from subjects import write
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
