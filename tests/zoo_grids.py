@@ -175,6 +175,37 @@ class GroupNormed(nn.Module):
         return self.head(F.relu(x).mean((2, 3)))
 
 
+class Upsampled(nn.Module):
+    """As in diffusion models: the width is asserted, and two numbers count what comes in and what goes out."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.channels, self.out_channels = channels, channels
+        self.conv = nn.Conv2d(channels, self.out_channels, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        assert x.shape[1] == self.channels
+        return self.conv(F.interpolate(x, scale_factor=2.0))
+
+
+class GroupNormedParts(nn.Module):
+    """A U-Net of diffusion: statistics over groups of concatenated channels, which are not those of either part.
+
+    Of the 16 channels of ``enc`` four belong to a group that has two of ``up``'s, so that those stay.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.enc, self.enc_norm, self.down = nn.Conv2d(3, 16, 3, padding=1), nn.GroupNorm(8, 16), nn.Conv2d(16, 8, 2, 2)
+        self.up, self.joined_norm, self.head = Upsampled(8), nn.GroupNorm(8, 24), nn.Linear(24, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        skip = self.enc(x)
+        deep = self.up(F.silu(self.down(F.silu(self.enc_norm(skip)))))
+        x = F.silu(self.joined_norm(torch.cat([skip, deep], 1)))
+        return self.head(x.mean((2, 3)))
+
+
 GRIDS: dict[str, Callable[[], nn.Module]] = {
     "grouped": Grouped,
     "shuffled": Shuffled,
@@ -186,4 +217,5 @@ GRIDS: dict[str, Callable[[], nn.Module]] = {
     "multihead": Multihead,
     "windows": Windows,
     "group_normed": GroupNormed,
+    "group_normed_parts": GroupNormedParts,
 }

@@ -53,6 +53,7 @@ EXPECTED = {
     },
     "heads_pooled": {"patch": 8, "qkv": 4},
     "group_normed": {"stem": 4, "inner": 8},
+    "group_normed_parts": {"enc": 2, "down": 8, "up.conv": 2},
 }
 
 

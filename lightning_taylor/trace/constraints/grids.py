@@ -22,7 +22,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lightning_taylor.graph.types import LinkedAttribute
+from lightning_taylor.graph.types import Axis, LinkedAttribute
 from lightning_taylor.modules.attention import SCALED_BY
 from lightning_taylor.trace.constraints.query_key import QueryKeyPairs
 from lightning_taylor.trace.partition import Constraint, LabelPartition
@@ -53,6 +53,8 @@ class Grid:
             alike.
         size_attributes: (module, attribute, dimensions) -> value, of whole numbers that count the grid's entries along
             one of these dimensions, the likeliest first; ``MERGED`` for those that count what several are merged into.
+        counted: the dimension of a tensor that has an entry for each of the grid's, and no other; None if the labels
+            tell. They do not where several layers' channels were concatenated.
     """
 
     labels: np.ndarray
@@ -63,6 +65,7 @@ class Grid:
     unit: int | None = None
     only_if_uneven: bool = False
     size_attributes: dict[tuple[str, str, tuple[int, ...]], int] = field(default_factory=dict)
+    counted: Axis | None = None
 
     def shrinking_dim(self, dims: tuple[int, ...], frozen: Callable[[np.ndarray], bool]) -> int | None:
         """The first of these dimensions that can shrink at all: three heads are as many as queries, keys and values."""
@@ -186,7 +189,9 @@ class Grids(Constraint):
     def linked_attributes(self) -> Iterator[LinkedAttribute]:
         """Yield the attributes that count the units of a grid, or all of its entries."""
         for grid in self:
-            axes = self._partition.real_axes(torch.from_numpy(grid.labels)) if grid.unit is not None else []
+            if grid.unit is None:
+                continue
+            axes = [grid.counted] if grid.counted else self._partition.real_axes(torch.from_numpy(grid.labels))
             if len(axes) != 1:
                 continue
             tensor, dim = axes[0]

@@ -2,9 +2,12 @@
 
 No forward pass need run by them, so that no operator shows what they count; but the module's code handles tensors: what
 it is given, what it gives its parts and gets from them, and what it returns. A number that is called after a width and
-equals the channels of one kind of tensor among these, and of no other, counts those. Of a list whose entries equal the
+equals the channels of one kind of tensor among these, and of no other, counts those. Where several are as wide, one
+that is called after the output counts what the module returns, one after the input what it is given; of the others it
+is in doubt which they count, and where the proof refuses a removal, it is tried whether they count what the module is
+given, as in ``assert x.shape[1] == self.channels``. Of a list whose entries equal the
 channels of the tensors that are returned, in order, each counts its own; and an entry beside the name of a part, as in
-``{"num_chs": 64, "module": "layer1"}``, counts the channels that this part returns. What is in doubt stays.
+``{"num_chs": 64, "module": "layer1"}``, counts the channels that this part returns. What is still in doubt stays.
 
 Shape legend: C = channels of a tensor.
 """
@@ -41,12 +44,17 @@ class _Handled:
     Attributes:
         numbers: path of an attribute -> its value, of those that may count channels.
         vectors: labels (C,) of every tensor with channels that has one of these sizes; None of one without.
-        returned: labels of the tensors that the module returned last, in order.
+        given: labels of the tensors that the module was given last, in order.
+        returned: those of the ones that it returned.
     """
 
     numbers: Mapping[str, int] = field(default_factory=dict)
     vectors: list[tuple[int, np.ndarray | None]] = field(default_factory=list)
+    given: list[np.ndarray | None] = field(default_factory=list)
     returned: list[np.ndarray | None] = field(default_factory=list)
+
+
+_SURE, _GUESSED, _LEFT = range(3)
 
 
 class ToldWidths(Constraint):
@@ -56,7 +64,7 @@ class ToldWidths(Constraint):
         self._partition = partition
         self._handled: dict[str, _Handled] = {}
         self._beside: dict[tuple[str, str], str] = {}
-        self._left: set[str] = set()
+        self._turn: dict[str, int] = {}
 
     def begin(self, modules: Mapping[str, nn.Module]) -> None:
         """Look for the numbers of every module that has no rule of its own; a no-op the second time."""
@@ -87,23 +95,26 @@ class ToldWidths(Constraint):
             labels_of: what a tensor carries.
         """
         mine, owners = self._handled[module], self._handled[owner]
-        mine.returned = []
+        mine.given, mine.returned = [], []
         for tensor in tensors_in(returned):
             vector = _channels(labels_of(tensor))
             mine.returned.append(vector)
             self._see(tensor, vector, mine, owners)
         for tensor in tensors_in(given):
             if any(size in handled.numbers.values() for size in tensor.shape for handled in (mine, owners)):
-                self._see(tensor, _channels(labels_of(tensor)), mine, owners)
+                vector = _channels(labels_of(tensor))
+                mine.given.append(vector)
+                self._see(tensor, vector, mine, owners)
 
     def try_next(self, labels: np.ndarray, reason: str) -> bool:
-        """Leave the numbers that count these channels as they are, once."""
+        """Let the numbers in doubt follow these channels, too; then leave all that count them as they are."""
         around = self._around(labels)
-        self._left |= around
+        for module in around:
+            self._turn[module] = self._next_turn(module)
         return bool(around)
 
     def affects(self, labels: np.ndarray) -> bool:
-        """Return whether numbers follow these channels and need not."""
+        """Return whether numbers follow these channels and need not, or do not and could."""
         return bool(self._around(labels))
 
     def linked_attributes(self) -> Iterator[LinkedAttribute]:
@@ -129,31 +140,55 @@ class ToldWidths(Constraint):
                 one.vectors += [(size, None) for size in channels if size in sizes]
 
     def _around(self, labels: np.ndarray) -> set[str]:
+        """Return the modules whose numbers count some of these channels, or would at their next turn."""
         component = self._partition.components()
         members = component[labels]
         return {
-            module for module, _, vector in self._counted(component) if bool(np.isin(component[vector], members).any())
+            module
+            for module in self._handled
+            for turn in (self._turn.get(module, _SURE), self._next_turn(module))
+            for _, vector in self._counted_by(module, turn, component)
+            if bool(np.isin(component[vector], members).any())
         }
+
+    def _next_turn(self, module: str) -> int:
+        turn = self._turn.get(module, _SURE)
+        component = self._partition.components()
+        sure, guessed = (list(self._counted_by(module, t, component)) for t in (_SURE, _GUESSED))
+        return _GUESSED if turn == _SURE and len(guessed) > len(sure) else _LEFT
 
     def _counted(self, component: np.ndarray) -> Iterator[tuple[str, str, np.ndarray]]:
         """Yield each module and number with the channels that it counts."""
-        for module, handled in self._handled.items():
-            if module in self._left or not handled.numbers:
-                continue
-            lists = _lists(handled)
-            kinds: dict[int, dict[bytes, np.ndarray | None]] = defaultdict(dict)
-            for size, vector in handled.vectors:
-                kinds[size][b"" if vector is None else component[vector].tobytes()] = vector
-            for path, value in handled.numbers.items():
-                part = self._beside.get((module, path))
-                if part is not None:
-                    outputs = self._handled[part].returned
-                    vector = outputs[0] if len(outputs) == 1 else None
-                else:
-                    alike = list(kinds[value].values())
-                    vector = lists.get(path, alike[0] if len(alike) == 1 else None)
-                if vector is not None and len(vector) == value:
-                    yield module, path, vector
+        for module in self._handled:
+            for path, vector in self._counted_by(module, self._turn.get(module, _SURE), component):
+                yield module, path, vector
+
+    def _counted_by(self, module: str, turn: int, component: np.ndarray) -> Iterator[tuple[str, np.ndarray]]:
+        """Yield each number of a module with the channels that it counts, at some turn."""
+        handled = self._handled[module]
+        if turn == _LEFT or not handled.numbers:
+            return
+        lists = _lists(handled)
+        for path, value in handled.numbers.items():
+            part = self._beside.get((module, path))
+            if part is not None:
+                outputs = self._handled[part].returned
+                vector = outputs[0] if len(outputs) == 1 else None
+            elif path in lists:
+                vector = lists[path]
+            else:
+                vector = self._counted_alone(handled, path, turn, component)
+            if vector is not None and len(vector) == value:
+                yield path, vector
+
+    def _counted_alone(self, handled: _Handled, path: str, turn: int, component: np.ndarray) -> np.ndarray | None:
+        value = handled.numbers[path]
+        seen = [vector for size, vector in handled.vectors if size == value]
+        if len(kinds := _kinds(seen, component)) < 2:
+            return next(iter(kinds.values()), None)
+        if "out" in path.lower():
+            return _only(_as_wide(handled.returned, value), component)
+        return _only(_as_wide(handled.given, value), component) if turn == _GUESSED else None
 
     def _axis(self, component: np.ndarray, tied: np.ndarray) -> Axis | None:
         """Return the first dimension of a tensor whose entries go one by one with these channels."""
@@ -162,6 +197,20 @@ class ToldWidths(Constraint):
             if np.array_equal(component[self._partition.entries(axis)], tied)
         )  # fmt: skip
         return next(fitting, None)
+
+
+def _as_wide(vectors: Sequence[np.ndarray | None], size: int) -> list[np.ndarray | None]:
+    return [vector for vector in vectors if vector is not None and len(vector) == size]
+
+
+def _kinds(vectors: Sequence[np.ndarray | None], component: np.ndarray) -> dict[bytes, np.ndarray | None]:
+    """Return one of the vectors of each kind: those whose channels go together, and those without any."""
+    return {b"" if vector is None else component[vector].tobytes(): vector for vector in vectors}
+
+
+def _only(vectors: Sequence[np.ndarray | None], component: np.ndarray) -> np.ndarray | None:
+    kinds = list(_kinds(vectors, component).values())
+    return kinds[0] if len(kinds) == 1 else None
 
 
 def _names_width(path: str) -> bool:

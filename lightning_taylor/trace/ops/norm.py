@@ -51,6 +51,7 @@ def group_norm(call: Call) -> list[Labels | None]:
     grid = call.state.grids.split(x_C.view(groups, -1), call.where, call.place, units)
     if call.state.holds("num_groups", groups):
         grid.size_attributes[call.state.module, "num_groups", (0,)] = groups
+        grid.counted = next(iter(call.state.partition.real_axes(vectors[0])), None) if vectors else None
     for vector_C in vectors:
         tie_along(call, x_C, vector_C, dim=0)
         call.state.partition.assign(vector_C, Role.PASS_THROUGH)

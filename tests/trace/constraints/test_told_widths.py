@@ -121,6 +121,37 @@ def test_a_number_stays_where_the_channels_can_go_only_without_it() -> None:
     assert net.one[0].out_channels < 8
 
 
+class Asserting(nn.Module):
+    """As wide out as in: one number is called after the output, the other is compared with the input."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.channels, self.out_channels, self.inner = 8, 8, conv(8, 8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        assert x.shape[1] == self.channels
+        return self.inner(x)
+
+
+def test_of_two_equal_widths_the_name_or_the_code_tells_which_is_counted() -> None:
+    net: Any = nn.Sequential(conv(3, 8), Asserting(), nn.Conv2d(8, 2, 1))
+    graph = trace_channels(net, X)
+    prune_channels(net, graph, {"0.0": torch.arange(3), "1.inner.0": torch.arange(2)})
+    assert net(X).shape[1] == 2
+    assert (net[1].channels, net[1].out_channels) == (5, 6)
+
+
+def test_a_number_that_no_code_compares_is_not_guessed() -> None:
+    class Indifferent(Asserting):
+        def forward(self, x: Tensor) -> Tensor:
+            return self.inner(x)
+
+    net: Any = nn.Sequential(conv(3, 8), Indifferent(), nn.Conv2d(8, 2, 1))
+    pruned(net)
+    assert net[1].channels == 8
+    assert net[1].out_channels == net[1].inner[0].out_channels < 8
+
+
 @pytest.mark.parametrize("name", ["image_width", "base_width", "num_classes", "rank"])
 def test_a_number_that_is_not_called_after_a_width_stays(name: str) -> None:
     net: Any = Classifier()
