@@ -270,6 +270,7 @@ def _attention(module: nn.Module, keep: Mapping[Axis, Tensor]) -> Mapping[str, o
 
 _NAMED: dict[str, AttributeRule] = {
     "torch.nn.modules.activation.MultiheadAttention": _attention,
+    "torchvision.ops.deform_conv.DeformConv2d": _sizes(("weight",), "out_channels", "in_channels"),
     "torchvision.models.swin_transformer.ShiftedWindowAttention": _attention,
     "torchvision.models.video.swin_transformer.ShiftedWindowAttention3d": _attention,
     "torchvision.models.maxvit.RelativePositionalMultiHeadAttention": _attention,

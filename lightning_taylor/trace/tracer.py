@@ -13,11 +13,11 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils.flop_counter import FlopCounterMode
+from torch.utils.flop_counter import FlopCounterMode, conv_flop_count
 
 from lightning_taylor.trace.foreach import is_foreach, run_one_by_one
 from lightning_taylor.trace.labels import Labels, tells_all
-from lightning_taylor.trace.operator_call import operator_name
+from lightning_taylor.trace.operator_call import operator_name, qualified_name
 from lightning_taylor.trace.partition import NEUTRAL
 from lightning_taylor.trace.reasons import Why
 from lightning_taylor.trace.state import Call, Rule, TraceState
@@ -28,6 +28,11 @@ __all__ = [
 ]
 
 _FACTORIES = {"zeros", "ones", "empty", "full", "new_zeros", "new_ones", "new_empty", "new_full", "empty_strided"}
+
+_FORMULAS: dict[str, Callable[..., int]] = {
+    "torchvision::deform_conv2d": lambda x, weight, *_, out_shape, **__: conv_flop_count(x, weight, out_shape),
+}
+"""FLOPs by the shapes of arguments and outcome, for operators that torch's counter does not know."""
 
 _LARGEST_WRITABLE = 1 << 25
 
@@ -77,7 +82,9 @@ class Tracer(TorchDispatchMode):
     def _run(self, func: Any, args: Any, kwargs: Any) -> tuple[Any, int]:
         if self.state.examples is None or torch.Tag.pointwise in func.tags or func.is_view:
             return func(*args, **kwargs), 0
-        with FlopCounterMode(display=False) as counter:
+        formula = _FORMULAS.get(qualified_name(func._schema.name))
+        own: dict[Any, Any] = {func.overloadpacket: formula} if formula else {}
+        with FlopCounterMode(display=False, custom_mapping=own) as counter:
             out = func(*args, **kwargs)
         return out, counter.get_total_flops()
 

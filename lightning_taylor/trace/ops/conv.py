@@ -28,6 +28,7 @@ from lightning_taylor.trace.state import Call
 
 __all__ = [
     "convolution",
+    "deformed",
 ]
 
 
@@ -40,6 +41,16 @@ def convolution(call: Call) -> Labels | None:
         return freeze_layer(call, (Why.SUMMED if known else Why.COMPUTED_WEIGHT)(call.where))
     x, batch = read_channels(call, call.labels("input"))
     return with_batch(call, _convolve(call, x, weight), batch)
+
+
+def deformed(call: Call) -> Labels | None:
+    """A convolution that samples its input at computed places: those stay, its channels can go."""
+    weight, several = call.labels("weight"), max(call.get("groups"), call.get("offset_groups"))
+    for name in ("offset", "mask"):
+        call.state.freeze(call.labels(name), Why.COORDINATES(call.where, what="positions"))
+    if weight is None or not weight.weight or several > 1:
+        return freeze_layer(call, Why.UNEQUAL_GROUPS(call.where, groups=several))
+    return _plain_convolution(call, call.labels("input"), weight, 1, 0)
 
 
 def _convolve(call: Call, x: Labels | None, weight: Labels) -> Labels | None:

@@ -2,24 +2,30 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Sequence
 
 import torch
 
 from lightning_taylor.trace.labels import Labels, collapse, compressed, is_constant, pairs, running, varying
-from lightning_taylor.trace.ops.pointwise import combine, freeze_all, outputs_of
+from lightning_taylor.trace.ops.layer import spread_along, vector_of
+from lightning_taylor.trace.ops.pointwise import combine, freeze_all, outputs_of, pointwise
 from lightning_taylor.trace.partition import NEUTRAL
 from lightning_taylor.trace.reasons import Why
 from lightning_taylor.trace.state import Call
 
 __all__ = [
     "along",
+    "fold",
     "glu",
+    "loss",
     "pad",
+    "pass_across",
     "per_map",
     "pool",
     "reduce",
+    "unpool",
 ]
 
 _OF_SQUARES = ("norm", "linalg_vector_norm")
@@ -79,15 +85,17 @@ def along(call: Call) -> Labels | Sequence[Labels | None] | None:
     return [Labels(tuple(slot.expand(out.shape) for slot in kept), labels.weight) if kept else None for out in outputs]
 
 
-def per_map(call: Call) -> Labels | None:
+def per_map(call: Call) -> Sequence[Labels | None]:
     """Pooling, resizing, spatial padding: each feature map on its own, over the trailing dimensions."""
     out = next(outputs_of(call))
     found = re.search(r"([123])d", call.name)
     spatial = tuple(range(-int(found.group(1)), 0)) if found else tuple(range(-(out.ndim - 2), 0))
-    return _over(call, spatial, out.shape)
+    labels = pass_across(call, spatial, out.shape)
+    return [labels] * len(list(outputs_of(call)))  # where a maximum lay is of its channel, too
 
 
-def _over(call: Call, dims: tuple[int, ...], shape: torch.Size) -> Labels | None:
+def pass_across(call: Call, dims: tuple[int, ...], shape: torch.Size) -> Labels | None:
+    """Let channels pass that lie across the dimensions along which an operator works; freeze the others."""
     labels, kept = call.state.labels_of(call.operands[0]), []
     reason = Why.POSITIONS(call.where)
     if labels is None or (labels.weight and len(labels.slots) > 1):
@@ -98,6 +106,33 @@ def _over(call: Call, dims: tuple[int, ...], shape: torch.Size) -> Labels | None
         else:
             call.state.partition.freeze(slot, reason)
     return Labels(tuple(kept)) if kept else None
+
+
+def unpool(call: Call) -> Labels | None:
+    """Put maxima back where they lay: each map goes with the one whose places it takes."""
+    given, places = (call.state.labels_of(tensor) for tensor in call.operands[:2])
+    if given is None or places is None or given.weight or len(given.slots) != 1:
+        return freeze_all(call, Why.POSITIONS(call.where))
+    call.state.partition.tie(*pairs(given.slots[0], places.slots[0]))
+    return pass_across(call, tuple(range(-int(call.name[-2]), 0)), call.out.shape)
+
+
+def fold(call: Call) -> Labels | None:
+    """Put patches together to maps, the inverse of ``unfold``: all entries of a channel's patch go together."""
+    labels = call.state.labels_of(call.operands[0])
+    if labels is None or len(labels.slots) != 1 or varying(labels.slots[0]) != {-2}:
+        return freeze_all(call, Why.POSITIONS(call.where))
+    slot = labels.slots[0]
+    entries_CK = vector_of(slot, slot.ndim - 2).view(-1, math.prod(call.get("kernel_size")))
+    first_C1 = entries_CK[:, :1]
+    call.state.partition.tie(*pairs(entries_CK, first_C1.expand(entries_CK.shape)))
+    call.state.partition.freeze(entries_CK[(entries_CK == NEUTRAL).any(1)], Why.MIXED(call.where))
+    return Labels((spread_along(first_C1.flatten(), call.out.ndim - 3, call.out.shape),))
+
+
+def loss(call: Call) -> Labels | None:
+    """A loss of each element, which is summed or averaged over all of them unless it is asked not to be."""
+    return pointwise(call) if call.get("reduction") == 0 else freeze_all(call, Why.REDUCED(call.where))
 
 
 def glu(call: Call) -> Labels | None:

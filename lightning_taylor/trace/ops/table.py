@@ -13,11 +13,12 @@ from torch._ops import OpOverload, OpOverloadPacket
 from lightning_taylor.trace.labels import Labels
 from lightning_taylor.trace.operator_call import qualified_name
 from lightning_taylor.trace.ops.attention import attention
-from lightning_taylor.trace.ops.conv import convolution
+from lightning_taylor.trace.ops.conv import convolution, deformed
+from lightning_taylor.trace.ops.fourier import as_complex, as_real, fourier
 from lightning_taylor.trace.ops.matmul import embedding, matmul
 from lightning_taylor.trace.ops.norm import batch_norm, group_norm, normalized_over, weight_norm
 from lightning_taylor.trace.ops.pointwise import keep_extent, outputs_of, pointwise
-from lightning_taylor.trace.ops.reduction import along, glu, pad, per_map, pool, reduce
+from lightning_taylor.trace.ops.reduction import along, fold, glu, loss, pad, per_map, pool, reduce, unpool
 from lightning_taylor.trace.ops.view import move, put
 from lightning_taylor.trace.state import Call, Rule
 
@@ -35,7 +36,8 @@ pixel_shuffle pixel_unshuffle channel_shuffle native_channel_shuffle index index
 lift_fresh lift rot90 tril triu select_scatter slice_scatter repeat_interleave""".split()
 
 _POINTWISE = """hardswish hardtanh hardsigmoid _prelu_kernel prelu clone copy _to_copy where masked_fill fill zero
-contiguous leaky_relu relu6 dropout native_dropout rrelu_with_noise_functional threshold celu selu mish""".split()
+contiguous leaky_relu relu6 dropout native_dropout rrelu_with_noise_functional threshold celu selu mish
+complex log_sigmoid_forward""".split()
 
 _LIKE = "zeros_like ones_like empty_like full_like rand_like randn_like bernoulli".split()
 
@@ -56,6 +58,9 @@ miopen_batch_norm _batch_norm_with_update _batch_norm_no_update""".split()
 
 _ATTENTIONS = """_scaled_dot_product_flash_attention_for_cpu _scaled_dot_product_flash_attention
 _scaled_dot_product_efficient_attention _scaled_dot_product_cudnn_attention""".split()
+
+_LOSSES = """mse_loss smooth_l1_loss huber_loss soft_margin_loss binary_cross_entropy
+binary_cross_entropy_with_logits""".split()
 
 _BY_COORDINATES = "roi_align roi_pool grid_sampler_2d grid_sampler_3d cudnn_grid_sampler".split()
 
@@ -78,12 +83,19 @@ RULES: dict[str, Rule] = {
     "native_layer_norm": normalized_over,
     "_fused_rms_norm": normalized_over,
     **dict.fromkeys(_BY_COORDINATES, pool),
+    **dict.fromkeys(_LOSSES, loss),
+    **dict.fromkeys("_fft_r2c _fft_c2r _fft_c2c".split(), fourier),
+    **dict.fromkeys("max_unpool2d max_unpool3d".split(), unpool),
+    "col2im": fold,
+    "deform_conv2d": deformed,
+    "view_as_complex": as_complex,
+    "view_as_real": as_real,
     "_weight_norm_interface": weight_norm,
 }
 
 SEVERAL: frozenset[Rule] = frozenset(
-    {along, attention, batch_norm, convolution, group_norm, keep_extent, matmul, move, normalized_over, per_map}
-    | {pointwise, reduce}
+    {along, as_real, attention, batch_norm, convolution, fourier, group_norm, keep_extent, matmul, move}
+    | {normalized_over, per_map, pointwise, reduce}
 )
 """The rules that know what to do with channels along several dimensions."""
 

@@ -37,8 +37,8 @@ narrow""".split()
 
 def move(call: Call) -> Labels | Sequence[Labels | None] | None:
     """Apply the operator itself to the labels."""
-    operands = [call.state.labels_of(t) for t in call.operands if t.is_floating_point()]
-    indices = [x for t in call.operands if not t.is_floating_point() and (x := call.state.labels_of(t))]
+    operands = [call.state.labels_of(t) for t in call.operands if _is_moved(call, t)]
+    indices = [x for t in call.operands if not _is_moved(call, t) and (x := call.state.labels_of(t))]
     if not all(x.weight for x in indices):
         return freeze_all(call, Why.COMPUTED_INDEX(call.where))
     for x in indices:
@@ -58,6 +58,14 @@ def move(call: Call) -> Labels | Sequence[Labels | None] | None:
     return [Labels(tuple(_arranged(call, each[0], x))) for x in _moved(call, each)]
 
 
+def _is_moved(call: Call, tensor: Tensor) -> bool:
+    """Return whether an argument is what is moved, and no index: the places of maxima are, if nothing else is there."""
+    if tensor.is_floating_point() or tensor.is_complex():
+        return True
+    labels = call.state.labels_of(tensor)
+    return labels is not None and not labels.weight and len(call.operands) == 1
+
+
 def _with_first_states(call: Call, slots: list[Tensor | None]) -> list[Tensor | None]:
     """Zeros beside what a layer reads with them (``cat([x, state], 1)``) have labels of their own."""
     if call.name != "cat":
@@ -65,7 +73,7 @@ def _with_first_states(call: Call, slots: list[Tensor | None]) -> list[Tensor | 
     dim = call.get("dim") % call.out.ndim
     if any(slot is not None and not varying(slot) <= {dim - call.out.ndim} for slot in slots):
         return slots
-    tensors = [t for t in call.operands if t.is_floating_point()]
+    tensors = [t for t in call.operands if _is_moved(call, t)]
     states = [None if slot is None else first_state(call, t, dim) for t, slot in zip(tensors, slots, strict=True)]
     return [
         slot if state is None else spread_along(state, dim, t.shape)
@@ -193,7 +201,7 @@ def _apply(call: Call, slots: Sequence[Tensor | None]) -> list[Tensor]:
         supply = iter(slots)
 
         def swap(value: Any) -> Any:
-            if not isinstance(value, Tensor) or not value.is_floating_point():
+            if not isinstance(value, Tensor) or not _is_moved(call, value):
                 return value
             slot = next(supply)
             return convert(neutral.expand(value.shape) if slot is None else slot)

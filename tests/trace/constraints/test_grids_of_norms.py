@@ -48,7 +48,9 @@ def test_what_is_left_is_exact_and_no_reason_blames_the_code(net: nn.Module, sha
     model = net.double().eval()
     reveal(model, torch.Generator().manual_seed(1))
     graph = trace_channels(model, X)
-    assert not any("assumes its width" in reason or "removing its channels" in reason for reason in graph.frozen.values())
+    assert not any(
+        "assumes its width" in reason or "removing its channels" in reason for reason in graph.frozen.values()
+    )
     remove = graph.sample(share, torch.Generator().manual_seed(seed))
     if not remove:
         return
@@ -59,7 +61,7 @@ def test_what_is_left_is_exact_and_no_reason_blames_the_code(net: nn.Module, sha
 def test_groups_that_lie_in_one_of_the_layers_go_and_those_across_both_stay() -> None:
     graph = trace_channels(Joined((16, 8), (8, 1), 8).double(), X)
     group = graph.groups["one"]
-    # Groups of three cover 0-2, 3-5 ... and those of two 0-1, 2-3 ...: six channels are the least that is whole in both.
+    # Groups of three are 0-2, 3-5 ... and those of two 0-1, 2-3 ...: six channels are the least that is whole in both.
     assert [sorted(s.index.tolist()) for s in group.slices if s.tensor == "one.weight"] == [
         [list(range(6)), list(range(6, 12))]
     ]
