@@ -77,6 +77,31 @@ class Heads(nn.Module):
         return self.head(F.relu(self.out(mixed.transpose(1, 2).flatten(2))).mean(1))
 
 
+class Apart(nn.Module):
+    """Takes channels apart by sizes that it keeps in a dict; another number is as large as the heads by chance."""
+
+    def __init__(self, **sizes: int) -> None:
+        super().__init__()
+        self.sizes, self.rank = sizes, sizes["heads"]
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.view(*x.shape[:2], *self.sizes.values(), -1).movedim(2, 0).transpose(2, 3)
+
+
+class HeadsInside(nn.Module):
+    """Attention whose heads are counted by a layer that only rearranges, deep inside of its attributes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.patch, self.qkv, self.out = nn.Conv2d(3, 8, 4, 4), nn.Linear(8, 36), nn.Linear(12, 6)
+        self.apart, self.head = Apart(parts=3, heads=4), nn.Linear(6, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = self.apart(self.qkv(F.relu(self.patch(x)).flatten(2).transpose(1, 2)))
+        mixed = F.scaled_dot_product_attention(q, k, v, scale=0.5).transpose(1, 2).flatten(2)
+        return self.head(F.relu(self.out(mixed)).mean(1))
+
+
 class Separate(nn.Module):
     """Queries, keys and values from layers of their own, heads in the batch dimension, a bias for every head."""
 
@@ -212,6 +237,7 @@ GRIDS: dict[str, Callable[[], nn.Module]] = {
     "chunks": Halves,
     "heads": Heads,
     "heads_written_out": lambda: Heads(fused=False),
+    "heads_inside": HeadsInside,
     "heads_separate": Separate,
     "heads_pooled": Pooled,
     "multihead": Multihead,

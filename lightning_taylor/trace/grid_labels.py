@@ -103,8 +103,12 @@ def _note_size_attributes(call: Call, grid: Grid) -> None:
     shape = grid.labels.shape
     for n in dict.fromkeys(shape):
         alike = [d for d, m in enumerate(shape) if m == n]
-        for module, attribute in call.state.counting(n):
-            grid.size_attributes[module, attribute, tuple(reversed(alike) if names_width(attribute) else alike)] = n
+        for found, noted in (
+            (call.state.counting(n), grid.size_attributes),
+            (call.state.counting_inside(n), grid.inside),
+        ):
+            for module, attribute in found:
+                noted[module, attribute, tuple(reversed(alike) if names_width(attribute) else alike)] = n
 
 
 def squeezed(labels: Tensor, dims: Sequence[int]) -> Tensor:

@@ -9,6 +9,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from lightning_taylor.graph.types import Axis, Operation
+from lightning_taylor.modules.attribute_paths import numbers_in
 from lightning_taylor.modules.attributes import rule_of
 from lightning_taylor.trace.constraints import Constraints
 from lightning_taylor.trace.constraints.attribute_sizes import may_count
@@ -52,6 +53,7 @@ class TraceState:
         self._names = names
         self._modules = modules or {}
         self.told.begin(self._modules)
+        self._inside: dict[str, Mapping[str, int]] = {}
         self.uncounted = uncounted
         # Strong references on purpose: an id must not be given to another tensor during the trace, and weak ones
         # do not survive the round trip of a tensor's Python object through a composite operator.
@@ -131,6 +133,15 @@ class TraceState:
     def counting(self, number: int) -> list[tuple[str, str]]:
         """Return the running module and those of its attributes that are this whole number."""
         return [(self.module, name) for name, value in self.held().items() if type(value) is int and value == number]
+
+    def counting_inside(self, number: int) -> list[tuple[str, str]]:
+        """Like ``counting``, of paths to numbers inside of the attributes: of lists, tuples and dicts."""
+        if self.module not in self._inside:
+            running = self.running
+            found = numbers_in(running) if running is not None and rule_of(running) is None else {}
+            own = {path: entry.value for path, entry in found.items() if "[" in path and may_count(path)}
+            self._inside[self.module] = own
+        return [(self.module, path) for path, value in self._inside[self.module].items() if value == number]
 
     def held(self) -> Mapping[str, Any]:
         """Return what the running module may count channels by; nothing if the rule of its class says what follows."""

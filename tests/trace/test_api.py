@@ -41,6 +41,7 @@ EXPECTED = {
     "spelled": {"stem": 8},
     "heads": {"patch": 8, "qkv": 4, "out": 6},
     "heads_written_out": {"patch": 8, "qkv": 4, "out": 6},
+    "heads_inside": {"patch": 8, "qkv": 4, "out": 6},
     "heads_separate": {"patch": 6, "query": 4},
     "multihead": {"layer.self_attn": 2, "layer.linear1": 10, "attention": 4, "attention.out_proj": 8},
     "windows": {

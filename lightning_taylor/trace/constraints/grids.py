@@ -53,6 +53,8 @@ class Grid:
             alike.
         size_attributes: (module, attribute, dimensions) -> value, of whole numbers that count the grid's entries along
             one of these dimensions, the likeliest first; ``MERGED`` for those that count what several are merged into.
+        inside: the same of numbers inside of lists, tuples and dicts, which more often are as large by chance: they are
+            believed where a unit was refused without them.
         counted: the dimension of a tensor that has an entry for each of the grid's, and no other; None if the labels
             tell. They do not where several layers' channels were concatenated.
     """
@@ -65,6 +67,7 @@ class Grid:
     unit: int | None = None
     only_if_uneven: bool = False
     size_attributes: dict[tuple[str, str, tuple[int, ...]], int] = field(default_factory=dict)
+    inside: dict[tuple[str, str, tuple[int, ...]], int] = field(default_factory=dict)
     counted: Axis | None = None
 
     def shrinking_dim(self, dims: tuple[int, ...], frozen: Callable[[np.ndarray], bool]) -> int | None:
@@ -98,6 +101,7 @@ class Grids(Constraint):
         self._all: dict[Any, Grid] = {}
         self._of_axis: dict[int, Grid] = {}
         self._refused: dict[Any, dict[int, str]] = {}
+        self._looked_inside: set[tuple[Any, int | None]] = set()
 
     def __iter__(self) -> Iterator[Grid]:
         return iter(self._all.values())
@@ -165,7 +169,8 @@ class Grids(Constraint):
     def try_next(self, labels: np.ndarray, reason: str) -> bool:
         """Give up the unit of a grid that these channels belong to, for the next possible one or for none.
 
-        All grids of the same kind change with it: what the same code refuses once, it refuses every time.
+        Before that, let the numbers inside of lists, tuples and dicts follow it. All grids of the same kind change with
+        it: what the same code refuses once, it refuses every time.
 
         Returns:
             Whether these channels belong to a grid.
@@ -173,6 +178,10 @@ class Grids(Constraint):
         around = self._around(labels)
         if not around:
             return False
+        for grid in around:
+            if grid.inside and (grid.kind, grid.unit) not in self._looked_inside:
+                self._looked_inside.add((grid.kind, grid.unit))
+                return True
         # One that has another choice goes first; a choice that was innocent is lost with it.
         grid = next((g for g in around if len(self._choices(g)) > 1), around[-1])
         assert grid.unit is not None
@@ -195,7 +204,8 @@ class Grids(Constraint):
             if len(axes) != 1:
                 continue
             tensor, dim = axes[0]
-            for (module, attribute, dims), value in grid.size_attributes.items():
+            inside = grid.inside if (grid.kind, grid.unit) in self._looked_inside else {}
+            for (module, attribute, dims), value in {**grid.size_attributes, **inside}.items():
                 if grid.shrinking_dim(dims, self._partition.is_frozen) in (grid.unit, MERGED):
                     width = 0 if attribute == SCALED_BY else self._partition.shapes[tensor][dim]
                     yield LinkedAttribute(module, attribute, axes[0], value, width)
