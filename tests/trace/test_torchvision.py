@@ -17,6 +17,7 @@ import zoo
 from exactness import difference, masked, sliced
 from torch import Tensor, nn
 from torchvision.models.detection.backbone_utils import resnet_fpn_backbone
+from torchvision.models.inception import BasicConv2d
 
 from lightning_taylor.graph.channel_graph import ChannelGraph
 from lightning_taylor.modules.model_copy import reveal
@@ -45,15 +46,18 @@ class Net:
     slow: bool = False
 
 
+HIDDEN = 128
+"""Width of the hidden layers of AlexNet and VGG here: of 4096 each, they would have nine tenths of the parameters."""
+
 NETS = [
-    Net("alexnet", 9344, ("classifier.6",), slow=True),
-    Net("vgg11_bn", 10944, ("classifier.6",), slow=True),
-    Net("vgg16", 12416, ("classifier.6",), slow=True),
+    Net("alexnet", 1152 + 2 * HIDDEN, ("classifier.6",), slow=True),
+    Net("vgg11_bn", 2752 + 2 * HIDDEN, ("classifier.6",), slow=True),
+    Net("vgg16", 4224 + 2 * HIDDEN, ("classifier.6",), slow=True),
     Net("resnet18", 4800),
     Net("resnet50", 26560, slow=True),
     Net("densenet121", 10240, ("classifier",), slow=True),
     Net("googlenet", 9584, ("fc", "aux1.fc2", "aux2.fc2")),
-    Net("inception_v3", 18112, ("AuxLogits.fc", "fc"), side=299, slow=True),
+    Net("inception_v3", 18112, ("AuxLogits.fc", "fc"), side=107, slow=True),
     Net("mobilenet_v2", 17056, ("classifier.1",)),
     Net("mobilenet_v3_large", 18560, ("classifier.3",)),
     Net("efficientnet_b0", 30348, ("classifier.1",), slow=True),
@@ -104,13 +108,27 @@ def build(net: Net) -> tuple[nn.Module, tuple[Any, ...]]:
         # Two layers of vit_b_16's twelve, which are all alike: 64 wide with four heads, and an MLP of 128.
         model = torchvision.models.VisionTransformer(net.side, 16, 2, 4, 64, 128)
     else:
-        model, _ = zoo.torchvision_model(net.name, net.side)
-    if net.name == "s3d":
+        model = smaller(zoo.torchvision_model(net.name, net.side)[0])
+    clip = {"r3d_18": (4,), "r2plus1d_18": (4,), "s3d": (14,)}.get(net.name, ())
+    return model, (torch.randn(1, 3, *clip, net.side, net.side, dtype=torch.float64),)
+
+
+def smaller(model: nn.Module) -> nn.Module:
+    """Give a model the same layers in a smaller size, where nothing but size makes it slow; return it."""
+    if isinstance(model, torchvision.models.AlexNet | torchvision.models.VGG):
+        linear = {place: layer for place, layer in enumerate(model.classifier) if isinstance(layer, nn.Linear)}
+        first, *_, last = linear.values()
+        widths = [first.in_features, HIDDEN, HIDDEN, last.out_features]
+        for place, before, after in zip(linear, widths, widths[1:], strict=False):
+            model.classifier[place] = nn.Linear(before, after)
+    if isinstance(model, torchvision.models.Inception3):
+        assert model.AuxLogits is not None
+        # Its auxiliary head spans the 5x5 positions that an image of 299 px has there.
+        model.AuxLogits.conv1 = BasicConv2d(128, 768, kernel_size=1)
+    if isinstance(model, torchvision.models.video.S3D):
         # Its last pooling spans the 7x7 positions of a clip of 224 px; it has no weights, and small clips are faster.
         model.avgpool = nn.AvgPool3d((2, 1, 1), stride=1)
-        return model, (torch.randn(1, 3, 14, net.side, net.side, dtype=torch.float64),)
-    clip = (4,) if "d_18" in net.name else ()
-    return model, (torch.randn(1, 3, *clip, net.side, net.side, dtype=torch.float64),)
+    return model
 
 
 def detector(net: Net) -> tuple[nn.Module, tuple[Any, ...]]:
