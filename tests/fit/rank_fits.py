@@ -20,7 +20,6 @@ from fit.rank_launch import WHERE, all_well, on_ranks
 from fit.resuming import StatefulLoader
 from lightning_taylor import Gradual, TaylorPruning
 from lightning_taylor.graph.serialize import graph_to_plain
-from lightning_taylor.report import html
 
 Result = list[dict[str, Any]]
 
@@ -100,7 +99,6 @@ class Case:
 def fit(rank: int, case: Case, folder: str, meddle: Callable[[int], None] | None = None) -> dict[str, Any]:
     """The fit on one rank; ``meddle`` may patch what it likes there beforehand."""
     torch.manual_seed(case.seed + rank)  # DDP makes the weights alike, nothing else
-    html.figures = lambda summary: {}  # this process is the rank's own, and pictures take longer than the fit
     if meddle:
         meddle(rank)
     schedule = Gradual(2, 1, 10)

@@ -85,6 +85,7 @@ def _run(file: Path, rank: int, ranks: int, port: int, work: bytes) -> None:
     torch.set_num_threads(1)
     torch.manual_seed(0)
     os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # the reports; errors go to stderr
+    _leave_out_pictures()
     try:
         function, args, filters = pickle.loads(work)
         warnings.filters[:] = filters  # type: ignore[index]
@@ -100,6 +101,13 @@ def _run(file: Path, rank: int, ranks: int, port: int, work: bytes) -> None:
     temporary.rename(file)
     # Not through the interpreter's end: a process group that waits for a rank that died would hold it there.
     os._exit(0)
+
+
+def _leave_out_pictures() -> None:
+    """Do for this process what ``conftest.py`` does for that of the tests: to draw takes longer than to fit."""
+    from lightning_taylor.report import html
+
+    html.figures = lambda summary: {}
 
 
 def _free_port() -> int:

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from fit.rank_fits import Case, Ranked, RankedByHand, fit, fits, spread
 from fit.rank_launch import on_ranks
+from fit.resuming import run
 from lightning_taylor import PruningError, TaylorBatch, UncoupledChannelsError, UnsupportedModelError
 from lightning_taylor.fit import callback
 from lightning_taylor.fit import distributed as together
@@ -133,3 +134,15 @@ def test_a_rank_whose_batch_is_not_finite_changes_the_scores_of_all_alike(tmp_pa
     results = fits(2, Case(module=Forgiving), tmp_path)
     assert results[0]["reached"]
     assert spread(results) == dict.fromkeys(spread(results), 0.0)
+
+
+def test_a_rank_draws_no_pictures_for_its_report(tmp_path: Path) -> None:
+    """To draw them takes longer than the fit, and the tests fit on hundreds of ranks."""
+    assert on_ranks(1, fit_with_a_report, tmp_path) == [None]
+    page = (tmp_path / "pruning.html").read_text("utf-8")
+    assert "net.stem.0" in page
+    assert "data:image/png" not in page
+
+
+def fit_with_a_report(rank: int, folder: Path) -> None:
+    run(folder, "plain")
