@@ -156,13 +156,10 @@ def _fit(fitter: L.Trainer, module: L.LightningModule, resume: Path | None) -> s
 
 
 def calibrate(folder: Path, config: str) -> dict[str, Any]:
-    """An undisturbed fit, for comparison, and how many lines of each part of the package it runs."""
-    run(folder, config)
+    """Run an undisturbed fit, for comparison, and count the lines of each part of the package that it runs."""
     lines: Counter[str] = Counter()
-    counted = folder / "counted"
-    counted.mkdir()
     with counting_lines(lines):
-        result = run(counted, config)
+        result = run(folder, config)
     return {**result, "lines": dict(lines)}
 
 

@@ -155,22 +155,28 @@ def on_lines(part: str, count: int, act: Callable[[], None]) -> Iterator[None]:
 @contextmanager
 def counting_lines(lines: Counter[str]) -> Iterator[None]:
     """Count the lines that run in each part of the package."""
+    by_file: dict[str, list[int]] = {}
 
     def entered(frame: Any, event: str, _: Any) -> Any:
-        parts = parts_of(frame.f_code.co_filename)
+        file = frame.f_code.co_filename
+        if not file.startswith(PACKAGE):
+            return None
+        count = by_file.setdefault(file, [0])
 
         def local(frame: Any, event: str, _: Any) -> Any:
             if event == "line":
-                lines.update(parts)
+                count[0] += 1
             return local
 
-        return local if parts else None
+        return local
 
     sys.settrace(entered)
     try:
         yield
     finally:
         sys.settrace(None)
+        for file, (count,) in by_file.items():
+            lines.update(dict.fromkeys(parts_of(file), count))
 
 
 def parts_of(file: str) -> tuple[str, ...]:
