@@ -6,7 +6,7 @@ Batch-norm statistics, affines and biases are random (``zoo.randomize``), and so
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,8 +16,11 @@ import torchvision
 import zoo
 from exactness import difference, masked, sliced
 from torch import Tensor, nn
+from torchvision.models.convnext import CNBlockConfig, ConvNeXt
 from torchvision.models.detection.backbone_utils import resnet_fpn_backbone
 from torchvision.models.inception import BasicConv2d
+from torchvision.models.resnet import Bottleneck, ResNet
+from torchvision.models.segmentation.fcn import _fcn_resnet
 
 from lightning_taylor.graph.channel_graph import ChannelGraph
 from lightning_taylor.modules.model_copy import reveal
@@ -30,7 +33,7 @@ class Net:
     """A row of the table.
 
     Attributes:
-        name: in torchvision's registry, or what ``build`` makes of it.
+        name: in torchvision's registry, or in ``FEW_BLOCKS``, or what ``build`` makes of it.
         removable: output channels over all layers that belong to a group.
         heads: layers that make the network's outputs, which are not counted.
         channels: how many output channels there are; as many as are removable if None.
@@ -46,6 +49,15 @@ class Net:
     slow: bool = False
 
 
+FEW_BLOCKS: dict[str, Callable[[], nn.Module]] = {
+    # Two layers of vit_b_16's twelve, which are all alike: 64 wide with four heads, and an MLP of 128.
+    "vit": lambda: torchvision.models.VisionTransformer(64, 16, 2, 4, 64, 128),
+    "densenet": lambda: torchvision.models.DenseNet(32, (2, 2, 2, 2)),
+    "convnext": lambda: ConvNeXt([CNBlockConfig(d, 2 * d if d < 768 else None, 1) for d in (96, 192, 384, 768)]),
+    "fcn": lambda: _fcn_resnet(ResNet(Bottleneck, [1] * 4, replace_stride_with_dilation=[False, True, True]), 21, None),
+}
+"""Networks of torchvision's classes with one or two of each kind of block, where the whole ones have many."""
+
 HIDDEN = 128
 """Width of the hidden layers of AlexNet and VGG here: of 4096 each, they would have nine tenths of the parameters."""
 
@@ -55,7 +67,7 @@ NETS = [
     Net("vgg16", 4224 + 2 * HIDDEN, ("classifier.6",), slow=True),
     Net("resnet18", 4800),
     Net("resnet50", 26560, slow=True),
-    Net("densenet121", 10240, ("classifier",), slow=True),
+    Net("densenet", 64 + 8 * (128 + 32) + 3 * 64, ("classifier",), slow=True),
     Net("googlenet", 9584, ("fc", "aux1.fc2", "aux2.fc2")),
     Net("inception_v3", 18112, ("AuxLogits.fc", "fc"), side=107, slow=True),
     Net("mobilenet_v2", 17056, ("classifier.1",)),
@@ -66,14 +78,14 @@ NETS = [
     Net("r3d_18", 4800, side=32),
     Net("r2plus1d_18", 12675, side=32, slow=True),
     Net("s3d", 10608, ("classifier.1",), side=32, slow=True),
-    Net("fcn_resnet50", 27072, ("classifier.4",), slow=True),
+    Net("fcn", 64 + 10 * (64 + 128 + 256 + 512) + 512, ("classifier.4",), slow=True),
     Net("deeplabv3_mobilenet_v3_large", 19072, ("classifier.4",), slow=True),
     Net("lraspp_mobilenet_v3_large", 17536, ("classifier.low_classifier", "classifier.high_classifier")),
     Net("resnet18_fpn", 5824, tuple(f"fpn.layer_blocks.{i}.0" for i in range(4))),
     Net("fasterrcnn_mobilenet_v3_large_fpn", 20608, (), 20708, side=128, slow=True),
     Net("regnet_y_400mf", 18784, ("fc",), 18784),
     Net("shufflenet_v2_x0_5", 3448, ("fc",), 3976, slow=True),
-    Net("convnext_tiny", 26496, ("classifier.2",), 41184, slow=True),
+    Net("convnext", 4 * 1440, ("classifier.2",), 7 * 1440, slow=True),
     Net("vit", 2 * (3 * 64 + 128), ("heads.head",), 2 * (3 * 64 + 128 + 2 * 64) + 64, slow=True),
 ]
 
@@ -104,9 +116,8 @@ def build(net: Net) -> tuple[nn.Module, tuple[Any, ...]]:
         return detector(net)
     if net.name == "resnet18_fpn":
         model: nn.Module = resnet_fpn_backbone(backbone_name="resnet18", weights=None, trainable_layers=5)
-    elif net.name == "vit":
-        # Two layers of vit_b_16's twelve, which are all alike: 64 wide with four heads, and an MLP of 128.
-        model = torchvision.models.VisionTransformer(net.side, 16, 2, 4, 64, 128)
+    elif net.name in FEW_BLOCKS:
+        model = FEW_BLOCKS[net.name]()
     else:
         model = smaller(zoo.torchvision_model(net.name, net.side)[0])
     clip = {"r3d_18": (4,), "r2plus1d_18": (4,), "s3d": (14,)}.get(net.name, ())
