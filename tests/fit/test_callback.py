@@ -44,7 +44,6 @@ def fit(module: L.LightningModule, callback: TaylorPruning, tmp_path: Path, **kw
     return run
 
 
-@pytest.mark.usefixtures("pictures")
 @pytest.mark.parametrize("name", ["vgg", "residual", "concat", "inverted", "option_a", "bare", "decoder"])
 def test_an_ordinary_fit_lands_on_the_target(name: str, tmp_path: Path) -> None:
     torch.manual_seed(0)
@@ -112,6 +111,7 @@ def test_metrics_before_and_after_are_reported(tmp_path: Path) -> None:
     assert set(metrics["val_acc"]) >= {"before", "after"}
 
 
+@pytest.mark.usefixtures("pictures")
 def test_the_report_knows_widths_scores_curve_and_sizes(tmp_path: Path) -> None:
     module = Validated(zoo.Residual())
     trainer([pruning(schedule=Gradual(3, 9, 18))], default_root_dir=tmp_path).fit(module, loader(), loader(seed=1))
@@ -134,6 +134,7 @@ def test_the_report_knows_widths_scores_curve_and_sizes(tmp_path: Path) -> None:
     assert environment["versions"]["torch"] == torch.__version__.split("+")[0]
     for name in ("state_dict_bytes", "peak_bytes"):
         assert 0 < environment[name]["pruned"] < environment[name]["dense"]
+    assert (tmp_path / "pruning.html").read_text("utf-8").count("data:image/png") == 4
 
 
 def test_a_resumed_fit_reports_the_whole_of_it(tmp_path: Path) -> None:
