@@ -131,9 +131,9 @@ def test_an_exception_in_a_users_hook_leaves_the_network_whole(hook: str, after:
     assert_whole(module, pruner, run)
 
 
-PARTS = (
-    "fit/callback", "fit/session", "fit/pruner", "fit/distributed", "fit/training_step", "checkpoint", "surgery",
-    "scores", "criteria", "plan", "trace/recorder",
+PARTS = ("fit/session", "checkpoint", "surgery", "criteria")
+OTHER_PARTS = (
+    "fit/callback", "fit/pruner", "fit/distributed", "fit/training_step", "scores", "plan", "trace/recorder"
 )  # fmt: skip
 
 
@@ -159,7 +159,7 @@ def lines(tmp_path_factory: pytest.TempPathFactory) -> Counter[str]:
 
 
 @pytest.mark.usefixtures("_own_handler")
-@pytest.mark.parametrize("part", PARTS)
+@pytest.mark.parametrize("part", [*PARTS, *(pytest.param(part, marks=pytest.mark.slow) for part in OTHER_PARTS)])
 def test_ctrl_c_anywhere_leaves_the_network_whole(part: str, lines: Counter[str], tmp_path: Path) -> None:
     """At a line in each half of what every part of the package runs; the kill campaign tries many more."""
     assert lines[part], "no line of it ran"

@@ -12,7 +12,8 @@ import pytest
 from fit.resuming import KINDS, KilledError, differences, kept, run
 
 # Killed at the end of the epoch before its averaging starts, SWA does not resume alike, with or without pruning.
-CASES = [(kind, kill) for kind in KINDS for kill in (1, 3, 4, 6, 8) if (kind, kill) != ("swa", 8)]
+CASES = [(kind, kill) for kind in KINDS for kill in (4, 8) if (kind, kill) != ("swa", 8)]
+MORE_CASES = [pytest.param(kind, kill, marks=pytest.mark.slow) for kind in KINDS for kill in (1, 3, 6)]
 
 
 @pytest.fixture(scope="module")
@@ -28,7 +29,7 @@ def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], d
     return ended
 
 
-@pytest.mark.parametrize(("kind", "kill"), CASES)
+@pytest.mark.parametrize(("kind", "kill"), [*CASES, *MORE_CASES])
 def test_resume_equals_uninterrupted(
     kind: str, kill: int, uninterrupted: Callable[[str], dict[str, Any]], tmp_path: Path
 ) -> None:
