@@ -17,8 +17,8 @@ from torch import Tensor
 from lightning_taylor.scores import dot_products as products
 from lightning_taylor.scores.dot_products import dot_over_positions, dot_over_weights
 
-ROWS = [(3, 5), (7, 49), (130, 3136), (1, 1), (4, 5000)]
-COLUMNS = [(3, 5, 7), (2, 49, 64), (1, 3000, 24), (5, 1, 200), (1, 4096, 3), (40, 130, 33)]
+ROWS = [(3, 5), (130, 49), (7, 3136), (1, 1), (4, 5000)]
+COLUMNS = [(3, 5, 7), (2, 49, 64), (1, 3000, 24), (5, 1, 200), (1, 4096, 3)]
 TYPES = [torch.float32, torch.bfloat16, torch.float16]
 MAPS = [(3, 5, 4, 6), (16, 100, 1, 1), (2, 24, 7, 7), (1, 1, 1, 1), (2, 3, 2, 3, 2), (3, 4, 5)]
 WEIGHTS = [(64, 32, 3, 3), (300, 70, 1, 1), (5, 6, 7, 2), (40, 900), (6, 4, 3)]
@@ -33,6 +33,8 @@ for dtype in TYPES:
         assert_dot(fused.dot_rows, shape, dtype)
     for shape in COLUMNS:
         assert_dot(lambda *given: fused.dot_columns(*given).sum(0), shape, dtype)
+    with mock.patch.object(fused, "_PROGRAMS", 24):  # as where the device is full: each sums several tiles
+        assert_dot(lambda *given: fused.dot_columns(*given).sum(0), (12, 130, 33), dtype)
 with mock.patch.object(products, "_kernels_for", return_value=fused):
     for shape in MAPS:
         assert_positions(shape, torch.float32, "cpu")
