@@ -22,6 +22,7 @@ from lightning_taylor.modules.model_copy import tensor_names
 from lightning_taylor.modules.resize import hold, resized
 from lightning_taylor.trace.compare import input_axes, is_equal, relative_difference, trusted_outputs
 from lightning_taylor.trace.constraints.norm_statistics import MaskedNormMode, NormStatistics
+from lightning_taylor.trace.decisions import DecisionsFollowed, DecisionsNoted
 from lightning_taylor.trace.draws import DRAWS, draw_removal
 from lightning_taylor.trace.observe import Observation, Paths
 from lightning_taylor.trace.partition import LabelPartition
@@ -118,11 +119,10 @@ class _Trial:
             if not remove:
                 continue
             paths = _EVALUATION if draw and self._alike else _BOTH
-            with self._masked(graph, remove), self._statistics(graph, remove):
-                expected = self._observe(paths, two=draw == 0)
+            expected, decisions = self._ignoring(graph, remove, paths, two=draw == 0 and self._two)
             try:
-                with self._sliced(graph, remove):
-                    smaller = self._observe(paths, two=draw == 0)
+                with self._sliced(graph, remove), DecisionsFollowed(decisions, self._floor):
+                    smaller = self._run(paths, draw == 0 and self._two)
             except Exception as error:
                 return Why.ASSUMES_WIDTH(error=_first_line(error))
             reason = self._differ(expected, smaller) or self._read_differently(expected, smaller, graph, remove)
@@ -160,25 +160,31 @@ class _Trial:
                 return Why.CHANGES_READ(layer=key[1] or "the model", difference=difference)
         return None
 
-    def _observe(self, paths: Paths, *, two: bool = False) -> Observation:
-        """What the net does with one example, or with two if it makes as many outputs of them (a detector does not)."""
-        if two and self._two:
-            observation = self._run_on_two(paths)
-            if observation is not None and len(observation.outputs) == len(self._tolerances):
-                return observation
+    def _ignoring(
+        self, graph: ChannelGraph, remove: dict[str, Tensor], paths: Paths, *, two: bool
+    ) -> tuple[Observation, DecisionsNoted]:
+        """What the net does, and decides, while it ignores the channels: on two examples where it runs on two."""
+        decisions = DecisionsNoted()
+        with self._masked(graph, remove), self._statistics(graph, remove), decisions:
+            observation = self._run_on_two(paths) if two else self._run(paths, False)
+        if observation is None:
             self._two = False
-        return self._run(paths, False)
+            return self._ignoring(graph, remove, paths, two=False)
+        return observation, decisions
 
     def _run_on_two(self, paths: Paths) -> Observation | None:
-        """Return nothing where the code knows its batch: the whole net raises, before any sliced one is tried."""
+        """Return nothing where two examples are no batch for the code: it raises, or makes more outputs, as a detector.
+
+        It is the whole net that is tried, before any sliced one.
+        """
         if self._proven_on_two:
             return self._run(paths, True)
         try:
             observation = self._run(paths, True)
         except Exception:
             return None
-        self._proven_on_two = True
-        return observation
+        self._proven_on_two = len(observation.outputs) == len(self._tolerances)
+        return observation if self._proven_on_two else None
 
     def _sensitivity(self) -> list[float | None]:
         """Per output, what a last-digit change of the weights makes of it, as the tolerance: some nets are chaotic.
@@ -187,31 +193,34 @@ class _Trial:
         same path, which are picked along with it: they prove nothing, as long as the other path (its losses) does.
         The same for what layers read.
         """
-        evaluation = self._observe(_EVALUATION)
-        training = self._observe(_TRAINING)
+        decisions = DecisionsNoted()
+        with decisions:
+            evaluation = self._run(_EVALUATION, False)
+            training = self._run(_TRAINING, False)
         before = [*evaluation.outputs, *training.outputs]
         half = len(before) // 2
         self._alike = len(before) == 2 * half and all(map(is_equal, before[:half], before[half:]))
         precision = torch.finfo(before[0].dtype).eps if before else 1e-16
+        self._floor = _TIGHT if precision < 1e-10 else 1e-3
         touched = [t for t in self._tensors.values() if t.is_floating_point()]
         kept = [t.detach().clone() for t in touched]
         with torch.no_grad():
             for t in touched:
                 t.mul_(1 + 4 * precision)
-            after = self._observe(_EVALUATION if self._alike else _BOTH)
+            with DecisionsFollowed(decisions, self._floor):
+                after = self._run(_EVALUATION if self._alike else _BOTH, False)
             for t, value in zip(touched, kept, strict=True):
                 t.copy_(value)
-        floor = _TIGHT if precision < 1e-10 else 1e-3
         reads = {**evaluation.reads, **training.reads}
         for (path, layer, number), one in reads.items():
             other = after.reads.get((path and not self._alike, layer, number))
             drift = float("inf") if other is None else relative_difference(one, other)
             if 100 * drift <= _LOOSE:
-                self._read_tolerances[path, layer, number] = max(floor, 100 * drift)
+                self._read_tolerances[path, layer, number] = max(self._floor, 100 * drift)
         drifts = [relative_difference(a, b) for a, b in zip(before, after.outputs, strict=False)] * (
             2 if self._alike else 1
         )
-        bounds = [min(max(floor, 100 * drift), _LOOSE) for drift in drifts]
+        bounds = [min(max(self._floor, 100 * drift), _LOOSE) for drift in drifts]
         steady = [100 * drift <= _LOOSE for drift in drifts]
         trusted = trusted_outputs(steady, len(evaluation.outputs))
         return [b if t or not any(trusted) else None for b, t in zip(bounds, trusted, strict=True)]
