@@ -276,7 +276,7 @@ def _watched(net: nn.Module, state: TraceState, leave_network: Callable[[Any, st
         def leave(_module: nn.Module, args: Any, out: Any) -> None:
             name = stack.pop()
             state.module = stack[-1] if stack else ""
-            with _disable_current_modes():
+            with _disable_current_modes(), torch._C.DisableTorchFunction():
                 state.told.note(state.module, name, args, out, state.labels_of)
             if name == "" and out is not None:
                 with _disable_current_modes():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 from torch import Tensor
@@ -50,7 +51,7 @@ class OperatorCall:
         """The operator and the module, whichever line it is: what stands for all its calls."""
         return self.name, self.module
 
-    @property
+    @cached_property
     def operands(self) -> list[Tensor]:
         """Every tensor argument, in order."""
         return list(tensors_in((self.args, self.kwargs)))

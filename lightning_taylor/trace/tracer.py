@@ -8,6 +8,7 @@ tied that should be. Then the removal of one channel either raises or changes th
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
@@ -61,22 +62,22 @@ class Tracer(TorchDispatchMode):
         if is_foreach(func):
             with self:
                 return run_one_by_one(func, args, kwargs)
-        self.state.statistics.next_call(operator_name(func))
-        for tensor in tensors_in((args, kwargs)):
-            self.state.mark_used(tensor)
-        carries = any(self.state.labels_of(t) is not None for t in tensors_in((args, kwargs)))
-        # What `x.new_zeros` makes has nothing of x.
-        if not carries or operator_name(func) in _FACTORIES:
-            out, flops = self._run(func, args, kwargs)
-            self._remember_factory(func, out)
-            call = Call(func, args, kwargs, out, self.state.module, self.state, flops)
-            self.state.record(call, ())
-            self.state.statistics.propagate(call, self.state.labels_of)
-            return out
+        given = list(tensors_in((args, kwargs)))
+        with _labels_only():
+            self.state.statistics.next_call(operator_name(func))
+            for tensor in given:
+                self.state.mark_used(tensor)
+            carries = any(self.state.labels_of(t) is not None for t in given)
         out, flops = self._run(func, args, kwargs)
-        call = Call(func, args, kwargs, out, self.state.module, self.state, flops)
-        self._follow(call)
-        self.state.statistics.propagate(call, self.state.labels_of)
+        with _labels_only():
+            call = Call(func, args, kwargs, out, self.state.module, self.state, flops)
+            # What `x.new_zeros` makes has nothing of x.
+            if carries and operator_name(func) not in _FACTORIES:
+                self._follow(call)
+            else:
+                self._remember_factory(func, out)
+                self.state.record(call, ())
+            self.state.statistics.propagate(call, self.state.labels_of)
         return out
 
     def _run(self, func: Any, args: Any, kwargs: Any) -> tuple[Any, int]:
@@ -131,6 +132,11 @@ class Tracer(TorchDispatchMode):
         fresh = isinstance(out, Tensor) and operator_name(func) in _FACTORIES and out.is_floating_point()
         if fresh and 1 < out.numel() <= _LARGEST_WRITABLE:
             self.state.carry(out, Labels((torch.full(out.shape, NEUTRAL, dtype=torch.int64),)))
+
+
+def _labels_only() -> AbstractContextManager[Any]:
+    """Keep function modes (what a trace makes of the model's calls) from handling every step of work on labels."""
+    return torch._C.DisableTorchFunction()
 
 
 def _arranged(labels: Labels | None) -> bool:
