@@ -12,7 +12,7 @@ from __future__ import annotations
 import importlib.util
 import inspect
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, final
 
@@ -21,7 +21,7 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch import Tensor
 
-from lightning_taylor.fit.report import quantiles
+from lightning_taylor.fit.report import free_paths, quantiles
 from lightning_taylor.fit.session import Session
 from lightning_taylor.fit.trainer_state import clear_screen
 from lightning_taylor.plan.record import Event
@@ -136,19 +136,19 @@ def log_event(
     _each(trainer, "the histograms", lambda logger: show_histograms(logger, scores, step))
 
 
-def log_summary(trainer: Trainer, summary: PruningSummary, folder: Path) -> None:
+def log_summary(trainer: Trainer, summary: PruningSummary, paths: Sequence[Path]) -> None:
     """Figures, tables and files of the whole pruning, where a logger can show or keep them.
 
     Args:
         trainer: at the end of the fit, before the loggers are closed.
         summary: of the fit.
-        folder: where ``pruning.json`` and ``pruning.html`` were written.
+        paths: of the data and the page, as far as they could be written.
     """
     step = max(0, _step(trainer) - 1)  # of the last batch
     for name, figure in _figures(trainer, summary).items():
         _each(trainer, f"the figure {name!r}", lambda logger, n=name, f=figure: show_figure(logger, n, f, step))
     _each(trainer, "the tables", lambda logger: show_tables(logger, summary, step))
-    written = [path for path in (folder / "pruning.json", folder / "pruning.html") if path.exists()]
+    written = [path for path in paths if path.exists()]
     _each(trainer, "the files", lambda logger: keep_files(logger, written, step))
 
 
@@ -296,10 +296,10 @@ class FitLog:
         if not session.reached:
             rank_zero_warn(session.shortfall)
         clear_screen(trainer, pl_module, summarize=session.changed)
-        folder, device = report_folder(trainer), trainer.strategy.root_device
+        paths, device = free_paths(report_folder(trainer)), trainer.strategy.root_device
         written = _last_checkpoint(trainer)
-        summary = session.show(folder, measure_latency=measure_latency, device=device, checkpoint=written)
-        log_summary(trainer, summary, folder)
+        summary = session.show(*paths, measure_latency=measure_latency, device=device, checkpoint=written)
+        log_summary(trainer, summary, paths)
 
     def interrupted(self, trainer: Trainer, pl_module: LightningModule, session: Session) -> None:
         """Report a network at its target that Ctrl-C stopped in fine-tuning, and say how to go on.

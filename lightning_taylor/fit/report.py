@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import os
 import sys
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
@@ -32,6 +34,7 @@ __all__ = [
     "QUANTILES",
     "FitReport",
     "class_path",
+    "free_paths",
     "quantiles",
     "summary_of_state",
 ]
@@ -146,20 +149,22 @@ class FitReport:
     def show(
         self,
         pruner: Pruner,
-        folder: str | Path,
+        data: Path,
+        page: Path,
         *,
         measure_latency: bool,
         compiled: int = 0,
         device: torch.device | None = None,
         checkpoint: str = "",
     ) -> PruningSummary:
-        """Print the table, and write ``pruning.json`` and ``pruning.html`` into a folder.
+        """Print the table, and write it as data and as a page.
 
         A network that took hours is there by now: what cannot be measured, printed or written is a warning.
 
         Args:
             pruner: after its last event.
-            folder: made if it is missing.
+            data: usually ``pruning.json``; its folder is made if missing.
+            page: usually ``pruning.html``.
             measure_latency: whether the dense and the pruned network are timed.
             compiled: how many graphs ``torch.compile`` made.
             device: to measure on; where the model is, if None.
@@ -177,7 +182,6 @@ class FitReport:
             checkpoint=checkpoint,
             model=class_path(pruner.model),
         )
-        data, page = Path(folder) / "pruning.json", Path(folder) / "pruning.html"
         console = Console(file=sys.stdout, soft_wrap=False)
         with _no_loss("the pruning report could not be printed"):
             console.print(summary_tables(summary))
@@ -217,6 +221,20 @@ class FitReport:
                 with _no_loss("the latency of the pruned network could not be measured"), _own_warnings_only():
                     return compare_latency(runs["dense"], runs["pruned"], warmup=2, repeats=10), about
         return None, about
+
+
+def free_paths(folder: Path) -> tuple[Path, Path]:
+    """Return where a report goes: ``pruning.json`` and ``pruning.html``, or ``pruning-v1.json`` and so on.
+
+    An earlier report in the folder stays as it is; Lightning names a checkpoint beside an earlier one in the same way.
+
+    Example:
+        >>> [path.name for path in free_paths(Path("no/such/folder"))]
+        ['pruning.json', 'pruning.html']
+    """
+    names = itertools.chain(["pruning"], (f"pruning-v{version}" for version in itertools.count(1)))
+    pairs = ((folder / f"{name}.json", folder / f"{name}.html") for name in names)
+    return next(pair for pair in pairs if not any(map(os.path.exists, pair)))
 
 
 def summary_of_state(state: Mapping[str, Any], checkpoint: str) -> PruningSummary:

@@ -258,10 +258,10 @@ class Session:
         assert self._pruner is not None
         return Size(self._pruner.fractions(), widths_now(self._pruner.graph))
 
-    def show(self, folder: str | Path, **known: Any) -> PruningSummary:
-        """Print the table, and write it as data and as a page into a folder; see ``FitReport.show``."""
+    def show(self, data: Path, page: Path, **known: Any) -> PruningSummary:
+        """Print the table, and write it as data and as a page; see ``FitReport.show``."""
         assert self._pruner is not None
-        return self.report.show(self._pruner, folder, compiled=compiled_graphs() - self._compiled, **known)
+        return self.report.show(self._pruner, data, page, compiled=compiled_graphs() - self._compiled, **known)
 
     def close(self) -> None:
         """Leave nothing on the model."""

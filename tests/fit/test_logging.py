@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import sys
@@ -248,6 +249,19 @@ def test_the_report_lies_beside_the_checkpoints(make: Callable[[Path], Any], fol
     run = fit(Boring(zoo.Residual()), pruning(), tmp_path, logger=make(tmp_path), enable_checkpointing=True)
     assert report_folder(run) == tmp_path / folder
     assert {"pruning.json", "pruning.html", "checkpoints"} <= {path.name for path in (tmp_path / folder).iterdir()}
+
+
+@pytest.mark.parametrize("make", [lambda tmp: False, lambda tmp: Own()], ids=["no logger", "a fixed version"])
+def test_a_second_fit_in_the_same_folder_keeps_the_report_of_the_first(
+    make: Callable[[Path], Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for step in (3, 5):
+        run = fit(Boring(zoo.Residual()), pruning(schedule=OneShot(step)), tmp_path, logger=make(tmp_path))
+    folder = report_folder(run)
+    steps = {path.name: json.loads(path.read_text())["events"][0]["step"] for path in folder.glob("*.json")}
+    assert steps == {"pruning.json": 3, "pruning-v1.json": 5}
+    assert {path.name for path in folder.glob("*.html")} == {"pruning.html", "pruning-v1.html"}
+    assert f"As a page: {folder / 'pruning-v1.html'}" in capsys.readouterr().out
 
 
 def test_a_logger_of_pytorch_lightning_is_told_the_same(tmp_path: Path) -> None:
