@@ -14,7 +14,7 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch import Tensor
 from typing_extensions import override
 
-from lightning_taylor.checkpoint.widths import NO_STATE, was_pruned, widths_of
+from lightning_taylor.checkpoint.widths import NO_STATE, STATE_KEY, was_pruned, widths_of
 from lightning_taylor.criteria.base import Criterion
 from lightning_taylor.criteria.taylor import Taylor
 from lightning_taylor.fit import logging as loggers
@@ -35,6 +35,7 @@ from lightning_taylor.fit.session import Session
 from lightning_taylor.fit.shape_hooks import ShapeHooks
 from lightning_taylor.fit.step_counter import StepCounter
 from lightning_taylor.fit.trainer_state import (
+    check_alone,
     check_copies,
     check_validation,
     example_call,
@@ -187,6 +188,11 @@ class TaylorPruning(Callback):
         return f"{type(self).__name__}({self._written})"
 
     @property
+    def state_key(self) -> str:
+        """The name of the callback's state in a checkpoint, which whoever reads it knows; also that of a subclass."""
+        return STATE_KEY
+
+    @property
     def graph(self) -> ChannelGraph | None:
         """The channel graph at the present widths; None before the first training batch."""
         return self._session.graph
@@ -209,6 +215,7 @@ class TaylorPruning(Callback):
         self._shape_hooks.begin(trainer, pl_module, self, lambda: self.graph)
         if stage != "fit":
             return
+        check_alone(trainer, TaylorPruning)
         check_strategy(trainer.strategy, self.allow_untested_strategy)
         check_return(trainer.strategy, pl_module)
         self._session.begin_fit(trainer.strategy.root_device)

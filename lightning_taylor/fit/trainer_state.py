@@ -7,7 +7,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-from lightning.pytorch import LightningModule, Trainer
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import GradientAccumulationScheduler, ModelSummary
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
@@ -24,6 +25,7 @@ from lightning_taylor.utilities.calls import ForwardCall
 from lightning_taylor.utilities.lightning_names import either
 
 __all__ = [
+    "check_alone",
     "check_copies",
     "check_validation",
     "clear_screen",
@@ -41,6 +43,20 @@ __all__ = [
 ]
 
 _UNREACHABLE = "is a tuple that looks like a copy of the parameters, which TaylorPruning cannot prune along"
+
+
+def check_alone(trainer: Trainer, kind: type[Callback]) -> None:
+    """Refuse a second callback of a kind: each would go by widths that the other changes.
+
+    Raises:
+        MisconfigurationException: with the way out.
+    """
+    found = sum(isinstance(callback, kind) for callback in trainer.callbacks)  # type: ignore[attr-defined]
+    if found > 1:
+        raise MisconfigurationException(
+            f"the Trainer has {found} {kind.__name__} callbacks, and one network loses channels by one plan: keep one, "
+            "with scope=[...] for all parts that it prunes, or prune one part after the other in two fits"
+        )
 
 
 def check_validation(trainer: Trainer, guard: Guard | None) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 import zoo
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import BatchSizeFinder, LearningRateFinder
 from lightning.pytorch.tuner.tuning import Tuner
 from torch.utils.data import DataLoader
@@ -17,6 +18,8 @@ from torch.utils.data import DataLoader
 from fit.boring import Boring, Validated, loader, trainer
 from fit.harness import fit, hooks_on, lands, pruning
 from lightning_taylor import Gradual, OneShot, TaylorPruning
+from lightning_taylor.checkpoint.widths import STATE_KEY
+from lightning_taylor.fit.report import summary_of_state
 
 EVENTS = Gradual(every_n_steps=3, start_step=2, end_step=14)
 
@@ -151,6 +154,28 @@ def test_a_module_may_bring_the_pruner_along(tmp_path: Path) -> None:
     assert replaced.graph is None
 
 
-def test_two_pruners_in_one_fit_are_told_apart_or_refused(tmp_path: Path) -> None:
-    with pytest.raises(RuntimeError, match="TaylorPruning"):
-        trainer([TaylorPruning(0.5), TaylorPruning(0.4)], default_root_dir=tmp_path)
+class Own(TaylorPruning):
+    """A user's own."""
+
+
+def test_two_pruners_are_refused_before_training_wherever_they_come_from(tmp_path: Path) -> None:
+    class Bringing(Boring):
+        def configure_callbacks(self) -> list[Any]:
+            return [TaylorPruning(0.4)]
+
+    for second in (TaylorPruning, Own):
+        with pytest.raises(RuntimeError, match=f"more than one stateful callback of type `{second.__name__}`"):
+            trainer([TaylorPruning(0.5), second(0.4)], default_root_dir=tmp_path)
+    module = Bringing(zoo.Residual())
+    before = {name: t.clone() for name, t in module.state_dict().items()}
+    with pytest.raises(MisconfigurationException, match=r"has 2 TaylorPruning callbacks.*keep one, with scope="):
+        trainer([Own(0.5)], default_root_dir=tmp_path).fit(module, loader())
+    assert all(torch.equal(before[name], t) for name, t in module.state_dict().items())
+
+
+def test_the_state_of_a_users_subclass_has_the_name_that_readers_of_a_checkpoint_know(tmp_path: Path) -> None:
+    run = trainer([Own(0.5, EVENTS, measure_latency=False)], default_root_dir=tmp_path)
+    run.fit(Boring(zoo.Residual()), loader())
+    run.save_checkpoint(tmp_path / "own.ckpt")
+    state = torch.load(tmp_path / "own.ckpt", weights_only=True)["callbacks"][STATE_KEY]
+    assert summary_of_state(state, "own.ckpt").met
