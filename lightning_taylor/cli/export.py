@@ -16,9 +16,10 @@ from lightning_taylor.cli.checkpoint_model import Trained, read_trained
 from lightning_taylor.cli.exit import debugging, fail
 from lightning_taylor.cli.extras import require_extras
 from lightning_taylor.cli.find_config import find_config
+from lightning_taylor.cli.output import add_output, check_outputs
 from lightning_taylor.export.onnx import export_onnx
 from lightning_taylor.export.program import export_program
-from lightning_taylor.export.state_dict import export_state_dict, torchvision_builders
+from lightning_taylor.export.state_dict import export_state_dict, files_of, torchvision_builders
 from lightning_taylor.export.verified_write import Exported, ExportError, evaluating, largest_difference
 
 __all__ = ["run"]
@@ -40,8 +41,8 @@ def run(args: list[str]) -> None:
     """Export a checkpoint and say what was written."""
     asked = _parser().parse_args(args)
     output = Path(asked.output or Path(asked.checkpoint).with_suffix(ENDINGS[asked.format]))
-    if output.is_dir():
-        fail(2, f"--output {output} is a folder: give the name of a file in it")
+    files = files_of(output) if asked.format == "state_dict" else [output]
+    check_outputs(files, asked.checkpoint, overwrite=asked.overwrite)
     if asked.format == "onnx":
         require_extras("export")
     trained = read_trained(asked.checkpoint, asked, find_config(asked.model))
@@ -79,7 +80,7 @@ def _parser() -> Parser:
     parser = Parser("export", DESCRIPTION, EXAMPLES)
     parser.add_argument("checkpoint", metavar="CKPT", help="a checkpoint that a Trainer wrote")
     parser.add_argument("--format", required=True, type=one_of(*ENDINGS), help=" | ".join(ENDINGS), metavar="FORMAT")
-    parser.add_argument("--output", metavar="PATH", help="the file; by default beside the checkpoint")
+    add_output(parser, "the file; by default beside the checkpoint")
     parser.add_argument("--opset", type=positive, metavar="N", help="ONNX operator set; by default torch's choice")
     parser.add_argument(
         "--tolerance",

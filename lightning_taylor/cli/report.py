@@ -11,6 +11,7 @@ from lightning_taylor.checkpoint.widths import STATE_KEY
 from lightning_taylor.cli.arguments import Parser, add_trust
 from lightning_taylor.cli.checkpoint_model import read_checkpoint
 from lightning_taylor.cli.exit import fail
+from lightning_taylor.cli.output import add_output, check_outputs
 from lightning_taylor.fit.report import summary_of_state
 from lightning_taylor.report.commands import shown_commands
 from lightning_taylor.report.html import write_page
@@ -29,12 +30,11 @@ def run(args: list[str]) -> None:
     """Print the table and write the page."""
     parser = Parser("report", DESCRIPTION, EXAMPLES)
     parser.add_argument("checkpoint", metavar="CKPT", help="a checkpoint of a fit with TaylorPruning")
-    parser.add_argument("--output", metavar="PATH", help="the page; by default pruning.html beside the checkpoint")
+    add_output(parser, "the page; by default pruning.html beside the checkpoint")
     add_trust(parser)
     asked = parser.parse_args(args)
     path = Path(asked.output or Path(asked.checkpoint).parent / "pruning.html")
-    if path.is_dir():
-        fail(2, f"--output {path} is a folder: give the name of a file in it")
+    check_outputs([path], asked.checkpoint, overwrite=asked.overwrite)
     content = read_checkpoint(asked.checkpoint, trust=asked.trust)
     state = content.get("callbacks", {}).get(STATE_KEY)
     if state is None:

@@ -23,6 +23,7 @@ __all__ = [
     "LOADER",
     "architecture_record",
     "export_state_dict",
+    "files_of",
     "loader_text",
     "torchvision_builders",
 ]
@@ -125,8 +126,19 @@ def _builders(model: nn.Module, builder: str | None, arguments: dict[str, Any]) 
     return [("torchvision.models.get_model", {"name": builder, "weights": None, **arguments})]
 
 
+def files_of(path: Path) -> tuple[Path, Path, Path]:
+    """Return the paths of the three files that are written for the first.
+
+    Example:
+        >>> [file.name for file in files_of(Path("net-2.pt"))]
+        ['net-2.pt', 'net-2.json', 'load_net_2.py']
+    """
+    loader = f"load_{re.sub(r'[^0-9A-Za-z]+', '_', path.stem)}.py"
+    return path, path.with_name(f"{path.stem}.json"), path.with_name(loader)
+
+
 def _candidate(model: nn.Module, inputs: Inputs, path: Path, builder: Builder) -> Candidate:
-    record_name, loader_name = f"{path.stem}.json", f"load_{re.sub(r'[^0-9A-Za-z]+', '_', path.stem)}.py"
+    _, record_name, loader_name = (file.name for file in files_of(path))
 
     def write(folder: Path) -> Sequence[Path]:
         state = {n: t.detach().cpu() if isinstance(t, Tensor) else t for n, t in model.state_dict().items()}
@@ -248,7 +260,7 @@ def _listed(module: nn.Module) -> dict[str, list[int]]:
 
 def loader_text(record_name: str, builder: str | None) -> str:
     """The loader for one record; without a builder it takes the dense network from its caller."""
-    text = LOADER.replace("RECORD", f'Path(__file__).with_name("{record_name}")')
+    text = LOADER.replace("RECORD", f"Path(__file__).with_name({json.dumps(record_name)})")
     if builder is None:
         text = text.replace("import importlib\n", "").replace("def load(path=", "def load(model, path=")
         text = "".join(

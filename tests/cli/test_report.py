@@ -30,8 +30,24 @@ def test_a_checkpoint_says_what_its_fit_said(run: Run, pruned_fit: Path, tmp_pat
 
 
 def test_the_page_lies_beside_the_checkpoint(run: Run, pruned_fit: Path) -> None:
+    page = pruned_fit.parent / "pruning.html"
+    page.unlink(missing_ok=True)
     assert run("report", pruned_fit)[0] == 0
-    assert (pruned_fit.parent / "pruning.html").is_file()
+    page.write_text("of another checkpoint")
+    code, _, err = run("report", pruned_fit)
+    assert (code, f"{page} exists: give another --output, or --overwrite to replace it" in err) == (2, True)
+    assert page.read_text() == "of another checkpoint"
+    assert run("report", pruned_fit, "--overwrite")[0] == 0
+    assert page.read_text().startswith("<!doctype html>")
+
+
+def test_the_checkpoint_is_never_replaced_by_its_page(run: Run, pruned_fit: Path) -> None:
+    before = pruned_fit.read_bytes()
+    code, _, err = run("report", pruned_fit, "--overwrite", "--output", pruned_fit)
+    assert (code, "is the checkpoint itself" in err) == (2, True)
+    code, _, err = run("report", pruned_fit, "--output", pruned_fit / "page.html")
+    assert (code, f"{pruned_fit} is a file, so nothing can be in it" in err) == (2, True)
+    assert pruned_fit.read_bytes() == before
 
 
 def test_a_file_without_a_pruning_is_refused_with_the_reason(run: Run, pruned_fit: Path, tmp_path: Path) -> None:
