@@ -18,11 +18,13 @@ from typing import Any, TypeVar
 from lightning.pytorch import LightningModule
 from torch import nn
 
+from lightning_taylor.checkpoint.unasked_imports import saved_arguments, unasked_imports
 from lightning_taylor.checkpoint.widths import fit_shapes, origin_of
 from lightning_taylor.utilities.lightning_names import either
 
 __all__ = [
     "PrunedCheckpointMixin",
+    "load_asked",
     "load_pruned",
 ]
 
@@ -32,7 +34,9 @@ Module = TypeVar("Module", bound=LightningModule)
 def load_pruned(cls: type[Module], checkpoint_path: Any, **kwargs: Any) -> Module:
     """``cls.load_from_checkpoint`` for a checkpoint whose model was pruned.
 
-    Also takes checkpoints that were not pruned, and those saved with ``save_weights_only``.
+    Also takes checkpoints that were not pruned, and those saved with ``save_weights_only``. A file is read with
+    ``weights_only=True``, and the classes that a LightningCLI noted in it are built only if they are of the package of
+    ``cls``, of torch or torchvision, or imported already; ``weights_only=False`` trusts whoever wrote the file.
 
     Args:
         cls: the class that was trained.
@@ -44,8 +48,22 @@ def load_pruned(cls: type[Module], checkpoint_path: Any, **kwargs: Any) -> Modul
 
     Raises:
         UncoupledChannelsError: if the checkpoint belongs to another model; the message lists the differences.
+        ValueError: if the checkpoint names other classes to be built.
     """
     _check_class(cls)
+    if kwargs.get("weights_only") is not False:
+        # What the caller passes replaces what the checkpoint says.
+        arguments = {n: v for n, v in saved_arguments(checkpoint_path).items() if n not in kwargs}
+        if unasked := unasked_imports(arguments, [cls.__module__.partition(".")[0]]):
+            raise ValueError(
+                f"{checkpoint_path} names {', '.join(unasked)}, which loading it would import and call: import what "
+                "you know before, or pass weights_only=False if you trust who wrote the file"
+            )
+    return load_asked(cls, checkpoint_path, **kwargs)
+
+
+def load_asked(cls: type[Module], checkpoint_path: Any, **kwargs: Any) -> Module:
+    """Load as ``load_pruned``, whatever classes the checkpoint names: whoever calls this has looked."""
 
     def on_load_checkpoint(self: Any, checkpoint: dict[str, Any]) -> None:
         cls.on_load_checkpoint(self, checkpoint)

@@ -16,7 +16,8 @@ import torch
 from lightning.pytorch import LightningModule
 from torch import Tensor, nn
 
-from lightning_taylor.checkpoint.load import load_pruned
+from lightning_taylor.checkpoint.load import load_asked
+from lightning_taylor.checkpoint.unasked_imports import arguments_in, texts_in, unasked_imports
 from lightning_taylor.checkpoint.widths import STATE_KEY, origin_of
 from lightning_taylor.cli.exit import debugging, fail, nearest
 from lightning_taylor.errors import PruningError
@@ -87,7 +88,7 @@ def read_trained(path: str, asked: argparse.Namespace, config: FitConfig | None)
         SystemExit: with 2, after a line on stderr.
     """
     checkpoint = read_checkpoint(path, trust=asked.trust)
-    saved = dict(checkpoint.get("hyper_parameters", {}))
+    saved = arguments_in(checkpoint)
     class_path = class_path_of(asked.model, config, saved.get("_class_path"), path)
     module = _load(class_path, path, saved, config, trust=asked.trust)
     settings = {name: value for name, value in saved.items() if not name.startswith("_")}
@@ -125,8 +126,12 @@ def _load(class_path: str, path: str, saved: dict[str, Any], config: FitConfig |
     cls = import_class(class_path)
     if missing := _missing(cls, saved, config):
         kwargs.update(missing, _instantiator=INSTANTIATOR)
+    named = [class_path, *texts_in(config.content if config else {})]
+    unasked = unasked_imports({**saved, **kwargs}, {text.partition(".")[0] for text in named})
+    if unasked and not trust:
+        fail(2, f"{path} names {', '.join(unasked)}, to be imported and called; if you trust who wrote it, add --trust")
     try:
-        return load_pruned(cls, path, map_location="cpu", weights_only=not trust, **kwargs)
+        return load_asked(cls, path, map_location="cpu", weights_only=not trust, **kwargs)
     except (PruningError, ValueError, TypeError, RuntimeError) as error:
         if debugging():
             raise

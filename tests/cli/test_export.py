@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,9 +12,11 @@ import lightning as L
 import pytest
 import torch
 import yaml
+from torch import nn
 
-from cli.trained_nets import Fire, Forwardless, Normalised
+from cli.trained_nets import Around, Fire, Forwardless, Normalised
 from lightning_taylor import load_pruned
+from lightning_taylor.cli.checkpoint_model import INSTANTIATOR
 from lightning_taylor.cli.exit import DEBUG
 from lightning_taylor.recipes.classifier import ImageClassifier
 
@@ -207,6 +210,72 @@ def test_a_mistake_can_be_asked_for_its_traceback(run: Run, checkpoint: Path, mo
     monkeypatch.setenv(DEBUG, "true")
     with pytest.raises(RuntimeError, match="expected input"):
         run("export", checkpoint, "--format=onnx", "--input-shape", 1, 3, 8, 8)
+
+
+def bytes_in(folder: Path) -> dict[str, bytes]:
+    return {file.name: file.read_bytes() for file in folder.iterdir()}
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_what_is_there_already_stays_unless_the_user_says_otherwise(run: Run, tmp_path: Path, name: str) -> None:
+    path = saved(Fire(), tmp_path / "net.ckpt")
+    given = ("export", path, f"--format={name}", "--model=cli.trained_nets.Fire")
+    mine = tmp_path / ("net.json" if name == "state_dict" else FORMATS[name])  # which the user does not even name
+    mine.write_text("mine")
+    before = bytes_in(tmp_path)
+    code, _, err = run(*given)
+    assert (code, f"{mine} exists: give another --output, or --overwrite to replace it" in err) == (2, True)
+    assert bytes_in(tmp_path) == before
+    assert run(*given, "--overwrite")[0] == 0
+    assert mine.read_bytes() != b"mine"
+
+
+@pytest.mark.parametrize("overwrite", [[], ["--overwrite"]])
+def test_the_checkpoint_is_never_replaced_by_its_export(run: Run, tmp_path: Path, overwrite: list[str]) -> None:
+    path = saved(Fire(), tmp_path / "net.pt")  # where its state dict would go
+    (tmp_path / "link.onnx").symlink_to(path)
+    (tmp_path / "file").write_text("mine")
+    before = bytes_in(tmp_path)
+    for name, output, message in (
+        ("state_dict", [], "net.pt is the checkpoint itself: give another --output"),
+        ("onnx", ["--output", tmp_path / "link.onnx"], "link.onnx is the checkpoint itself"),
+        ("onnx", ["--output", tmp_path / "file" / "net.onnx"], "file is a file, so nothing can be in it"),
+    ):
+        code, _, err = run("export", path, f"--format={name}", *output, *overwrite, "--model=cli.trained_nets.Fire")
+        assert (code, message in err) == (2, True), err
+    assert bytes_in(tmp_path) == before
+
+
+def test_the_name_of_a_file_is_no_code(run: Run, tmp_path: Path) -> None:
+    path = saved(Fire(), tmp_path / 'a"+str(1÷0)+"\\.ckpt')
+    assert run("export", path, "--format=state_dict", "--model=cli.trained_nets.Fire")[0] == 0
+
+
+def test_nothing_that_a_checkpoint_names_is_imported_unless_the_user_trusts_it(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "stranger.py").write_text("from torch import nn\n\nclass Net(nn.Conv2d):\n    pass\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    given = {"net": {"class_path": "stranger.Net", "init_args": dict.fromkeys(("in_channels", "out_channels"), 3)}}
+    given["net"]["init_args"]["kernel_size"] = 1
+    module = Around(nn.Conv2d(3, 3, 1))
+    state = {"state_dict": module.state_dict(), "pytorch-lightning_version": "2.6.0"}
+    path = tmp_path / "net.ckpt"
+    for place in ("hyper_parameters", "hparams"):
+        torch.save({**state, place: {**given, "_instantiator": INSTANTIATOR}}, path)
+        shape = ("--input-shape", 1, 3, 4, 4)
+        asked = ("export", path, "--format=torch_export", "--model=cli.trained_nets.Around", *shape)
+        code, _, err = run(*asked, "--overwrite")
+        assert (code, "names stranger.Net, to be imported and called; if you trust" in err) == (2, True), err
+        with pytest.raises(ValueError, match=r"names stranger.Net, which loading it would import and call"):
+            load_pruned(Around, path)
+        with path.open("rb") as file, pytest.raises(ValueError, match=r"names stranger.Net"):
+            load_pruned(Around, file)
+        assert "stranger" not in sys.modules
+    assert run(*asked, "--trust")[0] == 0
+    assert isinstance(load_pruned(Around, path, weights_only=False).net, sys.modules["stranger"].Net)
+    assert load_pruned(Around, path).net.out_channels == 3  # the program knows it now
+    monkeypatch.delitem(sys.modules, "stranger")
 
 
 def test_help_reads_like_documentation(run: Run) -> None:
