@@ -24,7 +24,8 @@ import torch
 from fit.resuming import differences
 
 from campaigns.children import start
-from campaigns.killed_fit import CONFIGS, PARTS, calibrate, check_checkpoint, run
+from campaigns.killed_fit import PARTS, calibrate, check_checkpoint, run
+from campaigns.killed_kinds import CONFIGS
 from campaigns.strikes import Strike
 
 FAULTS = ("corrupt checkpoint", "wrong shapes", "stuck", "target missed", "internal traceback", "left behind")
@@ -41,15 +42,18 @@ class Outcome:
 
 
 METHODS = ("SIGKILL", "SIGTERM", "SIGINT", "exception")
-PLACES = ("clock", "hook", "surgery", "line", "save", "surgery", "line")
+PLACES = ("clock", "hook", "surgery", "line", "save", "module", "surgery", "line", "report")
 
 
 def draw(random_: random.Random, index: int, lines: dict[str, int]) -> Strike:
     """A moment, by one method at one place: both in turn, so that few strikes are of every kind, too."""
     how, where = METHODS[index % len(METHODS)], PLACES[index % len(PLACES)]
-    if where == "save":
+    if where in ("save", "report"):
         full = "full disk" if how in ("SIGINT", "exception") else "SIGKILL"
-        return Strike(full, where, count=random_.randrange(1, 6))
+        return Strike(full, where, count=random_.randrange(1, 6 if where == "save" else 3))
+    if where == "module":
+        name = random_.choice(Strike.OF_MODULE)
+        return Strike(how, where, name, random_.randrange(1, 24 if name in Strike.HOOKS else 4))
     if where == "clock":
         return Strike(how if how != "exception" else "SIGKILL", where, seconds=random_.uniform(0.05, 1.6))
     if where == "hook":
@@ -74,6 +78,8 @@ def kill_and_resume(strike: Strike, config: str, folder: Path, whole: Any, timeo
     if how == "returned":
         _note(outcome, child.result)
     outcome.notes.append("died" if how == "died" else child.result.get("status", "raised"))
+    if strike.how != "SIGKILL" and any(folder.glob(".pruning*")):
+        outcome.faults.append("left behind: half a report")
     last = _last_checkpoint(outcome, folder, config)
     if how == "returned" and child.result.get("status") == "finished":  # before the strike
         if not child.result["reached"]:
@@ -130,14 +136,14 @@ def campaign(count: int, seed: int, jobs: int = 2, timeout: float = 120.0) -> li
     root = Path(tempfile.mkdtemp(prefix="kill-"))
     names = list(CONFIGS)[: max(1, min(len(CONFIGS), count))]
     whole, lines = {}, {}
-    for name in names:
-        folder = root / f"whole-{len(whole)}"
+
+    def undisturbed(name: str) -> None:
+        folder = root / f"whole {name}"
         folder.mkdir()
-        whole_child = start(lambda folder=folder, name=name: calibrate(folder, name), folder / "log")
-        assert whole_child.join(timeout) == "returned", (folder / "log").read_text()[-3000:]
-        assert whole_child.result.get("status") == "finished", whole_child.result
-        lines[name] = whole_child.result["lines"]
-        whole[name] = torch.load(folder / "kept_0.pt", weights_only=True)
+        child = start(lambda: calibrate(folder, name), folder / "log")
+        assert child.join(timeout) == "returned", (folder / "log").read_text()[-3000:]
+        assert child.result.get("status") == "finished", child.result
+        lines[name], whole[name] = child.result["lines"], torch.load(folder / "kept_0.pt", weights_only=True)
 
     def one(item: tuple[int, str, Strike]) -> Outcome:
         index, name, strike = item
@@ -150,11 +156,10 @@ def campaign(count: int, seed: int, jobs: int = 2, timeout: float = 120.0) -> li
             shutil.rmtree(folder)
         return outcome
 
-    drawn = []
-    for index in range(count):
-        name = names[index % len(names)]
-        drawn.append((index, name, draw(random_, index, lines[name])))
     with ThreadPoolExecutor(jobs) as pool:
+        list(pool.map(undisturbed, names))
+        turns = [(index, names[index % len(names)]) for index in range(count)]
+        drawn = [(index, name, draw(random_, index, lines[name])) for index, name in turns]
         outcomes = list(pool.map(one, drawn))
     if not any(outcome.faults for outcome in outcomes):
         shutil.rmtree(root)

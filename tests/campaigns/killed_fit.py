@@ -13,20 +13,16 @@ import lightning as L
 import torch
 import zoo
 from fit.boring import trainer
-from fit.resuming import BATCHES, EPOCHS, Keep, Module, StatefulLoader, TwoOptimizers
-from lightning.pytorch.callbacks import (
-    EMAWeightAveraging,
-    ModelCheckpoint,
-    OnExceptionCheckpoint,
-    StochasticWeightAveraging,
-)
+from fit.resuming import BATCHES, EPOCHS, Keep, Module
+from lightning.pytorch.callbacks import ModelCheckpoint, OnExceptionCheckpoint
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 from torch import Tensor, nn
 
-from campaigns.strikes import Strike, StruckError, counting_lines
-from lightning_taylor import Gradual, Iterative, OneShot, Random, TaylorBatch, TaylorPruning
+from campaigns.killed_kinds import CONFIGS
+from campaigns.strikes import Strike, StruckError, UsersError, counting_lines
+from lightning_taylor import TaylorPruning
 from lightning_taylor.modules.attributes import attribute_changes
-from lightning_taylor.plan.guard import Guard
+from lightning_taylor.surgery.wrapped_optimizers import unwrapped
 
 PARTS = (
     "fit/callback",
@@ -49,62 +45,12 @@ PARTS = (
 MOST_STEPS = BATCHES * EPOCHS
 
 
-class Checked(Module):
-    """With a validation, for the guard."""
-
-    def validation_step(self, batch: Any, batch_idx: int) -> None:
-        self.log("val_acc", (self.net(batch[0]).argmax(1) == batch[1]).float().mean())
-
-    def val_dataloader(self) -> Any:
-        return StatefulLoader(batches=2)
-
-
-def _gradual() -> TaylorPruning:
-    return TaylorPruning(0.5, Gradual(3, 2, 14), measure_latency=False)
-
-
-CONFIGS: dict[str, dict[str, Any]] = {
-    "gradual": {"pruner": _gradual},
-    "exception checkpoint": {"pruner": _gradual, "exception": True, "net": zoo.vgg},
-    "ema": {"pruner": _gradual, "others": lambda: [EMAWeightAveraging(decay=0.9)]},
-    "iterative": {"pruner": lambda: TaylorPruning(0.6, Iterative(1, 2), measure_latency=False), "net": zoo.Concat},
-    "two optimizers": {"pruner": _gradual, "module": TwoOptimizers},
-    "swa": {
-        "pruner": _gradual,
-        "others": lambda: [StochasticWeightAveraging(1e-3, swa_epoch_start=1, annealing_epochs=1)],
-    },
-    "accumulated": {
-        "pruner": lambda: TaylorPruning(0.5, Gradual(2, 1, 6), measure_latency=False),
-        "trainer": {"accumulate_grad_batches": 3},
-        "exception": True,
-    },
-    "default schedule": {"pruner": lambda: TaylorPruning(0.5), "net": zoo.Inverted, "exception": True},
-    "rollback": {
-        "pruner": lambda: TaylorPruning(
-            0.5, Gradual(3, 8, 16), guard=Guard("val_acc", 1.0, "rollback"), measure_latency=False
-        ),
-        "module": Checked,
-    },
-    "one shot": {
-        "pruner": lambda: TaylorPruning(0.4, OneShot(9), TaylorBatch(), measure_latency=False),
-        "net": zoo.OptionA,
-        "optimizer": "SGD",
-    },
-    "random": {
-        "pruner": lambda: TaylorPruning(0.5, Iterative(2, 3), Random(3), measure_latency=False),
-        "net": zoo.Halves,
-        "others": lambda: [EMAWeightAveraging(decay=0.9)],
-        "exception": True,
-    },
-}
-
-
 def build(config: str) -> L.LightningModule:
     """A fresh, unpruned module."""
     settings = CONFIGS[config]
+    if "build" in settings:
+        return settings["build"]()
     kind: Callable[..., Any] = settings.get("module", Module)
-    if kind is TwoOptimizers:
-        return TwoOptimizers()
     return kind(settings.get("net", zoo.Residual)(), settings.get("optimizer", "AdamW"))
 
 
@@ -121,7 +67,7 @@ def run(folder: Path, config: str, *, resume: Path | None = None, strike: Strike
     if settings.get("exception"):
         others.append(OnExceptionCheckpoint(folder / "checkpoints", "exception"))
     strike = strike or Strike("", "")
-    with strike.armed() as striking:
+    with strike.armed(module, pruner) as striking:
         fitter = trainer(
             [*striking, *others, pruner, saver, Keep(folder)],
             max_epochs=EPOCHS,
@@ -142,7 +88,7 @@ def _fit(fitter: L.Trainer, module: L.LightningModule, resume: Path | None) -> s
     """How a fit ended: "finished", "ended" by what was meant to end it, or a traceback."""
     try:
         fitter.fit(module, ckpt_path=resume, weights_only=True)
-    except (StruckError, SIGTERMException, SystemExit, KeyboardInterrupt):
+    except (StruckError, UsersError, SIGTERMException, SystemExit, KeyboardInterrupt):
         return "ended"
     except OSError as error:
         return "ended" if error.errno == 28 else traceback.format_exc()
@@ -181,12 +127,13 @@ def disagreements(module: nn.Module, pruner: TaylorPruning, optimizers: Any) -> 
     if pruner.graph is not None:
         tensors = {**dict(module.named_parameters()), **dict(module.named_buffers())}
         found += [n for n, shape in pruner.graph.shapes.items() if tuple(tensors[n].shape) != shape]
-    for p, state in (item for optimizer in optimizers for item in optimizer.state.items()):
+    for p, state in (item for optimizer in unwrapped(optimizers) for item in optimizer.state.items()):
         found += [k for k, v in state.items() if isinstance(v, Tensor) and v.ndim and v.shape != p.shape]
-    try:
-        copy.deepcopy(module.net).eval()(torch.randn(2, 3, 12, 12))
-    except Exception as error:
-        found.append(f"forward: {error}")
+    for name in ("net", "slow", "average"):
+        try:
+            copy.deepcopy(getattr(module, name, nn.Identity())).eval()(torch.randn(2, 3, 12, 12))
+        except Exception as error:
+            found.append(f"forward of {name}: {error}")
     return found
 
 
@@ -208,8 +155,7 @@ def check_checkpoint(checkpoint: dict[str, Any], config: str) -> list[str]:
     ):
         order = [names[id(p)] for group in optimizer.param_groups for p in group["params"]]
         for position, values in saved["state"].items():
-            shape = state[order[position]].shape
-            found += [
-                f"{k} of {order[position]}" for k, v in values.items() if v is not None and v.ndim and v.shape != shape
-            ]
+            shape, every = state[order[position]].shape, {**values, **values.get("outer", {})}
+            tensors = {k: v for k, v in every.items() if isinstance(v, Tensor) and v.ndim}
+            found += [f"{k} of {order[position]}" for k, v in tensors.items() if v.shape != shape]
     return [f"wrong shapes: in a checkpoint: {text}" for text in found]

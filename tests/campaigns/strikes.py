@@ -17,6 +17,7 @@ from unittest import mock
 import lightning as L
 
 import lightning_taylor
+from lightning_taylor import TaylorPruning
 from lightning_taylor.surgery.transaction import Transaction
 
 PACKAGE = str(Path(lightning_taylor.__file__).parent) + os.sep
@@ -26,13 +27,18 @@ class StruckError(BaseException):
     """Not an ``Exception``: the trace takes those for errors of the user's forward pass."""
 
 
+class UsersError(Exception):
+    """What the user's own code raises."""
+
+
 @dataclass
 class Strike:
     """One way to end a fit.
 
     Attributes:
         how: "SIGKILL", "SIGTERM", "SIGINT", "exception" or "full disk".
-        where: "clock", "hook" of the Trainer, "surgery", "line" of our package or "save".
+        where: "clock", "hook" of the Trainer, "module" (a hook of the user's module, or ``on_event``), "surgery",
+            "line" of our package, "save" of a checkpoint or "report".
         name: which hook, which change of a transaction, which part of the package.
         count: at which of the calls or lines.
         seconds: for the clock.
@@ -48,22 +54,30 @@ class Strike:
         "on_train_batch_start", "on_before_zero_grad", "on_before_backward", "on_after_backward",
         "on_before_optimizer_step", "on_train_batch_end",
     )  # fmt: skip
+    OF_MODULE: ClassVar[tuple[str, ...]] = (*HOOKS, "on_save_checkpoint", "on_event")
     CHANGES: ClassVar[tuple[str, ...]] = ("set_storage", "set_items", "set_attribute", "follow_shapes")
 
     def now(self) -> None:
         """End it here."""
         if self.how == "exception":
-            raise StruckError(str(self))
+            raise (UsersError if self.where == "module" else StruckError)(str(self))
         if self.how == "full disk":
             raise OSError(errno.ENOSPC, "No space left on device")
         # To the process, not raise_signal: as from outside; Python runs the handler at its next instruction.
         os.kill(os.getpid(), getattr(signal, self.how))
 
     @contextmanager
-    def armed(self) -> Iterator[list[L.Callback]]:
+    def armed(self, module: L.LightningModule, pruner: TaylorPruning) -> Iterator[list[L.Callback]]:
         """Lie in wait; yields the callbacks that the Trainer needs for it."""
         if self.where == "hook":
             yield [_Hook(self)]
+        elif self.where == "module":
+            owner = pruner if self.name == "on_event" else module
+            setattr(owner, self.name, self._counting(getattr(owner, self.name) or print))
+            yield []
+        elif self.where == "report":
+            with mock.patch.object(os, "fdopen", self._counting(os.fdopen)):
+                yield []
         elif self.where == "surgery":
             with mock.patch.object(Transaction, self.name, self._counting(getattr(Transaction, self.name))):
                 yield []

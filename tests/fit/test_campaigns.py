@@ -23,7 +23,7 @@ from campaigns import (
 from campaigns.bad_inputs import CASES, judge
 from campaigns.cases import Case
 from campaigns.kill import METHODS, PLACES, campaign
-from campaigns.killed_fit import CONFIGS
+from campaigns.killed_kinds import CONFIGS
 from campaigns.real_nets import Case as Network
 from campaigns.soak import soak
 from torch import Tensor, nn
