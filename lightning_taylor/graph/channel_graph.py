@@ -39,6 +39,7 @@ class ChannelGraph:
         unseen: layers that neither the training nor the evaluation path reached.
         dense_sizes: group name -> its size when the model was traced; filled in by itself.
         followers: the attributes of modules that follow the widths, beyond those that their class says.
+        doubtful: number that a module keeps -> its value, and why it stays although it may count removable channels.
         apart: names of the weights that other code than that of their modules reads, too.
         rows: layer -> which rows of its input belong to one example, where that is not one row of each in one call.
     """
@@ -53,6 +54,7 @@ class ChannelGraph:
     unseen: tuple[str, ...] = ()
     dense_sizes: Mapping[str, int] = field(default_factory=dict)
     followers: tuple[LinkedAttribute, ...] = ()
+    doubtful: Mapping[str, str] = field(default_factory=dict)
     apart: frozenset[str] = frozenset()
     rows: Mapping[str, RowLayout] = field(default_factory=dict)
 

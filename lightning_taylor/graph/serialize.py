@@ -47,6 +47,7 @@ def graph_to_plain(graph: ChannelGraph) -> dict[str, Any]:
         "unseen": list(graph.unseen),
         "dense_sizes": dict(graph.dense_sizes),
         "followers": [follower_to_plain(f) for f in graph.followers],
+        "doubtful": dict(graph.doubtful),
         "apart": sorted(graph.apart),
         "rows": {layer: layout_to_plain(layout) for layer, layout in graph.rows.items()},
     }
@@ -71,6 +72,7 @@ def graph_from_plain(plain: Mapping[str, Any]) -> ChannelGraph:
         unseen=tuple(plain["unseen"]),
         dense_sizes=dict(plain["dense_sizes"]),
         followers=tuple(follower_from_plain(f) for f in plain.get("followers", ())),
+        doubtful=dict(plain.get("doubtful", {})),
         apart=frozenset(plain.get("apart", ())),
         rows={layer: layout_from_plain(layout) for layer, layout in plain.get("rows", {}).items()},
     )

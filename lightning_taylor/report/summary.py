@@ -71,6 +71,7 @@ class PruningSummary:
         layers: every channel-carrying layer, in forward order.
         frozen: layer -> why its channels (or some of them) had to stay.
         unscored: group -> why its channels could not be scored, and hence stayed.
+        doubtful: number that a module keeps -> its value, and why it stays although it may count removable channels.
         events: one row per removal, without the indices.
         metrics: metric name -> its value before and after; only those measured on both sides.
         latency: dense against pruned, if it was measured at the end.
@@ -97,6 +98,7 @@ class PruningSummary:
     layers: tuple[LayerChange, ...]
     frozen: Mapping[str, str] = field(default_factory=dict)
     unscored: Mapping[str, str] = field(default_factory=dict)
+    doubtful: Mapping[str, str] = field(default_factory=dict)
     events: tuple[Mapping[str, float], ...] = ()
     metrics: Mapping[str, Change] = field(default_factory=dict)
     latency: LatencyComparison | None = None
@@ -160,6 +162,7 @@ class PruningSummary:
             layers=_layers(graph),
             frozen=dict(graph.frozen),
             unscored=dict(unscored or {}),
+            doubtful=dict(graph.doubtful),
             events=_event_rows(record or Record()),
             metrics={name: Change(float(first[name]), float(last[name])) for name in first if name in last},
             latency=latency,
@@ -205,6 +208,7 @@ class PruningSummary:
             "layers": [vars(layer) for layer in self.layers],
             "frozen": dict(self.frozen),
             "unscored": dict(self.unscored),
+            "doubtful": dict(self.doubtful),
             "events": [dict(event) for event in self.events],
             "metrics": {name: vars(change) for name, change in self.metrics.items()},
             "latency": self.latency.to_plain() if self.latency else None,

@@ -35,6 +35,7 @@ def build_graph(
     component = partition.components()
     frozen_by = partition.frozen_components(component)
     member_of_group, groups = _groups(partition, constraints.pairs, component, frozen_by)
+    followers = tuple(_linked(partition))
     return ChannelGraph(
         groups=groups,
         frozen=_frozen_layers(partition, component, frozen_by, member_of_group, constraints.grids.held(component)),
@@ -44,7 +45,8 @@ def build_graph(
         parameters=parameters,
         operations=tuple(partition.operations),
         unseen=unseen,
-        followers=tuple(_linked(partition)),
+        followers=followers,
+        doubtful=dict(constraints.told.in_doubt({(f.module, f.attribute) for f in followers})),
     )
 
 

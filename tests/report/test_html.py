@@ -240,6 +240,15 @@ def test_every_tag_is_closed_and_nothing_is_fetched(summary, nasty, which):
     assert len(elements.of("title")) == len(elements.of("h1")) == 1
 
 
+def test_numbers_in_doubt_are_listed_in_the_data_and_on_the_page(summary):
+    doubt = "8: tensors of several kinds have as many channels"
+    listed = page(replace(summary, doubtful={"encoder.feature_dim": doubt}))
+    assert embedded(listed)["doubtful"] == {"encoder.feature_dim": doubt}
+    assert "<summary>1 number in doubt</summary>" in listed
+    assert f'<th scope="row">encoder.feature_dim</th><td>{doubt}</td>' in listed
+    assert "in doubt" not in page(summary)
+
+
 def test_names_are_shown_as_they_are(nasty):
     html = page(nasty)
     assert NASTY in Elements(html).words()

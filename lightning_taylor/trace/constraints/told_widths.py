@@ -3,11 +3,11 @@
 No forward pass need run by them, so that no operator shows what they count; but the module's code handles tensors: what
 it is given, what it gives its parts and gets from them, and what it returns. A number that is called after a width and
 equals the channels of one kind of tensor among these, and of no other, counts those. Where several are as wide, one
-that is called after the output counts what the module returns, one after the input what it is given; of the others it
-is in doubt which they count, and where the proof refuses a removal, it is tried whether they count what the module is
-given, as in ``assert x.shape[1] == self.channels``. Of a list whose entries equal the
-channels of the tensors that are returned, in order, each counts its own; and an entry beside the name of a part, as in
-``{"num_chs": 64, "module": "layer1"}``, counts the channels that this part returns. What is still in doubt stays.
+that is called after the output counts what the module returns; of the others it is in doubt which they count, and only
+where the proof refuses a removal is it tried whether they count what the module is given, as in
+``assert x.shape[1] == self.channels``. Of a list whose entries equal the channels of the tensors that are returned, in
+order, each counts its own; and an entry beside the name of a part, as in ``{"num_chs": 64, "module": "layer1"}``, counts
+the channels that this part returns. What is still in doubt stays, and is listed in the graph with the reason.
 
 Shape legend: C = channels of a tensor.
 """
@@ -15,7 +15,7 @@ Shape legend: C = channels of a tensor.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -33,6 +33,12 @@ from lightning_taylor.utilities.calls import tensors_in
 __all__ = ["ToldWidths"]
 
 _WIDTHS = ("dim", "width", "channel", "chs", "hidden", "planes", "feature", "embed")
+
+_SEVERAL = "tensors of several kinds have as many channels"
+
+_REFUSED = "the network would compute something else if it followed"
+
+_NO_AXIS = "no tensor dimension has these channels one by one"
 
 _NOT = ("base", "img", "image", "patch", "window", "grid", "in_ch", "reduction")
 
@@ -129,6 +135,25 @@ class ToldWidths(Constraint):
             axis = axes.setdefault(tied.tobytes(), self._axis(component, tied))
             if axis is not None:
                 yield LinkedAttribute(module, path, axis, len(vector), len(vector))
+
+    def in_doubt(self, linked: Collection[tuple[str, str]]) -> Iterator[tuple[str, str]]:
+        """Yield the numbers that may count channels of which some can go, and that stay, each with the reason.
+
+        Args:
+            linked: module and attribute of what follows.
+        """
+        component = self._partition.components()
+        frozen = self._partition.frozen_components(component)
+        counted = {(module, path) for module, path, _ in self._counted(component)}
+        for module, handled in self._handled.items():
+            for path, value in handled.numbers.items():
+                alike = [vector for size, vector in handled.vectors if size == value and vector is not None]
+                if (module, path) in linked or all(bool((frozen[component[v]] >= 0).all()) for v in alike):
+                    continue
+                why = (
+                    _REFUSED if self._turn.get(module) == _LEFT else _NO_AXIS if (module, path) in counted else _SEVERAL
+                )
+                yield f"{module}.{path}".lstrip("."), f"{value}: {why}"
 
     def _see(self, tensor: Tensor, vector: np.ndarray | None, *handled: _Handled) -> None:
         for one in handled:
