@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 from pathlib import Path
@@ -9,13 +10,14 @@ from typing import Any
 
 import lightning as L
 import pytest
+import torch
 from campaigns import ranks as rank_campaign
 from campaigns import resume as resume_campaign
 from lightning.pytorch.callbacks import ModelCheckpoint, OnExceptionCheckpoint
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from fit.rank_launch import all_well, on_ranks
-from fit.resuming import KilledError, differences, kept, run
+from fit.resuming import KilledError, differences, kept, run, run_ranks
 
 EVENT = 5  # the schedule's first, in the first epoch of eight steps
 
@@ -80,6 +82,23 @@ def test_resume_equals_uninterrupted_on_every_rank(kind: str, precision: str) ->
     for ranks in (1, 2):
         found = resume_campaign.cell(ranks, precision, kind, kills=1, seed=1)
         assert found == {step: [] for step in found}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("before", "after"), [(2, 1), (1, 2)])
+def test_a_fit_goes_on_with_another_number_of_ranks(before: int, after: int, tmp_path: Path) -> None:
+    run_ranks(before, tmp_path, "plain", kill=EVENT + 1)
+    state = torch.load(tmp_path / "kill.ckpt", weights_only=True)["callbacks"]["TaylorPruning"]
+    assert [event["step"] for event in state["record"]["events"]] == [EVENT]
+    run_ranks(after, tmp_path, "plain", resume=tmp_path / "kill.ckpt")
+    report = json.loads((tmp_path / "pruning.json").read_text())
+    assert report["met"]
+    assert report["events"][0] == {"step": EVENT, **report["events"][0]}
+    assert len(report["events"]) > 1
+    first, *others = [{n: t for n, t in kept(tmp_path, rank)["model"].items() if "running_" not in n}
+                      for rank in range(after)]  # fmt: skip
+    assert {n: tuple(t.shape) for n, t in first.items()}["net.one.0.weight"][0] < 8
+    assert all(differences(first, other) == [] for other in others)
 
 
 @pytest.mark.slow
