@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -39,6 +40,11 @@ class Recording(Criterion):
         self.scorers.append(scorer)
         self.graphs.append(graph)
         return scorer
+
+
+def report_in(folder: Path) -> Any:
+    """Read the data of the latest report in a folder; those of earlier fits stay beside it."""
+    return json.loads(max(folder.glob("pruning*.json"), key=lambda path: path.stat().st_mtime_ns).read_text())
 
 
 class Survivors(L.Callback):

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +13,7 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import Tensor, nn
 
 from fit.boring import Boring, Validated, loader, trainer
+from fit.harness import report_in
 from lightning_taylor import (
     Gradual,
     Iterative,
@@ -51,7 +51,7 @@ def test_an_ordinary_fit_lands_on_the_target(name: str, tmp_path: Path) -> None:
     size = 6 if name == "bare" else 12
     run = trainer([callback], default_root_dir=tmp_path)
     run.fit(module, loader(size=size))
-    summary = json.loads((tmp_path / "pruning.json").read_text())
+    summary = report_in(tmp_path)
     remaining = summary["flops"]["after"] / summary["flops"]["before"]
     assert remaining <= 0.5
     graph = callback.graph
@@ -107,7 +107,7 @@ def test_metrics_before_and_after_are_reported(tmp_path: Path) -> None:
     callback, module = pruning(schedule=Gradual(2, 9, 20)), Validated(zoo.Residual())
     run = trainer([callback], default_root_dir=tmp_path)
     run.fit(module, loader(), loader(seed=1))
-    metrics = json.loads((tmp_path / "pruning.json").read_text())["metrics"]
+    metrics = report_in(tmp_path)["metrics"]
     assert set(metrics["val_acc"]) >= {"before", "after"}
 
 
@@ -115,7 +115,7 @@ def test_metrics_before_and_after_are_reported(tmp_path: Path) -> None:
 def test_the_report_knows_widths_scores_curve_and_sizes(tmp_path: Path) -> None:
     module = Validated(zoo.Residual())
     trainer([pruning(schedule=Gradual(3, 9, 18))], default_root_dir=tmp_path).fit(module, loader(), loader(seed=1))
-    found = json.loads((tmp_path / "pruning.json").read_text())
+    found = report_in(tmp_path)
     assert [event["step"] for event in found["events"]] == [12, 15, 18]
     assert {layer: module.get_submodule(layer).weight.shape[0] for layer in found["widths"][-1]} == found["widths"][-1]
     assert found["widths"][0] != found["widths"][-1]
@@ -148,7 +148,7 @@ def test_a_resumed_fit_reports_the_whole_of_it(tmp_path: Path) -> None:
         torch.manual_seed(0)
         fitter = trainer([pruning(schedule=Gradual(4, 4, 20)), *others], default_root_dir=tmp_path)
         fitter.fit(Validated(zoo.Residual()), loader(), loader(seed=1), ckpt_path=checkpoint)
-        return json.loads((tmp_path / "pruning.json").read_text())
+        return report_in(tmp_path)
 
     whole, rest = run(None, Saving()), run(tmp_path / "0.ckpt")
     assert len(whole["events"]) >= 3
@@ -159,7 +159,7 @@ def test_a_resumed_fit_reports_the_whole_of_it(tmp_path: Path) -> None:
 
 def test_the_report_measures_latency_at_the_batch_that_it_trained_on(tmp_path: Path) -> None:
     fit(Boring(zoo.Residual()), pruning(measure_latency=True), tmp_path)
-    assert json.loads((tmp_path / "pruning.json").read_text())["latency"]["dense"]["median"] > 0
+    assert report_in(tmp_path)["latency"]["dense"]["median"] > 0
 
 
 def test_an_unreachable_target_stops_before_any_step(tmp_path: Path) -> None:

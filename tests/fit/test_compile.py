@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import shutil
@@ -20,7 +19,7 @@ from torch.utils.data import DataLoader
 from zoo_heads import SPREAD
 
 from fit.boring import Boring, loader, trainer
-from fit.harness import Survivors, assert_close, fit, hooks_on, pruning, scores_of
+from fit.harness import Survivors, assert_close, fit, hooks_on, pruning, report_in, scores_of
 from lightning_taylor import OBD, ActivationMean, Gradual, Iterative, OneShot, Taylor, TaylorBatch
 from lightning_taylor.plan import ScoreBatches
 
@@ -135,7 +134,7 @@ def test_more_sizes_than_the_compiler_keeps(how: str, tmp_path: Path, caplog: py
     with caplog.at_level(logging.WARNING, "torch._dynamo"):
         fit(compiled(how), pruner, tmp_path, max_steps=16)
     assert pruner.reached
-    report = json.loads((tmp_path / "pruning.json").read_text())
+    report = report_in(tmp_path)
     assert len(report["events"]) > torch._dynamo.config.recompile_limit
     assert [r.message for r in caplog.records if "recompile_limit" in r.getMessage()] == []
     assert not any("limit" in key for key in torch._dynamo.utils.counters["frames"])
@@ -148,7 +147,7 @@ def test_the_report_counts_what_was_compiled(tmp_path: Path) -> None:
         torch._dynamo.utils.counters.clear()
         pruner = pruning(schedule=Gradual(3, 2, 14))
         fit(compiled(how), pruner, tmp_path)
-        report = json.loads((tmp_path / "pruning.json").read_text())
+        report = report_in(tmp_path)
         counts.append(report.get("compiled_graphs"))
         sizes = len(report["events"]) + 1
     assert counts[0] is None
@@ -197,7 +196,7 @@ def test_a_graph_without_breaks_lands(tmp_path: Path) -> None:
 def test_while_it_is_scored_the_net_is_one_graph_a_size(tmp_path: Path) -> None:
     pruner = pruning(schedule=Gradual(4, 4, 12))
     fit(compiled("child in place", "aot_eager"), pruner, tmp_path)
-    events = len(json.loads((tmp_path / "pruning.json").read_text())["events"])
+    events = len(report_in(tmp_path)["events"])
     assert sum(torch._dynamo.utils.counters["graph_break"].values()) == 0
     # One for each size; the first two batches, which are traced and which find out the sizes, run uncompiled.
     assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == events + 1
@@ -208,7 +207,7 @@ def test_to_score_some_steps_and_not_others_takes_two_graphs_a_size(criterion: A
     """One with the hooks, and one without; neither is compiled again when the other had its turn."""
     pruner = pruning(schedule=Gradual(6, 0, 18), criterion=criterion, score_batches=ScoreBatches(3))
     fit(compiled("child in place", "aot_eager"), pruner, tmp_path)
-    sizes = len(json.loads((tmp_path / "pruning.json").read_text())["events"]) + 1
+    sizes = len(report_in(tmp_path)["events"]) + 1
     assert sizes > 2
     assert sum(torch._dynamo.utils.counters["graph_break"].values()) == 0
     # Where there are no hooks it is but one; and the last size is not scored.

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,7 @@ from lightning.pytorch.callbacks import Checkpoint, EMAWeightAveraging, Stochast
 from torch import Tensor
 
 from fit.boring import Boring, loader, trainer
-from fit.harness import Survivors, fit, hooks_on, pruning
+from fit.harness import Survivors, fit, hooks_on, pruning, report_in
 from fit.resuming import StatefulLoader, differences
 from lightning_taylor import Gradual, Guard, Iterative, TaylorPruning
 
@@ -62,7 +61,7 @@ def run(
 
 
 def steps(folder: Path) -> list[int]:
-    return [event["step"] for event in json.loads((folder / "pruning.json").read_text())["events"]]
+    return [event["step"] for event in report_in(folder)["events"]]
 
 
 def everything(module: L.LightningModule, trainer: L.Trainer, pruner: TaylorPruning) -> dict[str, Any]:
@@ -246,7 +245,7 @@ def test_a_baseline_of_the_users_takes_the_place_of_that_validation(tmp_path: Pa
     with pytest.warns(UserWarning, match="was not reached"), pytest.warns(UserWarning, match=held):
         run(Told([0.1, 0.1]), pruner, tmp_path)
     assert not pruner.reached
-    report = json.loads((tmp_path / "pruning.json").read_text())
+    report = report_in(tmp_path)
     assert report["metrics"]["val_acc"]["before"] == 0.9
     assert report["baseline"] == {"step": None, "given": ["val_acc"]}
 
