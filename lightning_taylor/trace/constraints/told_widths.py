@@ -6,8 +6,8 @@ equals the channels of one kind of tensor among these, and of no other, counts t
 that is called after the output counts what the module returns; of the others it is in doubt which they count, and only
 where the proof refuses a removal is it tried whether they count what the module is given, as in
 ``assert x.shape[1] == self.channels``. Of a list whose entries equal the channels of the tensors that are returned, in
-order, each counts its own; and an entry beside the name of a part, as in ``{"num_chs": 64, "module": "layer1"}``, counts
-the channels that this part returns. What is still in doubt stays, and is listed in the graph with the reason.
+order, each counts its own; an entry beside the name of a part, as in ``{"num_chs": 64, "module": "layer1"}``, counts
+those that the part returns. What is still in doubt stays, and is listed in the graph with the reason.
 
 Shape legend: C = channels of a tensor.
 """
