@@ -65,6 +65,8 @@ def is_constant(labels: Tensor, dims: tuple[int, ...]) -> bool:
 def lies_across(labels: Tensor, dim: int) -> bool:
     """Whether channels run along other dimensions only; positions along this one may have none (padding), or all."""
     small = compressed(labels)
+    if not small.shape[dim]:  # of no examples, or of no detections
+        return True
     last = small.amax(dim, keepdim=True)
     return bool(((small == last) | (small == NEUTRAL)).all()) and len(torch.unique(last[last != NEUTRAL])) != 1
 

@@ -171,3 +171,20 @@ def test_a_softmax_over_channels_still_freezes_them() -> None:
     graph = prunable(Gates(), IMAGE)
     assert not graph.groups
     assert "along the channels by _softmax" in graph.frozen["a"]
+
+
+class Detections(nn.Module):
+    """A head on the positions whose score is high enough, of which there are none yet, and at most three."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.score, self.head = conv(2, 3, 12), conv(2, 12, 1, 1), nn.Linear(12, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x).relu()
+        found = x.movedim(1, 3)[self.score(x)[:, 0] > 1e6]
+        return self.head(x.mean((2, 3))).sum() + self.head(found[:3]).sum() + self.head(found[2:]).sum()
+
+
+def test_what_is_cut_out_of_nothing_is_no_channel() -> None:
+    assert prunable(Detections(), IMAGE).groups.keys() == {"stem"}
