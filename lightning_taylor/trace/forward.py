@@ -126,9 +126,12 @@ def quiet(seed: int = 0, dtype: torch.dtype | None = None) -> Iterator[None]:
 
 @contextmanager
 def unchanged(net: nn.Module, training: bool, *, step: bool = False) -> Iterator[None]:
-    """Run in training or evaluation mode, with modes and buffers given back; after a step the parameters, too."""
+    """Run in training or evaluation mode, with modes and buffers given back; after a step the parameters, too.
+
+    A forward pass that is no step may write into parameters that are not trained: averaged codebooks.
+    """
     modes = [(m, m.training) for m in net.modules()]
-    written = [*net.buffers(), *(net.parameters() if step else ())]
+    written = [*net.buffers(), *(p for p in net.parameters() if step or not p.requires_grad)]
     values = [(t, t.detach().clone()) for t in written]
     net.train(training)
     try:

@@ -67,3 +67,24 @@ def test_layers_without_norms_hide_nothing() -> None:
 def test_code_that_knows_its_batch_is_traced_with_all_of_it() -> None:
     graph = trace_channels(KnowsItsBatch(), torch.randn(5, 3, 9))
     assert {name: group.size for name, group in graph.groups.items()} == {"made": 6}
+
+
+class Averaged(nn.Module):
+    """A codebook that a training pass goes on averaging, without a gradient and behind autograd's back."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.encoder, self.decoder, self.head = nn.Linear(6, 4), nn.Linear(4, 8), nn.Linear(8, 3)
+        self.codes = nn.Parameter(torch.randn(5, 4), requires_grad=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        z = self.encoder(x)
+        chosen = torch.cdist(z, self.codes).argmin(1)
+        quantised = z + (self.codes[chosen] - z).detach()
+        if self.training:
+            self.codes.data[chosen] = 0.5 * self.codes.data[chosen] + 0.5 * z.detach()
+        return self.head(self.decoder(quantised).relu())
+
+
+def test_what_a_training_pass_writes_into_a_parameter_is_given_back() -> None:
+    assert "decoder" in trace_channels(Averaged(), torch.randn(3, 6)).groups

@@ -162,7 +162,10 @@ class MaskedNormMode(TorchDispatchMode):
             args = self._left_out(*args)
         out = func(*args, **(kwargs or {}))
         kept = self._kept.get(id(args[_WEIGHT_AT[name]])) if name in _WEIGHT_AT else None
-        return out if kept is None else (_NORMS[name](kept, *args), *out[1:])
+        if kept is not None:
+            # Into the same memory: what is random later fills a tensor in the order of its strides.
+            out[0].copy_(_NORMS[name](kept, *args))
+        return out
 
     def _left_out(self, x: Tensor, *rest: Any) -> tuple[Any, ...]:
         """An average's arguments, without the entries that are to go."""

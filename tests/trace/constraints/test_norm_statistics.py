@@ -19,6 +19,7 @@ from lightning_taylor import Gradual, TaylorPruning, trace_channels
 from lightning_taylor.graph.channel_graph import ChannelGraph
 from lightning_taylor.graph.types import Remove
 from lightning_taylor.modules.model_copy import reveal
+from lightning_taylor.trace.constraints.norm_statistics import MaskedNormMode
 
 
 def grouped() -> nn.Module:
@@ -267,3 +268,17 @@ def test_what_two_layers_arrange_differently_stays() -> None:
     assert "stem" not in graph.groups
     assert graph.frozen["stem"].startswith("arranged as a grid by convolution in grouped")
     assert "otherwise by native_group_norm in norm" in graph.frozen["stem"]
+
+
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("examples", [1, 2])
+def test_a_masked_norm_fills_its_outcome_in_the_order_that_the_norm_does(
+    memory_format: torch.memory_format, examples: int
+) -> None:
+    x = torch.randn(examples, 8, 6, 6).to(memory_format=memory_format)
+    norm = nn.GroupNorm(4, 8).requires_grad_(False)
+    with MaskedNormMode({id(norm.weight): torch.arange(4)}, {}):
+        masked = norm(x)
+    # What is random after it (``randn_like``) draws in this order, so that the smaller network gets other numbers else.
+    assert masked.stride() == norm(x).stride()
+    torch.testing.assert_close(masked[:, :4], norm(x)[:, :4])
