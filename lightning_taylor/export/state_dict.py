@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_taylor.export.verified_write import Candidate, Exported, ExportError, keep, uncompiled
+from lightning_taylor.modules.attribute_paths import numbers_in, split_path
 from lightning_taylor.modules.attributes import rule_of
 from lightning_taylor.modules.model_copy import private_copy
 from lightning_taylor.utilities.calls import Inputs
@@ -50,13 +51,16 @@ def export_state_dict(
             package, _, name = record["builder"].rpartition(".")
             model = getattr(importlib.import_module(package), name)(**record["arguments"])
             for layer, attributes in record["layers"].items():
-                vars(model.get_submodule(layer)).update(attributes)
+                own = vars(model.get_submodule(layer))
+                own.update({key: like(own.get(key), value) for key, value in attributes.items()})
             tensors = torch.load(Path(path).with_name(record["weights"]), weights_only=True)
             for name, tensor in tensors.items():
                 layer, _, attribute = name.rpartition(".")
                 getattr(model.get_submodule(layer), attribute).data = tensor
             model.load_state_dict(tensors)
             return model.eval()
+
+    Here ``like`` makes tuples of lists where the dense network has tuples, since JSON knows none.
 
     The files are kept only if what this very loader builds gives what the model gives on ``example_inputs``: no
     output may differ by more than ``tolerance`` times the largest absolute value of that output.
@@ -185,18 +189,29 @@ from pathlib import Path
 import torch
 
 
+def like(old, new):
+    """What JSON made of an attribute, with tuples where the dense network has them."""
+    if isinstance(old, dict) and isinstance(new, dict):
+        return {key: like(old.get(key), value) for key, value in new.items()}
+    if isinstance(old, (list, tuple)) and isinstance(new, list):
+        return type(old)(like(one, other) for one, other in zip(old, new))
+    return new
+
+
 def load(path=RECORD):
     record = json.loads(Path(path).read_text())
     package, _, name = record["builder"].rpartition(".")
     model = getattr(importlib.import_module(package), name)(**record["arguments"])
     for layer, attributes in record["layers"].items():
-        vars(model.get_submodule(layer)).update(attributes)
+        own = vars(model.get_submodule(layer))
+        own.update({key: like(own.get(key), value) for key, value in attributes.items()})
     tensors = torch.load(Path(path).with_name(record["weights"]), weights_only=True)
     for name, tensor in tensors.items():
         layer, _, attribute = name.rpartition(".")
         getattr(model.get_submodule(layer), attribute).data = tensor
     model.load_state_dict(tensors)
     return model.eval()
+
 '''
 """The loader that is written beside the weights; ``RECORD`` stands for the path of the record."""
 
@@ -218,9 +233,9 @@ def architecture_record(
         arguments: what it is called with.
 
     Returns:
-        ``layers`` maps the name of every module with parameters to its attributes that are whole numbers, lists of
-        them (tuples become lists) or truth values, and its widths; ``tensors`` every name of the state dict to its
-        shape.
+        ``layers`` maps the name of every module with parameters, or of a class that is not torch's, to its attributes
+        that are whole numbers or truth values, or lists, tuples (which become lists) and dicts with whole numbers, and
+        to its widths; ``tensors`` every name of the state dict to its shape.
 
     Example:
         >>> net = nn.Sequential(nn.Conv2d(3, 5, 1), nn.BatchNorm2d(5))
@@ -240,22 +255,33 @@ def architecture_record(
 
 def _layers(model: nn.Module) -> Iterator[tuple[str, dict[str, Any]]]:
     for name, module in model.named_modules():
-        if next(chain(module.parameters(), module.buffers()), None) is not None:
-            # Numbers may be widths that the user's own code reads (num_heads), and truth values what it chose by a
-            # width (whether a block of MobileNet adds its input).
-            plain = {k: v for k, v in vars(module).items() if type(v) in (int, bool) and k[0] != "_"}
-            plain.pop("training")
-            rule = rule_of(module)
-            followed = dict(rule(module, {})) if rule else _listed(module)
-            followed.pop("__class__", None)
-            if attributes := {**plain, **followed}:
-                yield name, attributes
+        holds_any = next(chain(module.parameters(), module.buffers()), None) is not None
+        if not holds_any and type(module).__module__.startswith("torch."):
+            continue
+        # Numbers may be widths that the user's own code reads (num_heads), and truth values what it chose by a width
+        # (whether a block of MobileNet adds its input).
+        plain = {k: v for k, v in vars(module).items() if type(v) in (int, bool) and k[0] != "_"}
+        plain.pop("training")
+        rule = rule_of(module) if holds_any else None
+        followed = dict(rule(module, {})) if rule else _with_numbers(module)
+        followed.pop("__class__", None)
+        if attributes := {**plain, **followed}:
+            yield name, attributes
 
 
-def _listed(module: nn.Module) -> dict[str, list[int]]:
-    """The lists of whole numbers that the code of the user's own module may take its channels apart by."""
-    lists = {k: v for k, v in vars(module).items() if isinstance(v, list | tuple) and v and k[0] != "_"}
-    return {k: list(v) for k, v in lists.items() if all(type(n) is int for n in v)}
+def _with_numbers(module: nn.Module) -> dict[str, Any]:
+    """The lists, tuples and dicts with whole numbers that the user's own module may take its channels apart by."""
+    numbers = {split_path(path)[0] for path in numbers_in(module) if "[" in path}
+    return {name: value for name, value in vars(module).items() if name in numbers and _is_data(value)}
+
+
+def _is_data(value: object) -> bool:
+    """Return whether JSON has everything that is in a value, but for tuples."""
+    if type(value) is dict:
+        return all(type(key) is str and _is_data(part) for key, part in value.items())
+    if type(value) in (list, tuple):
+        return all(map(_is_data, value))  # type: ignore[call-overload]
+    return type(value) in (int, float, bool, str, type(None))
 
 
 def loader_text(record_name: str, builder: str | None) -> str:

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from lightning_taylor import UnsupportedModelError, trace_channels
 from lightning_taylor.graph.channel_graph import ChannelGraph
 from lightning_taylor.modules.model_copy import reveal
-from lightning_taylor.trace.forward import quiet
+from lightning_taylor.trace.forward import quiet, unchanged
 from lightning_taylor.utilities.calls import cast, tensors_in
 
 Example = tuple[nn.Module, tuple[Any, ...]]
@@ -216,10 +216,9 @@ def removals(graph: ChannelGraph) -> Iterator[tuple[str, dict[str, Tensor]]]:
 
 
 def run(model: nn.Module, args: tuple[Any, ...], mode: str) -> list[Tensor]:
-    """All outputs, with dropout silent and batch norms on their running statistics."""
-    model.train(MODES[mode])
+    """All outputs, with dropout silent and batch norms on their running statistics; what is written is given back."""
     dtype = next(p.dtype for p in model.parameters() if p.is_floating_point())
-    with quiet(dtype=dtype):
+    with unchanged(model, MODES[mode], step=True), quiet(dtype=dtype):
         return [t.detach().clone() for t in tensors_in(model(*args)) if t.is_floating_point()]
 
 
