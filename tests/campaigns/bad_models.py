@@ -210,7 +210,7 @@ MODELS: list[tuple[str, Callable[[], nn.Module], str | None]] = [
     ("lazy", lazy, "parameter '0.weight' is lazy"),
     ("lazy batch norm", lambda: nn.Sequential(zoo.conv(3, 8), nn.LazyBatchNorm2d()), "is lazy"),
     ("sparse parameter", Sparse, "'mix' is sparse"),
-    ("complex parameter", Complex, only("no rule for _fft_r2c")),
+    ("complex parameter", Complex, None),
     ("weight_norm", normed(parametrizations.weight_norm), None),
     ("spectral_norm", normed(parametrizations.spectral_norm), only("no rule for mv")),
     ("old spectral_norm", normed(spectral_norm), only("no rule for mv")),
