@@ -49,7 +49,7 @@ def draw(random_: random.Random, index: int, lines: dict[str, int]) -> Strike:
     """A moment, by one method at one place: both in turn, so that few strikes are of every kind, too."""
     how, where = METHODS[index % len(METHODS)], PLACES[index % len(PLACES)]
     if where in ("save", "report"):
-        full = "full disk" if how in ("SIGINT", "exception") else "SIGKILL"
+        full = "full disk" if how in ("SIGTERM", "exception") else "SIGKILL"
         return Strike(full, where, count=random_.randrange(1, 6 if where == "save" else 3))
     if where == "module":
         name = random_.choice(Strike.OF_MODULE)

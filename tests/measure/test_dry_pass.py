@@ -20,7 +20,7 @@ from lightning_taylor.utilities.calls import ForwardCall
 CPU = torch.device("cpu")
 
 
-ATTENTIONS = {"heads", "heads_separate", "multihead", "windows"}
+ATTENTIONS = {"heads", "heads_inside", "heads_separate", "multihead", "windows"}
 """On a CPU their attentions run code that keeps less than what every device has."""
 
 
