@@ -20,7 +20,7 @@ from lightning_taylor.plan.schedule import Schedule
 from lightning_taylor.plan.score_batches import DEFAULT, ScoreBatches, Scored
 from lightning_taylor.plan.target import Target
 from lightning_taylor.scores.normalize import Normalization
-from lightning_taylor.trace.options import AttentionHeads, ConvGroups, TraceOptions
+from lightning_taylor.trace.options import TraceOptions, kinds_of_choices
 from lightning_taylor.utilities.checks import is_number, is_whole
 
 __all__ = [
@@ -326,15 +326,13 @@ CHECKS: Mapping[str, Check] = {
     "guard": _instance(Guard, 'a Guard such as Guard("val_acc", max_drop=0.02)'),
     "allow_untested_strategy": _switch,
     "oracle_sample": _count(0),
-    "allow_inexact_norms": _switch,
-    "conv_groups": _one_of(ConvGroups),
-    "attention_heads": _one_of(AttentionHeads),
     "verbose": _switch,
     "on_event": _callable,
     "baseline": _baseline,
     "max_removed": _shares,
     "score_batches": _score_batches,
     "scope": _scope,
+    **{name: _switch if kind is bool else _one_of(kind) for name, kind in kinds_of_choices().items()},
 }
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import Any, Unpack
 
 from torch import nn
 
@@ -24,7 +24,7 @@ from lightning_taylor.report.layer_costs import flops_now
 from lightning_taylor.report.remedies import remedy_for
 from lightning_taylor.report.summary import widths_after, widths_now
 from lightning_taylor.trace.api import trace_channels
-from lightning_taylor.trace.options import AttentionHeads, ConvGroups
+from lightning_taylor.trace.options import TraceChoices
 
 __all__ = ["InspectedLayer", "Inspection", "inspect_model"]
 
@@ -188,11 +188,8 @@ def inspect_model(
     ignore: Sequence[str] = (),
     min_channels: int = 1,
     round_to: int = 1,
-    allow_inexact_norms: bool = False,
-    conv_groups: ConvGroups = "auto",
-    attention_heads: AttentionHeads = "whole",
-    scope: str | Sequence[str] = (),
     max_removed: MaxRemoved | None = None,
+    **choices: Unpack[TraceChoices],
 ) -> Inspection:
     """Look at a model as a fit with ``TaylorPruning`` would, and remove nothing.
 
@@ -209,11 +206,9 @@ def inspect_model(
         ignore: name patterns of layers whose output channels stay.
         min_channels: fewest channels that a group may keep.
         round_to: groups keep a multiple of this many channels.
-        allow_inexact_norms: as for ``trace_channels``.
-        conv_groups: as for ``trace_channels``.
-        attention_heads: likewise.
-        scope: likewise.
         max_removed: the largest share of a group's channels that may go, as for ``TaylorPruning``.
+        choices: ``allow_inexact_norms``, ``conv_groups``, ``attention_heads`` and ``scope``, as for
+            ``trace_channels``.
 
     Raises:
         UnsupportedModelError: if the model cannot be traced.
@@ -228,15 +223,7 @@ def inspect_model(
         >>> found.events[-1].widths
         {'0': 4}
     """
-    graph = trace_channels(
-        model,
-        example_inputs,
-        ignore=ignore,
-        allow_inexact_norms=allow_inexact_norms,
-        conv_groups=conv_groups,
-        attention_heads=attention_heads,
-        scope=scope,
-    )
+    graph = trace_channels(model, example_inputs, ignore=ignore, **choices)
     wanted = Target.of(target)
     return Inspection.of(
         graph, wanted, schedule, steps, min_channels=min_channels, round_to=round_to, max_removed=max_removed
