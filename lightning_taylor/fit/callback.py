@@ -45,7 +45,6 @@ from lightning_taylor.fit.trainer_state import (
     trace_step,
 )
 from lightning_taylor.fit.training_step import GradientWatch, repeatable, step_of
-from lightning_taylor.fit.validation import warn_of_late_validation
 from lightning_taylor.graph.channel_graph import ChannelGraph
 from lightning_taylor.plan.guard import Guard
 from lightning_taylor.plan.schedule import Schedule
@@ -109,7 +108,7 @@ class TaylorPruning(Callback):
         on_event: called after each event, on every rank, with a ``PruningEvent``: its ``step``, the ``fractions`` that
             left, and how many channels were ``removed`` by layer.
         baseline: metrics of the dense model where they are known, such as ``{"val_acc": 0.93}``, for the report and the
-            guard. By default those of the last validation before the first event.
+            guard. By default those of the last validation before the first event; one is run then if there was none.
         max_removed: the largest share of a group's dense channels that may go, in [0, 1]: 0.9 for all groups, or by
             name patterns of layers, as in ``{"layer4": 0.5, "*.conv1": 0.9}``; of several that match, the smallest.
         score_batches: how many optimizer steps before each event are scored, with all their accumulated batches; the
@@ -254,9 +253,7 @@ class TaylorPruning(Callback):
         self._steps.start(trainer)
         check_copies(trainer, pl_module, self)
         check_validation(trainer, self.guard)
-        self._session.lay_schedule(self.schedule, length := fit_length(trainer))
-        if self.guard and self._session.lacks_baseline and (schedule := self._session.progress.schedule):
-            warn_of_late_validation(trainer, self.guard, schedule, length.steps)
+        self._session.lay_schedule(self.schedule, fit_length(trainer))
         inputs = self.example_inputs if self.example_inputs is not None else pl_module.example_input_array
         self._forward = None if inputs is None else example_call(inputs, pl_module)
         if not self._session.traced and self._forward and self._session.progress.needs_first_batch:

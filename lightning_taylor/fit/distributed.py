@@ -29,7 +29,7 @@ from lightning_taylor.fit.news import News
 from lightning_taylor.fit.session import Session
 from lightning_taylor.fit.trainer_state import copies_of, warn_of_unreachable
 from lightning_taylor.fit.training_step import repeatable
-from lightning_taylor.fit.validation import logged_in_validation
+from lightning_taylor.fit.validation import logged_in_validation, validate_dense
 from lightning_taylor.fit.way_out import with_way_out
 from lightning_taylor.graph.channel_graph import ChannelGraph
 from lightning_taylor.plan.record import fingerprint
@@ -132,9 +132,14 @@ class Ranks:
     ) -> PruningEvent | None:
         """Rank zero decides what goes, all ranks remove it, and the loggers are told.
 
+        Before the first event the dense model is validated, if it was not and the fit has a validation.
+
         Returns:
             What the event did; None if it has to wait.
         """
+        if session.lacks_baseline and trainer.enable_validation:
+            self._news.baseline()
+            validate_dense(trainer)
         began, before = time.perf_counter(), session.size
         decided = share(trainer.strategy, session.decide)
         if isinstance(decided, str):

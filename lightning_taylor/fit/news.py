@@ -49,6 +49,10 @@ class News:
         self._say(f"traced {name} in {time.perf_counter() - began:.1f} s: {can_go}{_what_stays(graph)}")
         return graph
 
+    def baseline(self) -> None:
+        """Say why a validation runs that was not due."""
+        self._say("validates the dense network before the first event, for the report (baseline= takes its place)")
+
     def event(self, event: PruningEvent) -> None:
         """Say what an event removed and what is left."""
         self._say(str(event))

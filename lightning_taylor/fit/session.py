@@ -125,10 +125,10 @@ class Session:
 
     @property
     def lacks_baseline(self) -> bool:
-        """Whether there is a guard that does not know yet what the dense model is worth, before the first event."""
-        return (
-            self._guard is not None and self._guard.dense is None and not (self._pruner and self.pruner.record.events)
-        )
+        """Whether it is not known what the dense model is worth, and can still be found out by a validation."""
+        if self.pruner.record.events or self.report.curve:
+            return False
+        return not self.report.baseline or (self._guard is not None and self._guard.dense is None)
 
     def owns(self, model: nn.Module) -> bool:
         """Whether nothing but this model was pruned so far."""

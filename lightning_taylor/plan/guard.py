@@ -18,8 +18,8 @@ Mode = Literal["max", "min"]
 class Guard:
     """Holds the pruning back when a validation metric falls too far below that of the dense model.
 
-    The dense model's value is that of the last validation before the first event; so validate at least once before
-    it. Every later validation is compared with it, up to the first one at the target that is good enough.
+    The dense model's value is that of the last validation before the first event; where there was none, one is run
+    then. Every later validation is compared with it, up to the first one at the target that is good enough.
 
     Args:
         monitor: name of the metric, as the module logs it in validation, e.g. "val_acc".

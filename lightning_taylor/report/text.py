@@ -82,10 +82,7 @@ def baseline_line(summary: PruningSummary) -> str:
     elif given:
         said = f"{given} as given"
     else:
-        said = (
-            f"unknown, since no validation came before the first event at step {first}: "
-            "begin later, validate more often, or give baseline="
-        )
+        said = f"unknown, since no validation came before the first event at step {first}; baseline= gives them"
     stale = f" The last validation, at step {last['step']}, came before the last event."
     return f"Metrics when dense: {said}.{stale if last['flops'] != summary.flops.after else ''}"
 

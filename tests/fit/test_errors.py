@@ -21,7 +21,7 @@ from campaigns.strikes import counting_lines, on_lines
 from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import Tensor
 
-from fit.boring import Boring, Validated, loader, trainer
+from fit.boring import Boring, loader, trainer
 from lightning_taylor import Gradual, TaylorBatch, TaylorPruning
 from lightning_taylor.errors import OptimizerStateError
 from lightning_taylor.fit.options import CHECKS, check_arguments
@@ -200,14 +200,3 @@ def test_an_optimizer_that_cannot_follow_ends_the_fit_after_its_first_step(tmp_p
 def test_a_guard_without_a_validation_is_an_error_before_training(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="needs a validation, and this fit has none"):
         fit(Boring(zoo.Residual()), pruning(guard=Guard("val_acc", 0.1)), tmp_path)
-
-
-def test_a_guard_that_never_saw_the_dense_network_says_so(tmp_path: Path) -> None:
-    module, pruner = Validated(zoo.Residual()), pruning(guard=Guard("val_acc", 0.0))
-    run = trainer([pruner], default_root_dir=tmp_path)
-    with (
-        pytest.warns(UserWarning, match="the first validation comes at step 8, not before the first event at step 5"),
-        pytest.warns(UserWarning, match="holds nothing back: there was no validation before the first event"),
-    ):
-        run.fit(module, loader(), loader(seed=1))
-    assert pruner.reached
