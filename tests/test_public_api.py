@@ -77,10 +77,13 @@ def test_a_name_that_is_nowhere_is_an_attribute_error() -> None:
         _ = lightning_taylor.TaylorPrunin
 
 
-def test_importing_the_package_alone_does_not_import_torch() -> None:
+def test_no_command_waits_for_what_it_does_not_need() -> None:
+    """Not ``--version`` for torch, nor ``inspect`` of a checkpoint for Lightning and torchvision."""
     code = (
         "import sys, lightning_taylor; assert lightning_taylor.__version__; "
-        "assert not {'torch', 'lightning', 'numpy'} & set(sys.modules)"
+        "assert not {'torch', 'lightning', 'numpy'} & set(sys.modules); "
+        "import lightning_taylor.cli.inspect; "
+        "assert not {'lightning', 'torchvision', 'torchmetrics', 'matplotlib'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-W", "ignore", "-c", code], check=True)
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import inspect
-import pickle
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from importlib import import_module
@@ -19,6 +18,7 @@ from torch import Tensor, nn
 from lightning_taylor.checkpoint.load import load_asked
 from lightning_taylor.checkpoint.unasked_imports import arguments_in, texts_in, unasked_imports
 from lightning_taylor.checkpoint.widths import STATE_KEY, origin_of
+from lightning_taylor.cli.checkpoint_file import read_checkpoint
 from lightning_taylor.cli.exit import debugging, fail, nearest
 from lightning_taylor.errors import PruningError
 from lightning_taylor.export.verified_write import evaluating
@@ -36,7 +36,6 @@ __all__ = [
     "find_inputs",
     "import_class",
     "random_inputs",
-    "read_checkpoint",
     "read_trained",
 ]
 
@@ -177,29 +176,6 @@ def _try(module: nn.Module, inputs: Inputs) -> None:
         parts = [name for name, child in module.named_children() if next(child.parameters(), None) is not None]
         hint = f"; or take a part of it, as in --submodule {parts[0]}" if isinstance(error, NotImplementedError) else ""
         fail(2, f"{type(module).__name__}.forward raised {type(error).__name__} on inputs {shapes}: {said}{hint}")
-
-
-def read_checkpoint(path: str, *, trust: bool) -> dict[str, Any]:
-    """Read a checkpoint that a Trainer wrote, with its tensors on the CPU.
-
-    Args:
-        path: the file.
-        trust: whether it may hold more than tensors and plain values, which can run any code.
-
-    Raises:
-        SystemExit: with 2, after a line on stderr, if there is no such file or it holds something else.
-    """
-    if not Path(path).is_file():
-        fail(2, f"{path} is a folder: give the file in it" if Path(path).is_dir() else f"no file {path!r}")
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=not trust)
-    except Exception as error:  # a damaged file raises anything
-        if isinstance(error, pickle.UnpicklingError) and "GLOBAL" in str(error):
-            fail(2, f"{path} holds more than tensors and plain values; if you trust who wrote it, add --trust")
-        fail(2, f"{path} is no checkpoint: it cannot be read, or is damaged")
-    if not isinstance(content, dict) or not isinstance(content.get("state_dict"), Mapping):
-        fail(2, f"{path} is no Lightning checkpoint: it has no state_dict, and Trainer.save_checkpoint writes one")
-    return content
 
 
 def class_path_of(model: str | None, config: FitConfig | None, saved: str | None, path: str) -> str:

@@ -14,7 +14,7 @@ from rich.console import Console
 
 from lightning_taylor.checkpoint.widths import was_pruned
 from lightning_taylor.cli.arguments import positive
-from lightning_taylor.cli.checkpoint_model import read_checkpoint
+from lightning_taylor.cli.checkpoint_file import read_checkpoint
 from lightning_taylor.cli.criteria import WITH_FLOPS, check_criteria, known_criteria, own_criterion
 from lightning_taylor.cli.exit import fail
 from lightning_taylor.report.figures.style import png

@@ -16,7 +16,7 @@ from rich.console import Console
 
 from lightning_taylor.checkpoint.widths import STATE_KEY
 from lightning_taylor.cli.arguments import Parser, add_trust, positive
-from lightning_taylor.cli.checkpoint_model import read_checkpoint
+from lightning_taylor.cli.checkpoint_file import read_checkpoint
 from lightning_taylor.cli.exit import fail, nearest
 from lightning_taylor.cli.extras import require_extras
 from lightning_taylor.cli.shipped_configs import resolve_configs

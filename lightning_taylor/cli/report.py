@@ -9,7 +9,7 @@ from rich.console import Console
 
 from lightning_taylor.checkpoint.widths import STATE_KEY
 from lightning_taylor.cli.arguments import Parser, add_trust
-from lightning_taylor.cli.checkpoint_model import read_checkpoint
+from lightning_taylor.cli.checkpoint_file import read_checkpoint
 from lightning_taylor.cli.exit import fail
 from lightning_taylor.cli.output import add_output, check_outputs
 from lightning_taylor.fit.report import summary_of_state
