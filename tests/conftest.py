@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import os
+import zlib
+from collections import defaultdict
 from collections.abc import Iterator
 
 import pytest
@@ -8,6 +10,25 @@ import torch
 
 # Small nets gain nothing from a second thread, and several workers side by side lose by it.
 torch.set_num_threads(1)
+
+
+EXAMPLES = 2  # of a parametrised test, in a quick run
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Leave a quick run two examples of each test; the others are slow, and every one runs in CI.
+
+    Which two is drawn by their names: always the same of one test, others of the next, so that a quick run has met the
+    whole table of models, too.
+    """
+    by_test = defaultdict(list)
+    for item in items:
+        by_test[item.nodeid.partition("[")[0]].append(item)
+    for examples in by_test.values():
+        for item in sorted(examples, key=lambda item: zlib.crc32(item.nodeid.encode()))[EXAMPLES:]:
+            item.add_marker("slow")
+            item.add_marker("example")
 
 
 @pytest.fixture(autouse=True)

@@ -18,6 +18,7 @@ def anchor(heading: str) -> str:
     return re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-")
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("block", BLOCKS, ids=[anchor(block.section) for block in BLOCKS])
 def test_guide_runs(block: Block, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -163,6 +163,7 @@ print("failed:", failed)
 """
 
 
+@pytest.mark.slow
 def test_in_a_process_of_its_own_each_of_these_works(tmp_path: Path) -> None:
     """Each in a fork of one process that has imported Lightning and nothing of this package: that takes longest."""
     code = {"importing the package changes nothing": IMPORT, "a fit needs no extra and no torchvision": FIT}

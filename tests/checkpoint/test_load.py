@@ -83,6 +83,7 @@ def test_the_best_checkpoint_may_be_smaller_than_the_model_in_memory(
         assert holds(module, weights_of(path))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("only", SAVES)
 @pytest.mark.parametrize("ema", [False, True])
 def test_a_class_loads_from_its_pruned_checkpoint(ema: bool, only: str, tmp_path: Path) -> None:
@@ -119,6 +120,7 @@ def test_a_mixed_module_takes_a_state_dict_of_other_widths_by_itself(tmp_path: P
     assert holds(module, weights)
 
 
+@pytest.mark.slow
 def test_every_checkpoint_loads_with_weights_only_and_strictly_into_plain_layers(tmp_path: Path) -> None:
     every = saving(tmp_path, every_n_train_steps=1, monitor=None, save_top_k=-1, save_last=True)
     fitted(Net(), tmp_path, every, EMAWeightAveraging(decay=0.9))

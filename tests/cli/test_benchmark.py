@@ -34,6 +34,7 @@ def timed(monkeypatch: pytest.MonkeyPatch) -> list[tuple[torch.Tensor, torch.Ten
     return outputs
 
 
+@pytest.mark.slow
 def test_a_checkpoint_is_timed_at_every_batch_size(run: Run, pruned_fit: Path, timed: list[Any]) -> None:
     code, out, err = run("benchmark", pruned_fit, *DIGITS, "--batch-size", 1, 16)
     assert (code, err) == (0, "")

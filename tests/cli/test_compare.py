@@ -76,6 +76,7 @@ def table(answer: tuple[int, str, str]) -> dict[str, Any]:
     return json.loads(out)
 
 
+@pytest.mark.slow
 def test_it_is_another_word_for_model(trained: Path, run: Run) -> None:
     criteria = ("--criteria", "Taylor", "Random")
     tables = [
@@ -86,6 +87,7 @@ def test_it_is_another_word_for_model(trained: Path, run: Run) -> None:
     assert set(tables[0]["cells"]) == {"Taylor", "Random"}
 
 
+@pytest.mark.slow
 def test_the_criterion_of_its_pruning_is_compared_and_its_ignored_layers_stay(trained: Path, run: Run) -> None:
     found = table(run("compare", trained, "--config", "run.yaml", *FEW))
     assert OWN in found["cells"]
@@ -111,6 +113,7 @@ def test_curves_add_it_to_those_that_they_are_of_by_default(
     assert asked == [*curves.DEFAULT, OWN, "dense"]
 
 
+@pytest.mark.slow
 def test_its_criterion_prunes_in_curves(trained: Path, run: Run) -> None:
     command = ("compare", trained, "--config", "run.yaml", "--curves", "--seeds", 0, "--criteria", OWN, "--target", 0.6,
                "--points", 1, "--trainer.limit_val_batches=1", "--data.batch_size", 200, "--json")  # fmt: skip
@@ -124,6 +127,7 @@ def test_its_criterion_prunes_in_curves(trained: Path, run: Run) -> None:
     assert "which was --trainer.limit_val_batches=1 --data.batch_size 200" in other[2]
 
 
+@pytest.mark.slow
 def test_without_a_checkpoint_it_is_the_network_that_the_configuration_builds(run: Run) -> None:
     command = ("compare", "--config", "run.yaml", *FEW, "--criteria", "Taylor")
     first = run(*command)
@@ -137,6 +141,7 @@ def test_without_a_checkpoint_it_is_the_network_that_the_configuration_builds(ru
     assert (code, "makes 3 classes and the data has 10" in err) == (2, True)
 
 
+@pytest.mark.slow
 def test_a_checkpoint_can_be_named_as_fit_and_validate_name_it(trained: Path, run: Run) -> None:
     command = ("compare", "--config", "run.yaml", *FEW, "--criteria", "Taylor", "--out")
     expected = table(run(*command, "a", trained))
@@ -147,6 +152,7 @@ def test_a_checkpoint_can_be_named_as_fit_and_validate_name_it(trained: Path, ru
     assert (code, "given twice" in err) == (2, True)
 
 
+@pytest.mark.slow
 def test_a_configuration_that_ships_goes_by_its_name(run: Run) -> None:
     found = table(run("compare", "--config", "digits", *FEW, "--criteria", "Taylor"))
     assert list(found["cells"]) == ["Taylor"]

@@ -39,6 +39,7 @@ STEPS = 13  # of the configuration's one epoch
 OPTIONS = ("--curves", "--every", "2", "--target", "0.4", "--points", "3")
 
 pytestmark = [
+    pytest.mark.slow,
     pytest.mark.filterwarnings("ignore::jsonargparse._deprecated.JsonargparseDeprecationWarning"),
     pytest.mark.usefixtures("narrow_digits"),
 ]

@@ -49,6 +49,7 @@ def config(pruned_fit: Path) -> Path:
     return pruned_fit.parent.parent / "config.yaml"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", FORMATS)
 def test_a_pruned_fit_is_exported_and_compared_on_its_own_data(
     run: Run, checkpoint: Path, config: Path, name: str
@@ -62,6 +63,7 @@ def test_a_pruned_fit_is_exported_and_compared_on_its_own_data(
     assert "compared on examples of Digits's validation set" in out
 
 
+@pytest.mark.slow
 def test_the_exported_program_is_the_pruned_network(run: Run, checkpoint: Path, tmp_path: Path) -> None:
     output = tmp_path / "new" / "a.pt2"
     code, out, _ = run("export", checkpoint, "--format=torch_export", "--input-shape", 1, 1, 8, 8, "--output", output)
@@ -90,6 +92,7 @@ def test_a_module_that_does_more_than_call_its_network_is_kept_whole(run: Run, t
     assert (record["builder"], record["arguments"]) == ("cli.trained_nets.Normalised", {"classes": 4})
 
 
+@pytest.mark.slow
 def test_a_part_without_its_module_is_exported_by_its_name(run: Run, tmp_path: Path) -> None:
     path = saved(Forwardless(5), tmp_path / "net.ckpt")
     settings = {"model": {"class_path": "cli.trained_nets.Forwardless", "init_args": {"width": 5}}}
@@ -190,6 +193,7 @@ def test_a_checkpoint_that_does_not_say_what_forward_takes_is_asked_for_with_the
     assert (code, said in err) == (2, True)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("part", ["", "net"])
 def test_a_checkpoint_alone_says_with_what_its_network_was_called(run: Run, checkpoint: Path, part: str) -> None:
     code, out, err = run("export", checkpoint, "--format=torch_export", *(["--submodule", part] if part else []))
@@ -216,6 +220,7 @@ def bytes_in(folder: Path) -> dict[str, bytes]:
     return {file.name: file.read_bytes() for file in folder.iterdir()}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", FORMATS)
 def test_what_is_there_already_stays_unless_the_user_says_otherwise(run: Run, tmp_path: Path, name: str) -> None:
     path = saved(Fire(), tmp_path / "net.ckpt")

@@ -161,6 +161,7 @@ def test_a_configuration_with_the_events_of_its_own_schedule_and_nothing_left_be
     assert list(Path().iterdir()) == []
 
 
+@pytest.mark.slow
 def test_without_anything_it_is_the_main_job_and_options_of_a_fit_override(run: Run) -> None:
     code, out, _ = run("--trainer.callbacks.target=0.8", "--trainer.callbacks.schedule=null", "--trainer.max_epochs=2")
     assert code == 0
@@ -180,6 +181,7 @@ def test_its_own_options_override_the_configuration(run: Run) -> None:
     assert found["events"][-1]["widths"]["net.stem.0"] % 4 == 0
 
 
+@pytest.mark.slow
 def test_what_goes_from_a_grouped_convolution_is_chosen_in_the_configuration_or_over_it(run: Run) -> None:
     fit = ("--model", f"{__name__}.Grouped", "--data=Digits", "--trainer.max_epochs=1", "--target=0.9", "--json")
     callback = ("--trainer.callbacks=lightning_taylor.TaylorPruning", "--trainer.callbacks.conv_groups=whole")
@@ -197,6 +199,7 @@ def test_a_module_with_manual_optimization_and_no_callback_is_inspected_too(run:
         "net.0": 1, "net.2": 1, "net.4": 10}  # fmt: skip
 
 
+@pytest.mark.slow
 def test_a_checkpoint_with_what_it_was_and_its_events(run: Run, checkpoint: Path) -> None:
     code, out, err = run(str(checkpoint))
     assert (code, err) == (0, "")

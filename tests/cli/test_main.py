@@ -218,6 +218,7 @@ def test_a_file_that_is_no_checkpoint_is_named(run: Run) -> None:
     assert_answered(answer, 2, "words.ckpt is no checkpoint of tensors and plain values, or is damaged")
 
 
+@pytest.mark.slow
 def test_a_class_in_the_folder_of_the_call_goes_by_its_import_path(run: Run) -> None:
     """And it may have data of its own."""
     source = (
@@ -261,6 +262,7 @@ def test_a_bug_of_the_users_keeps_its_traceback() -> None:
         cli.main(["fit", "--model", f"{__name__}.Broken", "--data=Digits", *SHORT])
 
 
+@pytest.mark.slow
 def test_a_mistake_can_be_asked_for_its_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(DEBUG, "true")
     with pytest.raises(FileNotFoundError, match="nowhere"):
@@ -269,6 +271,7 @@ def test_a_mistake_can_be_asked_for_its_traceback(monkeypatch: pytest.MonkeyPatc
         cli.main(["fit", "--trainer.callbacks.target=5"])
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:.*Detected KeyboardInterrupt")
 def test_a_checkpoint_of_the_command_line_loads_without_it(run: Run) -> None:
     run("fit", *SHORT, *QUICK, "--trainer.callbacks.target=0.5")
@@ -281,6 +284,7 @@ def test_a_checkpoint_of_the_command_line_loads_without_it(run: Run) -> None:
     assert type(model) is ImageClassifier
 
 
+@pytest.mark.slow
 def test_ctrl_c_ends_the_fit_quietly_and_leaves_no_report_of_it(run: Run) -> None:
     late = ("--trainer.callbacks.schedule=OneShot", "--trainer.callbacks.schedule.step=6")
     code, out, err = run("fit", *SHORT, *QUICK, *late, f"--trainer.callbacks+={__name__}.CtrlC")
@@ -353,6 +357,7 @@ WITHOUT_EXTRAS = {
 }
 
 
+@pytest.mark.slow
 def test_without_the_extras_a_command_works_or_says_what_to_install() -> None:
     command = [sys.executable, "-W", "ignore", "-c", BARE, *WITHOUT_EXTRAS]
     answer = subprocess.run(command, capture_output=True, text=True, check=False)
@@ -364,6 +369,7 @@ def test_the_console_script_is_this_function() -> None:
     assert script.load() is cli.main
 
 
+@pytest.mark.slow
 def test_a_short_fit_of_the_digits_ends_with_the_table_and_the_same_as_data(run: Run) -> None:
     code, out, _ = run("fit", "--config", "digits", *SHORT, *QUICK)
     assert code == 0
@@ -383,6 +389,7 @@ def test_a_short_fit_of_the_digits_ends_with_the_table_and_the_same_as_data(run:
     assert (FOLDER / "metrics.csv").exists()
 
 
+@pytest.mark.slow
 def test_the_screen_shows_nothing_that_the_user_can_do_nothing_about(run: Run) -> None:
     seen: list[str] = []
     handler = logging.Handler()
@@ -403,6 +410,7 @@ def test_the_screen_shows_nothing_that_the_user_can_do_nothing_about(run: Run) -
     assert not [log for log in logs if log.filters]
 
 
+@pytest.mark.slow
 def test_a_fit_without_a_logger_can_be_run_again(run: Run) -> None:
     for _ in range(2):
         assert run("fit", *SHORT, *QUICK, "--trainer.logger=false")[0] == 0
@@ -410,6 +418,7 @@ def test_a_fit_without_a_logger_can_be_run_again(run: Run) -> None:
     assert Path("pruning.json").exists()
 
 
+@pytest.mark.slow
 def test_a_checkpoint_of_an_unpruned_fit_can_be_validated_tested_and_predicted_with(run: Run) -> None:
     assert run("fit", "--model=ImageClassifier", "--data=Digits", *SHORT)[0] == 0
     (checkpoint,) = Path().rglob("*.ckpt")

@@ -232,6 +232,7 @@ def _combines(case: Case) -> bool:
     return case.python is not None and case.option not in FORMER_NAMES
 
 
+@pytest.mark.slow
 def test_what_is_printed_as_configuration_is_read_as_the_same(
     capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:

@@ -99,6 +99,7 @@ def script_here(folder: Path, *args: str) -> None:
         runpy.run_path("train.py", run_name="__main__")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
 def test_its_script_and_its_yaml_prune_resume_and_test(
     name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]

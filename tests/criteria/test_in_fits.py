@@ -38,6 +38,7 @@ def run(folder: Path, criterion: Criterion, *, kill: int | None = None, resume: 
     fitter.fit(Module(), ckpt_path=resume, weights_only=True)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("criterion", STATEFUL, ids=repr)
 def test_a_fit_that_is_resumed_between_two_events_equals_the_whole_one(criterion: Criterion, tmp_path: Path) -> None:
     whole, parts = tmp_path / "whole", tmp_path / "parts"

@@ -205,6 +205,7 @@ def _gather_on_a_rank(rank: int, folder: str) -> None:
     dist.destroy_process_group()
 
 
+@pytest.mark.slow
 def test_ranks_keep_the_examples_of_all(tmp_path: Path) -> None:
     all_well(on_ranks(2, _gather_on_a_rank, str(tmp_path)))
     one, other = (torch.load(tmp_path / f"rank{rank}.pt") for rank in (0, 1))

@@ -114,6 +114,7 @@ def test_windows_folded_into_the_batch_share_the_signs_of_their_example() -> Non
     assert_same(scorer.scores(), split(graph, expected))  # type: ignore[arg-type]
 
 
+@pytest.mark.slow
 def test_many_probes_approach_the_exact_second_derivatives() -> None:
     model, graph, x = case("vgg")
     H = hessian(model, graph, x)

@@ -31,6 +31,7 @@ def check(name: str, path: Path) -> None:
     torch.testing.assert_close(found, given.run(model.eval()), rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", QUICK)
 def test_onnx_runtime_gives_what_the_pruned_net_gives(name: str, tmp_path: Path) -> None:
     check(name, tmp_path / "net.onnx")
@@ -59,6 +60,7 @@ def test_onnx_runtime_gives_what_the_small_nets_give_side_by_side(names: list[st
     assert [n for n in names if not torch.allclose(found[n], expected[n], rtol=1e-4, atol=1e-5)] == []
 
 
+@pytest.mark.slow
 def test_inputs_and_outputs_have_the_names_that_forward_gives_them(tmp_path: Path) -> None:
     import onnxruntime
 
@@ -86,6 +88,7 @@ class Doubled(torch.nn.Module):
         return torch.cat([self.conv(image)] * 2).mean((2, 3)) * scale
 
 
+@pytest.mark.slow
 def test_dimensions_that_depend_on_the_number_of_examples_say_how(tmp_path: Path) -> None:
     import onnxruntime
 
@@ -98,6 +101,7 @@ def test_dimensions_that_depend_on_the_number_of_examples_say_how(tmp_path: Path
     assert output.shape == ["2*batch", 4]
 
 
+@pytest.mark.slow
 def test_several_unnamed_outputs_are_numbered_and_whole_numbers_are_kept(tmp_path: Path) -> None:
     import onnxruntime
 
@@ -109,6 +113,7 @@ def test_several_unnamed_outputs_are_numbered_and_whole_numbers_are_kept(tmp_pat
     ]
 
 
+@pytest.mark.slow
 def test_a_lightning_module_is_exported_without_a_word_or_a_warning(
     tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -122,12 +127,14 @@ def test_a_lightning_module_is_exported_without_a_word_or_a_warning(
     assert not net.net.features[3].training
 
 
+@pytest.mark.slow
 def test_code_that_knows_its_batch_size_is_exported_for_that_one(tmp_path: Path) -> None:
     exported = export_onnx(Pair(), torch.rand(2, 3, 6, 6), tmp_path / "net.onnx")
     assert not exported.dynamic_batch
     assert "this batch size only" in str(exported)
 
 
+@pytest.mark.slow
 def test_the_operator_set_can_be_chosen(tmp_path: Path) -> None:
     import onnx
 
@@ -135,6 +142,7 @@ def test_the_operator_set_can_be_chosen(tmp_path: Path) -> None:
     assert {entry.version for entry in onnx.load(path).opset_import if entry.domain == ""} == {20}
 
 
+@pytest.mark.slow
 def test_a_file_that_computes_something_else_is_not_kept(tmp_path: Path) -> None:
     with pytest.raises(ExportError, match=r"net.onnx differs from the model by [0-9.]+ where"):
         export_onnx(Forgetful(), torch.rand(2, 3, 6, 6), tmp_path / "net.onnx")
@@ -159,6 +167,7 @@ def opset_of(path: Path) -> int:
     return {each.domain: each.version for each in onnx.load(path).opset_import}[""]
 
 
+@pytest.mark.slow
 def test_the_opset_that_was_asked_for_is_the_files_or_the_error_names_the_lowest_that_works(tmp_path: Path) -> None:
     net, x, path = (
         torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), torch.nn.ReLU()),

@@ -77,6 +77,7 @@ def test_the_model_stays_as_it_is(tmp_path: Path) -> None:
     assert all(p.requires_grad and p.grad is None for p in model.parameters())
 
 
+@pytest.mark.slow
 def test_a_lightning_module_and_a_compiled_one_are_exported_like_any_other(tmp_path: Path) -> None:
     net = nn.Sequential(nn.Conv2d(3, 6, 3), nn.ReLU(), nn.Conv2d(6, 2, 3))
     x = torch.rand(2, 3, 8, 8)

@@ -70,6 +70,7 @@ def test_without_a_builder_the_loader_takes_the_dense_network(tmp_path: Path) ->
     assert "importlib" not in exported.files[2].read_text()
 
 
+@pytest.mark.slow
 def test_the_size_of_a_family_need_not_be_known(tmp_path: Path) -> None:
     model = halved(torchvision.models.mobilenet_v3_small(width_mult=0.5, num_classes=2), torch.rand(1, 3, 32, 32))
     exported = export_state_dict(model, torch.rand(1, 3, 32, 32), tmp_path / "net.pt")

@@ -69,12 +69,13 @@ def rebuilt_alone(nets: dict[str, tuple[nn.Module, Tensor]], folder: Path) -> di
     return dict(zip(nets, done.stdout.splitlines(), strict=True))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "names",
     [
         ["squeezenet1_1"],
-        pytest.param(["resnet18", "mobilenet_v2", "r3d_18", "alexnet"], marks=pytest.mark.slow),
-        pytest.param(["lraspp_mobilenet_v3_large", "googlenet", "densenet121"], marks=pytest.mark.slow),
+        ["resnet18", "mobilenet_v2", "r3d_18", "alexnet"],
+        ["lraspp_mobilenet_v3_large", "googlenet", "densenet121"],
     ],
     ids=" ".join,
 )

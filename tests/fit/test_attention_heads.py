@@ -55,6 +55,7 @@ def fit(
     return model, pruning
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:.*Checkpoint directory .* exists and is not empty")
 @pytest.mark.filterwarnings("ignore:The dirpath has changed from")
 @pytest.mark.parametrize("name", NETS)

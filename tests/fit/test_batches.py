@@ -54,6 +54,7 @@ SHAPES: dict[str, tuple[Callable[[Tensor, Tensor], Any], Callable[[Any], tuple[T
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", SHAPES)
 def test_the_nesting_of_a_batch_does_not_matter(name: str, tmp_path: Path) -> None:
     shape, unpack = SHAPES[name]
@@ -63,6 +64,7 @@ def test_the_nesting_of_a_batch_does_not_matter(name: str, tmp_path: Path) -> No
     assert_close(scores_of(lambda: Unpacking(unpack, rate=0.0), tmp_path, data), expected)
 
 
+@pytest.mark.slow
 def test_a_smaller_last_batch_counts_by_its_examples(tmp_path: Path) -> None:
     """Sixty examples in batches of eight or of four are the same sixty."""
     expected = scores_of(frozen_rate, tmp_path, loader(n=60, batch=4), step=15, max_epochs=2)
@@ -96,6 +98,7 @@ def test_a_stream_with_a_number_of_steps_needs_none(tmp_path: Path) -> None:
     lands(Boring(zoo.Residual()), tmp_path, DataLoader(Endless(), 8), max_epochs=-1, max_steps=20)
 
 
+@pytest.mark.slow
 def test_a_fit_without_an_end_needs_a_schedule(tmp_path: Path) -> None:
     class Stops(Boring):
         def on_train_batch_start(self, batch: Any, batch_idx: int) -> int | None:
@@ -120,6 +123,7 @@ class TwoLoaders(Boring):
         )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mode", ["min_size", "max_size_cycle", "max_size"])
 def test_several_loaders_at_once(mode: Any, tmp_path: Path) -> None:
     both = CombinedLoader({"a": loader(), "b": loader(n=40, batch=5, seed=1)}, mode)

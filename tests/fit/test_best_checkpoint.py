@@ -45,6 +45,7 @@ def test_the_best_of_those_that_reached_the_target_is_kept(save_last: Any, tmp_p
     assert (tmp_path / "last.ckpt").exists() == bool(save_last)
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:the target .* was not reached")
 def test_the_last_one_is_kept_before_there_is_a_best(tmp_path: Path) -> None:
     for save_last in (True, "link"):

@@ -111,6 +111,7 @@ def test_metrics_before_and_after_are_reported(tmp_path: Path) -> None:
     assert set(metrics["val_acc"]) >= {"before", "after"}
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("pictures")
 def test_the_report_knows_widths_scores_curve_and_sizes(tmp_path: Path) -> None:
     module = Validated(zoo.Residual())
@@ -265,6 +266,7 @@ def test_fast_dev_run_and_later_stages_are_left_alone(tmp_path: Path) -> None:
     assert next(iter(module.net.stem.parameters())).shape[0] == 8
 
 
+@pytest.mark.slow
 def test_accumulation_clipping_and_several_epochs(tmp_path: Path) -> None:
     callback, module = pruning(), Boring(zoo.Residual(), "SGD", momentum=0.9)
     fit(module, callback, tmp_path, accumulate_grad_batches=3, gradient_clip_val=0.5, max_epochs=6)

@@ -99,6 +99,7 @@ def _measured(name: str) -> dict[str, Any]:
     return end_to_end.measured(name, SMALL.get(name, wild), timeout=300, memory=8)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", SMALL)
 def test_a_whole_fit_ends_as_one_that_was_interrupted_and_every_kind_of_unit_goes(name: str) -> None:
     row = end_to_end.Row(**alone(_measured, name))
@@ -109,6 +110,7 @@ def test_a_whole_fit_ends_as_one_that_was_interrupted_and_every_kind_of_unit_goe
     assert row.trace_seconds > 0
 
 
+@pytest.mark.slow
 def test_a_whole_fit_that_does_not_resume_as_it_was_is_called_wrong() -> None:
     row = end_to_end.Row(**alone(_measured, "wild"))
     assert row.status == "wrong"
@@ -145,6 +147,7 @@ def test_the_networks_of_the_whole_fits_have_the_units_that_they_are_asked_for()
         assert all(count(net) > 0 for count in real_nets.CASES[name].units.values()), name
 
 
+@pytest.mark.slow
 def test_killed_fits_go_on_from_their_last_checkpoint() -> None:
     outcomes = alone(campaign, 3, 5)
     assert [o for o in outcomes if o.faults or "not bitwise" in o.notes] == []
@@ -159,6 +162,7 @@ def test_killed_fits_of_every_configuration_go_on_from_their_last_checkpoint() -
     assert {o.strike.how for o in outcomes} == {*METHODS, "full disk"}
 
 
+@pytest.mark.slow
 def test_many_events_leave_nothing_behind() -> None:
     first, *_, last = alone(soak, 80, 20)
     assert last.hooks == first.hooks

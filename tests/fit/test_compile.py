@@ -72,6 +72,7 @@ def compiled(how: str, backend: str = "eager", rate: float = 1e-3) -> Any:
 WAYS = ["module", "module in place", "child", "child in place"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("how", "criterion"),
     [*((how, Taylor()) for how in WAYS), ("module", TaylorBatch()), ("child in place", TaylorBatch())],
@@ -141,6 +142,7 @@ def test_more_sizes_than_the_compiler_keeps(how: str, tmp_path: Path, caplog: py
     assert not any("recompile_limit" in reason for reason in torch._dynamo.utils.counters["graph_break"])
 
 
+@pytest.mark.slow
 def test_the_report_counts_what_was_compiled(tmp_path: Path) -> None:
     counts = []
     for how in ("none", "child in place"):
@@ -162,6 +164,7 @@ def whole(rate: float = 0.0) -> Compiled:
     return module
 
 
+@pytest.mark.slow
 def test_a_fit_that_begins_with_a_smaller_batch_is_compiled_for_the_others(tmp_path: Path) -> None:
     """As one that is resumed at the last batch of an epoch; what is seen first must not decide for good."""
     small, large = (next(iter(loader(n=n, batch=n))) for n in (4, 8))
@@ -171,6 +174,7 @@ def test_a_fit_that_begins_with_a_smaller_batch_is_compiled_for_the_others(tmp_p
     assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("batches", [loader(), loader(n=60)], ids=["even", "with a smaller last batch"])
 @pytest.mark.parametrize("criterion", [Taylor(), Taylor(positions="mean"), TaylorBatch()])
 def test_a_graph_without_breaks_gives_the_scores_of_the_uncompiled_run(
@@ -184,6 +188,7 @@ def test_a_graph_without_breaks_gives_the_scores_of_the_uncompiled_run(
     assert torch._dynamo.utils.counters["stats"]["unique_graphs"] > 0
 
 
+@pytest.mark.slow
 def test_a_graph_without_breaks_lands(tmp_path: Path) -> None:
     pruner = pruning(schedule=Gradual(3, 2, 14))
     survivors, module = Survivors(pruner), whole(1e-3)
@@ -193,6 +198,7 @@ def test_a_graph_without_breaks_lands(tmp_path: Path) -> None:
     assert hooks_on(module) == 0
 
 
+@pytest.mark.slow
 def test_while_it_is_scored_the_net_is_one_graph_a_size(tmp_path: Path) -> None:
     pruner = pruning(schedule=Gradual(4, 4, 12))
     fit(compiled("child in place", "aot_eager"), pruner, tmp_path)
@@ -202,6 +208,7 @@ def test_while_it_is_scored_the_net_is_one_graph_a_size(tmp_path: Path) -> None:
     assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == events + 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("criterion", [Taylor(), TaylorBatch()], ids=repr)
 def test_to_score_some_steps_and_not_others_takes_two_graphs_a_size(criterion: Any, tmp_path: Path) -> None:
     """One with the hooks, and one without; neither is compiled again when the other had its turn."""
@@ -215,6 +222,7 @@ def test_to_score_some_steps_and_not_others_takes_two_graphs_a_size(criterion: A
     assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == expected
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("criterion", [ActivationMean(), OBD()], ids=repr)
 def test_hooks_that_break_the_graph_leave_it_whole_where_nothing_is_scored(criterion: Any, tmp_path: Path) -> None:
 
@@ -252,6 +260,7 @@ def test_what_the_user_asked_of_the_compiler_comes_back(tmp_path: Path) -> None:
     assert set(stances) == {"eager_on_recompile"}
 
 
+@pytest.mark.slow
 def test_once_the_target_is_reached_the_whole_net_is_one_graph_again(tmp_path: Path) -> None:
     """Nothing of the taps is left in the compiled code."""
 

@@ -46,6 +46,7 @@ def grouped(model: nn.Module) -> list[tuple[int, int]]:
     return [(block.conv2.groups, block.conv2.in_channels // block.conv2.groups) for block in blocks]
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:.*Checkpoint directory .* exists and is not empty")
 @pytest.mark.filterwarnings("ignore:The dirpath has changed from")
 @pytest.mark.parametrize(("choice", "other"), [("whole", "spread"), ("spread", "whole")])

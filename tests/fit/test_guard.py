@@ -99,6 +99,7 @@ class Notes(L.Callback):
             self.flops.append(sum(p.numel() for p in pl_module.net.parameters()))
 
 
+@pytest.mark.slow
 def test_without_a_drop_nothing_is_held_back(tmp_path: Path) -> None:
     for action in ("stop", "pause", "rollback"):
         pruner = guarded(action)
@@ -150,6 +151,7 @@ def test_pause_lets_iterative_events_go_on_one_by_one(tmp_path: Path) -> None:
     assert steps(tmp_path) == [11, 14, 33, 35, 38, 41, 44, 47]
 
 
+@pytest.mark.slow
 def test_a_metric_that_should_be_small_is_guarded_the_other_way(tmp_path: Path) -> None:
     pruner = guarded("stop", monitor="val_loss", mode="min", max_drop=0.5)
     with (
@@ -270,6 +272,7 @@ class Kill(Checkpoint):
             raise KeyboardInterrupt
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:.*(events wait|pruning goes on|went back|nothing more|not reached).*")
 @pytest.mark.parametrize("action", ["pause", "rollback", "stop"])
 @pytest.mark.parametrize("step", [20, 28])

@@ -102,6 +102,7 @@ def logged(
     return found, sizes.seen
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("store", STORES)
 def test_the_value_at_a_step_is_the_network_at_that_step(logged: Any, store: str) -> None:
     scalars, sizes = logged[0][store].scalars, logged[1]
@@ -114,6 +115,7 @@ def test_the_value_at_a_step_is_the_network_at_that_step(logged: Any, store: str
     assert scalars[f"pruning_width/{LAYER}"][-1][1] < 6
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("store", STORES)
 def test_every_event_tells_what_went_how_long_it_took_and_how_the_scores_were_spread(logged: Any, store: str) -> None:
     scalars = logged[0][store].scalars
@@ -128,6 +130,7 @@ def test_every_event_tells_what_went_how_long_it_took_and_how_the_scores_were_sp
         assert 0 <= values[0] < values[-1] <= 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("store", STORES)
 def test_the_settings_stand_among_the_hyperparameters_beside_the_users(logged: Any, store: str) -> None:
     settings = logged[0][store].settings
@@ -135,6 +138,7 @@ def test_the_settings_stand_among_the_hyperparameters_beside_the_users(logged: A
     assert settings["width"] == "7"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("store", ["tensorboard", "wandb"])
 def test_the_scores_of_each_group_are_a_histogram_at_each_event(logged: Any, store: str) -> None:
     histograms = logged[0][store].histograms
@@ -142,6 +146,7 @@ def test_the_scores_of_each_group_are_a_histogram_at_each_event(logged: Any, sto
     assert len([name for name in histograms if name.startswith("pruning_scores/")]) == 4
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("store", ["tensorboard", "wandb", "mlflow"])
 def test_pictures_are_shown_where_a_logger_can(logged: Any, store: str) -> None:
     pytest.importorskip("matplotlib", reason="it draws them: pip install 'lightning-taylor[plots]'")
@@ -149,6 +154,7 @@ def test_pictures_are_shown_where_a_logger_can(logged: Any, store: str) -> None:
     assert names <= logged[0][store].figures
 
 
+@pytest.mark.slow
 def test_the_tables_are_tables_or_a_text_that_holds_them(logged: Any) -> None:
     found = logged[0]
     for store in ("wandb", "mlflow"):
@@ -162,6 +168,7 @@ def test_the_tables_are_tables_or_a_text_that_holds_them(logged: Any) -> None:
         assert "Target met after 3 events" in found[store].texts["pruning/summary"]
 
 
+@pytest.mark.slow
 def test_the_report_is_in_the_log_directory_and_wherever_files_are_kept(logged: Any) -> None:
     report = {"pruning.json", "pruning.html"}
     assert report <= logged[0]["tensorboard"].files  # the first logger's folder is the run's
@@ -170,6 +177,7 @@ def test_the_report_is_in_the_log_directory_and_wherever_files_are_kept(logged: 
     assert "<html" in logged[0]["wandb"].texts["pruning/report"].lower()
 
 
+@pytest.mark.slow
 def test_the_default_logger_and_a_module_without_hyperparameters(tmp_path: Path) -> None:
     pytest.importorskip("tensorboard", reason="without it Lightning's default is the CSVLogger")
     run = fit(Validated(zoo.Residual()), pruning(schedule=EVENTS), tmp_path, loader(), loader(), logger=True)
@@ -182,6 +190,7 @@ def test_the_default_logger_and_a_module_without_hyperparameters(tmp_path: Path)
     assert [step for step, _ in found.scalars["pruning/flops"]][:4] == [0, 11, 14, 17]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("hook", ["on_fit_start", "on_train_start"])
 def test_hyperparameters_that_the_user_logs_by_hand_keep_their_place(hook: str, tmp_path: Path) -> None:
     """TensorBoard shows the first ones only."""
@@ -251,6 +260,7 @@ def test_the_report_lies_beside_the_checkpoints(make: Callable[[Path], Any], fol
     assert {"pruning.json", "pruning.html", "checkpoints"} <= {path.name for path in (tmp_path / folder).iterdir()}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("make", [lambda tmp: False, lambda tmp: Own()], ids=["no logger", "a fixed version"])
 def test_a_second_fit_in_the_same_folder_keeps_the_report_of_the_first(
     make: Callable[[Path], Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
@@ -264,6 +274,7 @@ def test_a_second_fit_in_the_same_folder_keeps_the_report_of_the_first(
     assert f"As a page: {folder / 'pruning-v1.html'}" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_a_logger_of_pytorch_lightning_is_told_the_same(tmp_path: Path) -> None:
     pytest.importorskip("tensorboard", reason="this is about TensorBoard")
     others = pytest.importorskip("pytorch_lightning.loggers", reason="the other name of Lightning")
@@ -294,6 +305,7 @@ def test_going_back_to_an_earlier_size_is_logged_as_well(tmp_path: Path) -> None
     assert widths[0][1] == widths[-1][1] == 6 > widths[1][1]
 
 
+@pytest.mark.slow
 def test_without_matplotlib_there_are_tables_and_a_hint(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -316,6 +328,7 @@ def _ranked(rank: int, folder: str) -> list[Any]:
     return [row for _, row in logger.seen if "TaylorPruning" in row or "pruning_event/removed" in row]
 
 
+@pytest.mark.slow
 def test_only_rank_zero_logs(tmp_path: Path) -> None:
     first, second = all_well(on_ranks(2, _ranked, str(tmp_path)))
     assert len(first) == 4  # the settings, and three events

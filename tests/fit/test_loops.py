@@ -135,6 +135,7 @@ def test_clipping_and_accumulation_do_not_show_in_the_scores_of_steps(tmp_path: 
     assert_close(found, expected)
 
 
+@pytest.mark.slow
 def test_a_summed_loss_gives_the_same_ranking(tmp_path: Path) -> None:
     for criterion, factor in ((Taylor(), 8.0), (TaylorBatch(), 64.0)):
         mean = scores_of(lambda: frozen_rate(Pair), tmp_path, criterion=criterion)
@@ -240,6 +241,7 @@ def test_the_scope_says_which_net_of_a_gan_is_pruned_and_counted(scope: str, tmp
     assert {operation.module.partition(".")[0] for operation in pruner.graph.operations} == {scope}
 
 
+@pytest.mark.slow
 def test_opponents_do_not_cancel_in_the_scores(tmp_path: Path) -> None:
     """What helps the generator harms the discriminator by as much; the channel matters to both."""
 

@@ -191,6 +191,7 @@ def test_groups_and_schedules_equal_those_of_the_masked_dense_twin(schedule: str
     assert_equal_to_twin(lambda: Grouped(schedule), None, tmp_path, gradient_clip_val=0.01)
 
 
+@pytest.mark.slow
 def test_rates_are_those_of_an_unpruned_fit(tmp_path: Path) -> None:
     for schedule in ("step", "cycle", "plateau"):
         runs = [lands(Grouped(schedule), tmp_path), trainer([], default_root_dir=tmp_path)]

@@ -48,6 +48,7 @@ def test_a_fit_in_any_precision_lands_and_goes_on(precision: Any, tmp_path: Path
     assert {p.dtype for p in module.parameters()} == {expected}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("criterion", [Taylor(), Taylor(positions="mean"), TaylorBatch()])
 @pytest.mark.parametrize("precision", ["bf16-mixed", "bf16-true"])
 def test_scores_in_bfloat16_are_those_of_float32_and_kept_in_it(criterion: Any, precision: Any, tmp_path: Path) -> None:
@@ -62,6 +63,7 @@ def test_scores_in_bfloat16_are_those_of_float32_and_kept_in_it(criterion: Any, 
     assert sums.total.dtype == torch.float32
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("criterion", [Taylor(), TaylorBatch()])
 def test_the_scale_of_the_loss_does_not_show_in_the_scores(criterion: Any, tmp_path: Path) -> None:
     expected = scores_of(frozen_rate, tmp_path, criterion=criterion)

@@ -40,6 +40,7 @@ def pruned(tmp_path: Path, target: Target, **options: Any) -> Any:
     return pruner
 
 
+@pytest.mark.slow
 def test_a_target_of_memory_or_latency_asks_the_device(tmp_path: Path, prices: list[Any]) -> None:
     for target in (Target(memory=0.8), Target(latency=0.98)):
         pruner = pruned(tmp_path, target)
@@ -49,6 +50,7 @@ def test_a_target_of_memory_or_latency_asks_the_device(tmp_path: Path, prices: l
         assert all(saved >= 0 for saved in prices.pop()[1].values())
 
 
+@pytest.mark.slow
 def test_nothing_is_measured_where_the_ranking_does_not_weigh(tmp_path: Path, prices: list[Any]) -> None:
     assert pruned(tmp_path, Target(memory=0.8), cost_power=0.0).reached
     assert pruned(tmp_path, Target(params=0.6)).reached

@@ -186,6 +186,7 @@ def on_rank(rank: int, folder: str) -> dict[str, Tensor]:
     return {name: p.detach().clone() for name, p in module.named_parameters()}
 
 
+@pytest.mark.slow
 def test_ranks_stay_equal_to_the_last_bit(tmp_path: Path) -> None:
     zero, one = all_well(on_ranks(2, on_rank, str(tmp_path)))
     assert zero["net.0.weight"].shape[0] < 8

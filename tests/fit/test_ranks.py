@@ -36,6 +36,7 @@ CASES = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", CASES)
 def test_ranks_stay_equal_to_the_last_bit(name: str, tmp_path: Path) -> None:
     results = fits(2, CASES[name], tmp_path)
@@ -45,6 +46,7 @@ def test_ranks_stay_equal_to_the_last_bit(name: str, tmp_path: Path) -> None:
     assert all(step["gradients"] for step in results[0]["steps"])
 
 
+@pytest.mark.slow
 def test_without_wrapping_again_the_ranks_would_part(tmp_path: Path) -> None:
     def meddle(rank: int) -> None:
         together.widths_changed = lambda *_: None  # type: ignore[assignment]
@@ -74,12 +76,14 @@ def _shifted(remove: Any, graph: Any) -> dict[str, Tensor]:
     return {name: ((index_R + 1) % graph.groups[name].size).sort().values for name, index_R in remove.items()}
 
 
+@pytest.mark.slow
 def test_ranks_that_were_told_to_remove_other_channels_stop_before_they_do(tmp_path: Path) -> None:
     results = on_ranks(2, fit, Case(), str(tmp_path), _disagreeing)
     assert [type(result) for result in results] == [UncoupledChannelsError] * 2
     assert all("nothing was removed" in str(result) for result in results)
 
 
+@pytest.mark.slow
 def test_without_the_comparison_other_channels_of_equal_number_would_go_unnoticed(tmp_path: Path) -> None:
     def meddle(rank: int) -> None:
         _disagreeing(rank)
@@ -95,6 +99,7 @@ class UnpicklableError(RuntimeError):
         super().__init__(f"{one} and {other}")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("error", "seen"),
     [(partial(UnsupportedModelError, "no"), UnsupportedModelError), (partial(UnpicklableError, 1, 2), PruningError)],
@@ -130,12 +135,14 @@ class Forgiving(Ranked):
                 p.grad.nan_to_num_(0.0, 0.0, 0.0)
 
 
+@pytest.mark.slow
 def test_a_rank_whose_batch_is_not_finite_changes_the_scores_of_all_alike(tmp_path: Path) -> None:
     results = fits(2, Case(module=Forgiving), tmp_path)
     assert results[0]["reached"]
     assert spread(results) == dict.fromkeys(spread(results), 0.0)
 
 
+@pytest.mark.slow
 def test_a_rank_draws_no_pictures_for_its_report(tmp_path: Path) -> None:
     """To draw them takes longer than the fit, and the tests fit on hundreds of ranks."""
     assert on_ranks(1, fit_with_a_report, tmp_path) == [None]

@@ -59,6 +59,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     return kept(folder)
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:.*is set, but there is no last checkpoint", "ignore:.*was called without a model")
 @pytest.mark.parametrize("step", [EVENT, EVENT + 1])
 @pytest.mark.parametrize("how", ["exception", "SIGTERM"])

@@ -206,6 +206,7 @@ def test_the_scores_are_those_of_the_chosen_steps_alone(criterion: Criterion, tm
         assert_close(found, expected)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("score_batches", [10, ScoreBatches(10), "all"])
 @pytest.mark.parametrize("criterion", [Taylor(), TaylorBatch()], ids=repr)
 def test_where_no_more_steps_lie_between_events_the_fit_is_the_same_bit_for_bit(

@@ -90,6 +90,7 @@ class Tuned(Boring):
         return torch.optim.AdamW(self.parameters(), lr=self.lr)
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::UserWarning", "ignore::FutureWarning", "ignore::DeprecationWarning")
 @pytest.mark.parametrize("what", ["lr_find", "scale_batch_size"])
 def test_the_tuner_leaves_the_pruner_out_and_it_works_afterwards(what: str, tmp_path: Path) -> None:
@@ -108,6 +109,7 @@ def test_the_tuner_leaves_the_pruner_out_and_it_works_afterwards(what: str, tmp_
     assert hooks_on(module) == 0
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::UserWarning", "ignore::FutureWarning", "ignore::DeprecationWarning")
 @pytest.mark.parametrize("first", [False, True])
 @pytest.mark.parametrize("tuner", [LearningRateFinder, BatchSizeFinder])
@@ -122,6 +124,7 @@ def test_a_tuner_inside_of_the_fit_leaves_the_pruner_out(tuner: Any, first: bool
     assert hooks_on(module) == 0
 
 
+@pytest.mark.slow
 def test_a_second_fit_with_another_module_prunes_that_one(tmp_path: Path) -> None:
     pruner = pruning(schedule=EVENTS)
     modules = [Boring(zoo.Residual()), Boring(zoo.OptionA())]

@@ -41,6 +41,7 @@ def test_as_many_bytes_are_alive_as_with_data_at_any_widths(name: str) -> None:
     check(*zoo.build(name), exact=name not in ATTENTIONS)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["mobilenet_v2", "shufflenet_v2_x0_5"])
 def test_as_many_bytes_are_alive_in_nets_of_torchvision(name: str) -> None:
     check(getattr(models, name)(num_classes=10), torch.rand(2, 3, 32, 32))

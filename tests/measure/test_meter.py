@@ -98,6 +98,7 @@ def test_the_context_surrounds_every_forward_pass():
     assert len(entered) == 2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["resnet18", "mobilenet_v2"])
 def test_a_memory_target_lands_within_a_hundredth_and_repeats_exactly(name):
     model, x = models.get_model(name, num_classes=10), torch.rand(2, 3, 64, 64)

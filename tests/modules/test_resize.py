@@ -28,6 +28,7 @@ def tensors_and_keeps(draw: st.DrawFn) -> tuple[Tensor, dict[int, Tensor]]:
     return tensor, {d: torch.tensor(index) for d, index in keep.items()}
 
 
+@pytest.mark.slow
 @given(tensors_and_keeps())
 @settings(max_examples=200, deadline=None)
 def test_resized_picks_what_numpy_picks_into_a_dense_storage_of_its_own(case: tuple[Tensor, dict[int, Tensor]]) -> None:

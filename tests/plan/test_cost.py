@@ -78,6 +78,7 @@ def test_unknown_groups_and_impossible_counts_are_refused(make_graph):
         model.at({"l1": 5})
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["resnet18", "mobilenet_v2", "squeezenet1_1", "googlenet"])
 def test_costs_equal_those_of_the_really_sliced_network(name):
     kwargs = {"init_weights": False, "aux_logits": False} if name == "googlenet" else {}

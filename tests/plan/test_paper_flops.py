@@ -83,6 +83,7 @@ def is_rounding(listed: float, plain: float, biased: float) -> bool:
     return any(abs(listed - value) <= 0.05 for value in (plain, biased))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "listed", "slips"),
     [
@@ -108,6 +109,7 @@ def test_the_entry_too_many_of_vgg_repeats_the_last_layers() -> None:
     assert VGG16[13:] == VGG16[12:13]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "total", "within"),
     [("VGG-16", 30.96, 1e-3), ("CaffeNet", 1.46, 8e-3), ("CaffeNet, 56 x 56", 1.46, 3e-3), ("R3DCNN", 37.8, 2e-3)],
@@ -119,6 +121,7 @@ def test_the_papers_totals_are_the_cost_models(name: str, total: float, within: 
     assert model.now.flops == sum(op.flops for op in graph.operations)
 
 
+@pytest.mark.slow
 def test_the_papers_own_total_of_vgg_is_the_formulas_and_not_its_lists() -> None:
     graph = graph_of("VGG-16")
     widths = [graph.dense[f"{op.module}.weight"][0] for op in graph.operations if op.name == "convolution"]

@@ -40,6 +40,7 @@ def problems(draw):
     return (sizes, spans, work), scores, demand, options
 
 
+@pytest.mark.slow
 @settings(max_examples=300, deadline=None)
 @given(problems())
 def test_the_selection_is_that_of_the_walk_one_by_one(make_graph, plain_cost, problem):
@@ -54,6 +55,7 @@ def test_the_selection_is_that_of_the_walk_one_by_one(make_graph, plain_cost, pr
         assert {name: indices.tolist() for name, indices in found.items()} == expected
 
 
+@pytest.mark.slow
 @settings(max_examples=200, deadline=None)
 @given(problems())
 def test_what_is_promised_about_widths_holds(make_graph, problem):
@@ -70,6 +72,7 @@ def test_what_is_promised_about_widths_holds(make_graph, problem):
         assert kept % options["round_to"] == 0
 
 
+@pytest.mark.slow
 @settings(max_examples=200, deadline=None)
 @given(problems())
 def test_a_target_is_met_and_no_removed_block_could_have_stayed(make_graph, plain_cost, problem):

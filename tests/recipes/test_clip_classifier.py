@@ -87,6 +87,7 @@ def test_a_video_is_what_its_clips_say_on_average_and_never_nothing() -> None:
     assert module._scores(probability.log())[0].tolist() == pytest.approx([0.2, 0.3])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("loss", ["cross_entropy", "ctc"])
 def test_it_learns_by_either_loss(tmp_path: Path, loss: Any) -> None:
     module, data = ClipClassifier(loss=loss, lr=0.003, **SMALL), Ramps()
@@ -105,6 +106,7 @@ def test_weights_come_from_a_file_and_are_not_asked_of_a_checkpoint(tmp_path: Pa
     assert "weights" not in module.hparams
 
 
+@pytest.mark.slow
 def test_the_headline_twelve_times_fewer_flops_in_an_ordinary_fit(tmp_path: Path) -> None:
     """The paper's R3DCNN goes from 37.8 to 3.0 GFLOPs; here it is narrower and its pictures are smaller."""
     module, data = ClipClassifier(lr=0.005, **{**SMALL, "width": 8, "features": 48}), Ramps()

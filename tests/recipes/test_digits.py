@@ -19,6 +19,7 @@ def prepared(**options: int) -> Digits:
     return digits
 
 
+@pytest.mark.slow
 def test_the_split_is_the_same_in_every_run_whatever_the_seed() -> None:
     first = whole(prepared(), training=True)
     torch.manual_seed(123)

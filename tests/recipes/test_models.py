@@ -14,6 +14,7 @@ READ_TENSORS = {"regnet_y_400mf", "swin_v2_t", "maxvit_t"}
 """Networks that compute their widths or depths with tensors, which needs data."""
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", FAMILIES)
 def test_a_new_head_decides_how_many_classes_a_network_names(name: str) -> None:
     with torch.device("cpu" if name in READ_TENSORS else "meta"), torch.no_grad():

@@ -130,6 +130,7 @@ def root(request: pytest.FixtureRequest) -> Path:
     return request.getfixturevalue("flowers" if name.endswith("flowers102") else "imagenet")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", STATED)
 def test_an_experiment_runs_on_data_of_its_layout(
     name: str, root: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
@@ -162,6 +163,7 @@ def test_an_experiment_runs_on_data_of_its_layout(
     assert len(layers) == {"vgg": 13, "ale": 5, "r3d": 8}[name[:3]]
 
 
+@pytest.mark.slow
 def test_missing_data_is_one_line_that_says_how_to_get_it(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:

@@ -92,6 +92,7 @@ def test_a_summary_has_a_picture_of_everything_it_has_data_for(summary, full):
     assert list(figures(replace(summary, layers=(), events=()))) == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("which", ["full", "deep", "one layer"])
 def test_every_picture_has_a_title_and_units_and_can_be_read_320_pixels_wide(summary, full, which):
     shown = {"full": full, "deep": deep(full, 160), "one layer": deep(full, 1)}[which]
@@ -206,6 +207,7 @@ def test_one_group_does_not_hide_the_others(full, low):
     assert right - left > 0.05 * axes.get_window_extent().width
 
 
+@pytest.mark.slow
 def test_names_are_shown_as_they_are_and_never_taken_for_formulas(full):
     shown = replace(
         full,
@@ -220,6 +222,7 @@ def test_names_are_shown_as_they_are_and_never_taken_for_formulas(full):
     assert label.get_text() == "<b>$x_{y}^$\ufffd[0] \ufffd & \\frac"
 
 
+@pytest.mark.slow
 def test_the_users_settings_neither_change_a_picture_nor_are_changed(full):
     plain = save_bytes(full)
     with warnings.catch_warnings(), matplotlib.rc_context({"axes.facecolor": "black", "font.size": 30}):
@@ -234,6 +237,7 @@ def save_bytes(summary):
     return [png(figure) for figure in figures(summary).values()]
 
 
+@pytest.mark.slow
 def test_saved_pictures_are_whole_png_files(full, tmp_path):
     paths = save_figures(full, tmp_path / "new")
     assert [path.name for path in paths] == [f"pruning_{name}.png" for name in figures(full)]

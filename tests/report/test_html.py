@@ -147,6 +147,7 @@ def embedded(html):
     return json.loads(data)
 
 
+@pytest.mark.slow
 def test_the_page_of_a_real_fit_holds_what_its_json_holds(fitted):
     summary, folder = fitted
     html = page(summary)
@@ -164,6 +165,7 @@ def test_the_page_of_a_real_fit_holds_what_its_json_holds(fitted):
     assert "FLOPs count 2 per multiply-add, for one example." in words
 
 
+@pytest.mark.slow
 def test_the_page_says_how_to_go_on_with_its_checkpoint(summary):
     assert not Elements(page(summary)).of("pre")
     html = page(replace(summary, checkpoint="my logs/last.ckpt", model="nets.Net"))
@@ -195,6 +197,7 @@ def test_a_browser_without_network_shows_all_of_a_real_fit(fitted, tmp_path, sch
     assert [name for name in found["requests"] if not name.startswith("data:")] == []
 
 
+@pytest.mark.slow
 @IN_A_BROWSER
 def test_nothing_sticks_out_on_a_narrow_screen(nasty, tmp_path):
     path = write_page(nasty, tmp_path / "pruning.html")
@@ -203,6 +206,7 @@ def test_nothing_sticks_out_on_a_narrow_screen(nasty, tmp_path):
     assert found["width"] == 0
 
 
+@pytest.mark.slow
 @IN_A_BROWSER
 def test_a_browser_runs_nothing_that_a_name_says(nasty, tmp_path):
     path = write_page(nasty, tmp_path / "pruning.html")
@@ -212,6 +216,7 @@ def test_a_browser_runs_nothing_that_a_name_says(nasty, tmp_path):
     assert NASTY in found["text"]
 
 
+@pytest.mark.slow
 @IN_A_BROWSER
 def test_the_browser_would_tell_of_a_broken_page(summary, tmp_path):
     broken = tmp_path / "broken.html"
@@ -240,6 +245,7 @@ def test_every_tag_is_closed_and_nothing_is_fetched(summary, nasty, which):
     assert len(elements.of("title")) == len(elements.of("h1")) == 1
 
 
+@pytest.mark.slow
 def test_numbers_in_doubt_are_listed_in_the_data_and_on_the_page(summary):
     doubt = "8: tensors of several kinds have as many channels"
     listed = page(replace(summary, doubtful={"encoder.feature_dim": doubt}))
@@ -249,6 +255,7 @@ def test_numbers_in_doubt_are_listed_in_the_data_and_on_the_page(summary):
     assert "in doubt" not in page(summary)
 
 
+@pytest.mark.slow
 def test_names_are_shown_as_they_are(nasty):
     html = page(nasty)
     assert NASTY in Elements(html).words()
@@ -256,6 +263,7 @@ def test_names_are_shown_as_they_are(nasty):
     assert embedded(html) == nasty.to_plain()
 
 
+@pytest.mark.slow
 def test_the_same_summary_gives_the_same_page(nasty):
     assert page(nasty) == page(nasty)
 
@@ -301,6 +309,7 @@ def test_without_matplotlib_the_page_says_why_it_has_no_pictures(summary, monkey
     assert "pip install 'lightning-taylor[plots]'" in elements.words()
 
 
+@pytest.mark.slow
 def test_a_failed_write_leaves_the_old_page_alone(summary, tmp_path):
     path = write_page(summary, tmp_path / "new" / "pruning.html")
     old = path.read_text()

@@ -211,6 +211,7 @@ def test_what_is_printed_is_a_line_and_a_short_table() -> None:
         assert shown._repr_html_().count("<tr>") == 3
 
 
+@pytest.mark.slow
 def test_a_deep_network_is_printed_on_a_screen() -> None:
     found = inspect_model(torch.nn.Sequential(*(torch.nn.Linear(4, 4) for _ in range(90))), torch.rand(1, 4))
     lines = str(found).splitlines()

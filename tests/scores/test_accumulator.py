@@ -84,6 +84,7 @@ def _settle_on_a_rank(rank: int, folder: str) -> None:
     dist.destroy_process_group()
 
 
+@pytest.mark.slow
 def test_ranks_share_their_sums_and_go_on_from_the_checkpoint_of_one(tmp_path: Path) -> None:
     all_well(on_ranks(2, _settle_on_a_rank, str(tmp_path)))
     one, other = (torch.load(tmp_path / f"mean{rank}.pt") for rank in (0, 1))

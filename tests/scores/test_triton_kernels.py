@@ -81,6 +81,7 @@ def assert_weights(shape: tuple[int, ...], device: str) -> None:
                 torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-3)
 
 
+@pytest.mark.slow
 def test_the_kernels_interpreted_equal_float64() -> None:
     pytest.importorskip("triton", reason="needs Triton, which this platform's torch does not bring")
     environment = {**os.environ, "TRITON_INTERPRET": "1", "PYTHONPATH": os.pathsep.join(sys.path)}

@@ -52,6 +52,7 @@ def compare(trained: Path, out: Path, *options: str) -> None:
     main(["compare", *checkpoints, "--model", str(trained / "config.yaml"), *few, *options])
 
 
+@pytest.mark.slow
 def test_the_table_is_shown_and_kept(trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     compare(trained, tmp_path, "--layers")
     shown = capsys.readouterr().out
@@ -66,6 +67,7 @@ def test_the_table_is_shown_and_kept(trained: Path, tmp_path: Path, capsys: pyte
     assert table["channels"] == 8 * table["groups"]
 
 
+@pytest.mark.slow
 def test_what_was_measured_is_not_measured_again(
     trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -140,6 +140,7 @@ def test_criteria_without_a_group_in_common_are_named() -> None:
         correlate(oracle, gather_scores(model, graph, criteria, data, loss))
 
 
+@pytest.mark.slow
 def test_resamples_spread_about_the_whole_and_are_the_same_for_the_same_seed() -> None:
     model, graph, data = case(6)
     oracle = measure_oracle(model, graph, data, loss, progress=False)

@@ -80,6 +80,7 @@ def vgg() -> nn.Module:
     )  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["vgg", "residual", "concat", "option_a"])
 def test_curvature_is_the_softmaxs_between_the_derivatives_of_the_logits(name: str) -> None:
     if name == "vgg":
@@ -99,6 +100,7 @@ def test_curvature_is_the_softmaxs_between_the_derivatives_of_the_logits(name: s
     assert not any(m._forward_pre_hooks for m in model.modules())
 
 
+@pytest.mark.slow
 def test_random_probes_approach_it() -> None:
     model, x = vgg().double(), torch.randn(4, 3, 12, 12, dtype=torch.float64)
     graph = trace_channels(model, x)

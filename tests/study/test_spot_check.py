@@ -76,6 +76,7 @@ def test_a_step_without_the_number_of_the_batch_is_called_without() -> None:
     assert spot_check(*small(OneArgument), count=10) == spot_check(*small(Boring), count=10) != 0
 
 
+@pytest.mark.slow
 def test_a_compiled_module_is_checked_on_its_copy_and_left_alone() -> None:
     module, graph, scores, batch = small(Boring)
     plain = spot_check(module, graph, scores, batch, count=10)

@@ -64,12 +64,14 @@ def small(name: str = "residual") -> Callable[[], Example]:
     return lambda: (make(), (example(),))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "channels"), rows(WHOLE, WHOLE_SLOW))
 def test_every_channel_but_the_classes_goes_exactly(name: str, channels: int) -> None:
     row = right_row(name)
     assert (row.removable, row.channels) == (channels, channels)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "least"), rows(PARTLY, PARTLY_SLOW))
 def test_what_is_called_removable_goes_exactly_and_the_rest_has_a_reason(name: str, least: int) -> None:
     row = right_row(name)
@@ -96,6 +98,7 @@ def test_a_quantized_model_is_refused_by_name_with_the_way_out(name: str) -> Non
     assert "is quantized; prune the floating-point model, then quantize it" in row.note
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning")
 def test_a_model_that_is_only_ready_to_be_quantized_is_pruned() -> None:
     row = right_row("quantized_resnet18")

@@ -120,21 +120,25 @@ CHECKS: dict[str, Check] = {"exact": check_exact, "twin": check_twin, "rollback"
 counts = pytest.mark.parametrize("count", [FEW, pytest.param(MANY, marks=pytest.mark.slow)])
 
 
+@pytest.mark.slow
 @counts
 def test_a_traced_random_network_is_never_wrong(count: int) -> None:
     for_random_networks(check_exact, count)
 
 
+@pytest.mark.slow
 @counts
 def test_pruning_a_random_network_in_training_equals_masking_it(count: int) -> None:
     for_random_networks(check_twin, count)
 
 
+@pytest.mark.slow
 @counts
 def test_an_error_in_the_middle_leaves_a_random_network_as_it_was(count: int) -> None:
     for_random_networks(check_rollback, count)
 
 
+@pytest.mark.slow
 def test_most_random_networks_can_be_pruned() -> None:
     drawn = [network(random_nets.random_genes(Random(seed))) for seed in range(FEW)]
     assert sum(bool(trace_channels(model, x).groups) for model, x in drawn) > 0.6 * FEW

@@ -177,6 +177,7 @@ def twice(values: Any) -> Any:
     return torch.cat([values, values]) if isinstance(values, Tensor) else values * 2
 
 
+@pytest.mark.slow
 def test_every_channel_but_the_outputs_is_removable_or_the_count_says_how_many(traced: Traced) -> None:
     graph, net = traced.graph, traced.net
     heads = {layer for layer, reason in graph.frozen.items() if reason == "reaches the output"}

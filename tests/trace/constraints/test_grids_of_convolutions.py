@@ -52,6 +52,7 @@ def network(drawn: list[tuple[int, int, int, bool]]) -> nn.Module:
     return model
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("choice", CHOICES)
 @hypothesis.settings(max_examples=12, deadline=None, database=None, derandomize=True)
 @hypothesis.given(st.lists(blocks, min_size=1, max_size=2), st.sampled_from([0.5, 0.8]), st.integers(0, 99))

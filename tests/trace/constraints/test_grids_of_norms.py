@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hypothesis
+import pytest
 import torch
 import torch.nn.functional as F
 from exactness import difference, masked, outputs, sliced
@@ -42,6 +43,7 @@ def networks(draw: st.DrawFn) -> nn.Module:
     return Joined(each, (groups[0], groups[1]), draw(st.sampled_from(divisors(sum(each)))))
 
 
+@pytest.mark.slow
 @hypothesis.settings(max_examples=25, deadline=None, database=None, derandomize=True)
 @hypothesis.given(networks(), st.sampled_from([0.5, 0.9]), st.integers(0, 99))
 def test_what_is_left_is_exact_and_no_reason_blames_the_code(net: nn.Module, share: float, seed: int) -> None:

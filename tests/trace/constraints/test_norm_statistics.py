@@ -226,6 +226,7 @@ def test_a_norm_without_a_weight_stays_since_nothing_tells_its_channels() -> Non
     assert "its statistics run over the channels" in graph.frozen["1"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["ConvNeXt", "Swin"])
 def test_a_fit_prunes_the_residual_stream_and_lands(name: str, tmp_path: Path) -> None:
     model = NETS[name][0]()
