@@ -13,6 +13,8 @@ torch.set_num_threads(1)
 
 
 EXAMPLES = 2  # of a parametrised test, in a quick run
+LONG = ("notebooks", "guides", "campaigns", "torchvision_nets", "own_project", "clip_classifier", "compare_curves")
+"""Files of tests that take long: they begin first, so that no worker is still at one when the others are done."""
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -29,6 +31,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         for item in sorted(examples, key=lambda item: zlib.crc32(item.nodeid.encode()))[EXAMPLES:]:
             item.add_marker("slow")
             item.add_marker("example")
+    items.sort(key=lambda item: item.path.stem.removeprefix("test_") not in LONG)
 
 
 @pytest.fixture(autouse=True)

@@ -62,6 +62,7 @@ def test_a_gate_on_the_keys_would_say_the_same(name: str) -> None:
         torch.testing.assert_close(one, two, rtol=1e-9, atol=1e-9 * float(one.abs().max()))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["stock_weights", "own", "own_three", "non_local"])
 def test_a_probe_of_obd_is_a_product_with_the_hessian(name: str) -> None:
     model, graph, x, products = case(name)

@@ -144,6 +144,7 @@ def fit(name: str, folder: Path, ckpt: Path | None = None) -> tuple[Net, TaylorP
     return model, pruning
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:The '.*dataloader' does not have many workers")
 @pytest.mark.filterwarnings("ignore:.*Checkpoint directory .* exists and is not empty")
 @pytest.mark.filterwarnings("ignore:The dirpath has changed from")

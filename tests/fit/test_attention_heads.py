@@ -78,6 +78,7 @@ def test_heads_get_thinner_and_a_resumed_fit_goes_on_so_under_another_choice(nam
     assert loaded.net(X).isfinite().all()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["stock", pytest.param("swin", marks=pytest.mark.slow)])
 def test_what_is_left_can_be_traced_scored_and_exported(name: str, tmp_path: Path) -> None:
     model, pruning = fit(tmp_path, name, "spread", criterion=TaylorBatch())

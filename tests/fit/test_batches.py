@@ -167,6 +167,7 @@ def test_the_example_input_array_of_the_module_is_traced_before_the_first_batch(
     lands(module, tmp_path, pruner=pruning(schedule=OneShot(1)))
 
 
+@pytest.mark.slow
 def test_only_an_event_right_after_the_first_batch_has_that_batch_scored(tmp_path: Path) -> None:
     """Any other is traced with the step that the first batch makes, whatever example the module brings."""
 

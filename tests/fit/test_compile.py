@@ -85,6 +85,7 @@ def test_scores_equal_those_of_the_uncompiled_run(how: str, criterion: Any, tmp_
     assert torch._dynamo.utils.counters["frames"]["total"] > 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "criterion"),
     [

@@ -120,6 +120,7 @@ def test_stop_removes_no_more(tmp_path: Path) -> None:
     assert steps(tmp_path) == [12, 16]
 
 
+@pytest.mark.slow
 def test_pause_waits_for_the_metric_and_then_catches_up(tmp_path: Path) -> None:
     pruner = guarded("pause")
     survivors = Survivors(pruner)
@@ -140,6 +141,7 @@ def test_pause_waits_for_the_metric_and_then_catches_up(tmp_path: Path) -> None:
     assert survivors.still == []
 
 
+@pytest.mark.slow
 def test_pause_lets_iterative_events_go_on_one_by_one(tmp_path: Path) -> None:
     pruner = guarded("pause", Iterative(every_n_steps=3, channels_per_event=1, start_step=8))
     with (

@@ -56,6 +56,7 @@ def test_a_target_that_the_devices_multiple_does_not_allow_is_met_with_a_finer_o
         widths(4, tmp_path, target=0.12)
 
 
+@pytest.mark.slow
 def test_a_schedule_of_single_channels_gets_single_channels(tmp_path: Path) -> None:
     one_by_one = Iterative(every_n_steps=1, channels_per_event=1)
     assert any(width % 4 for width in widths(None, tmp_path, target=0.8, schedule=one_by_one))

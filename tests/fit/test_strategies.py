@@ -65,6 +65,7 @@ def _launched(kind: type[Net], strategy: str, folder: Path) -> tuple[nn.Module, 
     return module.net, len(module._state_dict_hooks)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("strategy", ["ddp_fork", pytest.param("ddp_spawn", marks=pytest.mark.slow)])
 def test_a_fit_in_children_brings_the_pruned_model_back(strategy: str, tmp_path: Path) -> None:
     net, hooks = alone(_launched, Mixed, strategy, tmp_path)

@@ -141,6 +141,7 @@ def test_a_second_fit_with_another_module_prunes_that_one(tmp_path: Path) -> Non
     assert third.net.stem[0].weight.shape[0] < 8 or third.net.one[0].weight.shape[0] < 6
 
 
+@pytest.mark.slow
 def test_a_module_may_bring_the_pruner_along(tmp_path: Path) -> None:
     class Bringing(Boring):
         def configure_callbacks(self) -> list[Any]:

@@ -132,6 +132,7 @@ def test_the_papers_own_total_of_vgg_is_the_formulas_and_not_its_lists() -> None
     assert by_list + linear == pytest.approx(30.79, abs=0.01)
 
 
+@pytest.mark.slow
 def test_a_map_takes_its_share_of_the_next_layer_along() -> None:
     graph = graph_of("VGG-16")
     plain = [own for own, _ in own_flops(graph)]

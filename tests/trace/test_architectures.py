@@ -138,6 +138,7 @@ def test_a_model_with_nothing_to_remove_is_frozen_only_and_its_reasons_are_count
     assert sum(row.reasons.values()) == 8
 
 
+@pytest.mark.slow
 def test_a_model_that_hangs_or_dies_is_a_row_and_not_the_end(tmp_path: Path) -> None:
     def hangs() -> Example:
         time.sleep(60)

@@ -78,6 +78,7 @@ def test_what_goes_is_what_was_chosen_and_what_is_left_is_exact(
             assert (conv.groups, conv.in_channels) == (groups, groups * (inputs - gone))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("choice", CHOICES)
 @pytest.mark.parametrize("name", ["resnext", "regnet_x", "regnet_y"])
 def test_networks_as_torchvision_builds_them_are_exact_under_each_choice(name: str, choice: Any) -> None:

@@ -176,6 +176,7 @@ def test_the_smaller_net_is_the_one_whose_statistics_never_saw_the_removed_chann
     assert difference(outputs(model, X), found) > 1e-3
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NETS)
 def test_without_the_option_these_channels_stay_and_the_reason_says_so(name: str) -> None:
     model = net(name)
