@@ -74,6 +74,7 @@ def test_a_fit_in_children_brings_the_pruned_model_back(strategy: str, tmp_path:
     assert hooks == 0
 
 
+@pytest.mark.slow
 def test_a_fit_in_children_of_a_module_that_cannot_take_the_result_is_refused_at_once(tmp_path: Path) -> None:
     with pytest.raises(AssertionError, match="rank 0 raised") as failed:
         alone(_launched, Net, "ddp_fork", tmp_path)

@@ -83,7 +83,7 @@ def test_unknown_groups_and_impossible_counts_are_refused(make_graph):
 def test_costs_equal_those_of_the_really_sliced_network(name):
     kwargs = {"init_weights": False, "aux_logits": False} if name == "googlenet" else {}
     model = models.get_model(name, num_classes=10, **kwargs).eval()
-    graph = trace_channels(model, torch.randn(SMALL_INPUT))
+    graph = trace_channels(model, torch.randn(SMALL_INPUT), verify=False)  # what is costed is not proven here
     assert_equal_costs(model, graph, graph)
     remove = graph.sample(0.3, torch.Generator().manual_seed(0))
     assert remove
