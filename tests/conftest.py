@@ -26,7 +26,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """
     by_test = defaultdict(list)
     for item in items:
-        by_test[item.nodeid.partition("[")[0]].append(item)
+        if not item.get_closest_marker("slow"):
+            by_test[item.nodeid.partition("[")[0]].append(item)
     for examples in by_test.values():
         for item in sorted(examples, key=lambda item: zlib.crc32(item.nodeid.encode()))[EXAMPLES:]:
             item.add_marker("slow")
