@@ -12,16 +12,15 @@ import torch
 torch.set_num_threads(1)
 
 
-EXAMPLES = 2  # of a parametrised test, in a quick run
 LONG = ("notebooks", "guides", "campaigns", "torchvision_nets", "own_project", "clip_classifier", "compare_curves")
 """Files of tests that take long: they begin first, so that no worker is still at one when the others are done."""
 
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Leave a quick run two examples of each test; the others are slow, and every one runs in CI.
+    """Leave a quick run one example of each test; the others are slow, and every one runs in CI.
 
-    Which two is drawn by their names: always the same of one test, others of the next, so that a quick run has met the
+    Which one is drawn by their names: always the same of one test, another of the next, so that a quick run has met the
     whole table of models, too.
     """
     by_test = defaultdict(list)
@@ -29,7 +28,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         if not item.get_closest_marker("slow"):
             by_test[item.nodeid.partition("[")[0]].append(item)
     for examples in by_test.values():
-        for item in sorted(examples, key=lambda item: zlib.crc32(item.nodeid.encode()))[EXAMPLES:]:
+        for item in sorted(examples, key=lambda item: zlib.crc32(item.nodeid.encode()))[1:]:
             item.add_marker("slow")
             item.add_marker("example")
     items.sort(key=lambda item: item.path.stem.removeprefix("test_") not in LONG)
