@@ -12,33 +12,41 @@ import logging
 import random
 import sys
 import tempfile
-import time
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from fit.resuming import parted, run_ranks, steps_of
+from fit.resuming import parted, run_each_on_ranks, steps_of
 
 KINDS = ("plain", "ema", "accumulated", "two optimizers")
 PRECISIONS = ("32-true", "bf16-mixed")
 
 
-def cell(ranks: int, precision: str, kind: str, kills: int, seed: int) -> dict[int, list[str]]:
-    """Step of each kill -> what differed after the resumed fit."""
-    draw = random.Random(f"{seed} {ranks} {precision} {kind}")
-    possible = range(1, steps_of(kind))
-    steps = sorted(draw.sample(possible, min(kills, len(possible))))
-    found = {}
-    with tempfile.TemporaryDirectory() as folder:
-        whole = Path(folder, "whole")
-        run_ranks(ranks, whole, kind, precision=precision)
-        for step in steps:
-            parts = Path(folder, str(step))
-            run_ranks(ranks, parts, kind, precision=precision, kill=step)
-            run_ranks(ranks, parts, kind, precision=precision, resume=parts / "kill.ckpt")
-            found[step] = parted(ranks, kind, whole, parts)
-    return found
+def fits_of(ranks: int, precision: str, kinds: Sequence[str], kills: int, seed: int) -> dict[str, dict[int, list[str]]]:
+    """Kind -> step of each kill -> what differed after the resumed fit.
+
+    Every fit that goes on does so in processes that have not seen the one that was killed.
+    """
+    steps = {}
+    for kind in kinds:
+        draw, possible = random.Random(f"{seed} {ranks} {precision} {kind}"), range(1, steps_of(kind))
+        steps[kind] = sorted(draw.sample(possible, min(kills, len(possible))))
+    how = {"precision": precision}
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        parts = {(kind, step): folder / kind / str(step) for kind in kinds for step in steps[kind]}
+        whole = [(folder / kind / "whole", kind, how) for kind in kinds]
+        killed = [(part, kind, {**how, "kill": step}) for (kind, step), part in parts.items()]
+        run_each_on_ranks(ranks, [*whole, *killed])
+        run_each_on_ranks(
+            ranks, [(part, kind, {**how, "resume": part / "kill.ckpt"}) for (kind, _), part in parts.items()]
+        )
+        return {
+            kind: {step: parted(ranks, kind, folder / kind / "whole", parts[kind, step]) for step in steps[kind]}
+            for kind in kinds
+        }
 
 
 def main(arguments: list[str] | None = None) -> bool:
@@ -51,21 +59,16 @@ def main(arguments: list[str] | None = None) -> bool:
     parser.add_argument("--kinds", nargs="+", default=list(KINDS))
     options = parser.parse_args(arguments)
     every, equal = 0, 0
-    for ranks, precision, kind in itertools.product(options.ranks, options.precisions, options.kinds):
-        began = time.monotonic()
-        found = cell(ranks, precision, kind, options.kills, options.seed)
-        good = sum(not differing for differing in found.values())
-        every, equal = every + len(found), equal + good
-        steps = " ".join(map(str, found))
-        seconds = time.monotonic() - began
-        print(
-            f"{ranks} process(es), {precision:10}, {kind:14}: {good} of {len(found)} bit-equal "
-            f"(killed after {steps}; {seconds:.0f} s)",
-            flush=True,
-        )
-        for step, differing in found.items():
-            if differing:
-                print(f"    after {step}: {', '.join(differing[:6])}", flush=True)
+    for ranks, precision in itertools.product(options.ranks, options.precisions):
+        for kind, differing_at in fits_of(ranks, precision, options.kinds, options.kills, options.seed).items():
+            good = sum(not differing for differing in differing_at.values())
+            every, equal = every + len(differing_at), equal + good
+            steps = " ".join(map(str, differing_at))
+            said = f"{good} of {len(differing_at)} bit-equal (killed after {steps})"
+            print(f"{ranks} process(es), {precision:10}, {kind:14}: {said}", flush=True)
+            for step, differing in differing_at.items():
+                if differing:
+                    print(f"    after {step}: {', '.join(differing[:6])}", flush=True)
     print(f"{equal} of {every} bit-equal, seed {options.seed}")
     return equal == every
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from lightning.pytorch.callbacks import Checkpoint, EMAWeightAveraging, Stochast
 from torch import Tensor, nn
 
 from fit.boring import Boring, trainer
-from fit.rank_launch import all_well, on_ranks
+from fit.rank_launch import WHERE, all_well, on_ranks
 from lightning_taylor import Gradual, TaylorBatch, TaylorPruning
 from lightning_taylor.plan import ScoreBatches
 
@@ -187,14 +188,28 @@ def steps_of(kind: str) -> int:
 
 def run_ranks(ranks: int, folder: Path, kind: str, **kwargs: Any) -> None:
     """The same in a new process per rank; one that was to be killed comes back too."""
-    folder.mkdir(exist_ok=True)
+    run_each_on_ranks(ranks, [(folder, kind, kwargs)])
+
+
+def run_each_on_ranks(ranks: int, fits: Sequence[tuple[Path, str, dict[str, Any]]]) -> None:
+    """The same for several folders and kinds, one after the other in the same processes."""
+    for folder, _, _ in fits:
+        folder.mkdir(exist_ok=True, parents=True)
     several = {"strategy": "ddp", "devices": ranks} if ranks > 1 else {"devices": 1}
-    results = on_ranks(ranks, _run_rank, folder, kind, {**several, **kwargs})
-    all_well([None if isinstance(result, KilledError) and "kill" in kwargs else result for result in results])
+    all_well(on_ranks(ranks, _run_each, [(folder, kind, {**several, **kwargs}) for folder, kind, kwargs in fits]))
 
 
-def _run_rank(rank: int, folder: Path, kind: str, kwargs: dict[str, Any]) -> None:
-    run(folder, kind, **kwargs)
+def _run_each(rank: int, fits: Sequence[tuple[Path, str, dict[str, Any]]]) -> None:
+    where = {name: os.environ[name] for name in WHERE}
+    for folder, kind, kwargs in fits:
+        os.environ.update(where)  # Lightning forgets it at the end of a fit.
+        try:
+            run(folder, kind, **kwargs)
+        except KilledError:
+            if kwargs.get("kill") is None:
+                raise
+        except Exception as error:
+            raise RuntimeError(f"the fit in {folder}") from error
 
 
 def parted(ranks: int, kind: str, whole: Path, parts: Path) -> list[str]:

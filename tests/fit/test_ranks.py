@@ -11,7 +11,7 @@ import pytest
 import zoo
 from torch import Tensor
 
-from fit.rank_fits import Case, Ranked, RankedByHand, fit, fits, spread
+from fit.rank_fits import Case, Ranked, RankedByHand, fit, fits, fits_one_after_another, spread
 from fit.rank_launch import on_ranks
 from fit.resuming import run
 from lightning_taylor import PruningError, TaylorBatch, UncoupledChannelsError, UnsupportedModelError
@@ -37,13 +37,12 @@ CASES = {
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", CASES)
-def test_ranks_stay_equal_to_the_last_bit(name: str, tmp_path: Path) -> None:
-    results = fits(2, CASES[name], tmp_path)
-    assert len(results[0]["events"]) >= 3
-    assert results[0]["reached"]
-    assert spread(results) == dict.fromkeys(spread(results), 0.0)
-    assert all(step["gradients"] for step in results[0]["steps"])
+def test_ranks_stay_equal_to_the_last_bit(tmp_path: Path) -> None:
+    for name, results in fits_one_after_another(2, CASES, tmp_path).items():
+        assert len(results[0]["events"]) >= 3, name
+        assert results[0]["reached"], name
+        assert spread(results) == dict.fromkeys(spread(results), 0.0), name
+        assert all(step["gradients"] for step in results[0]["steps"]), name
 
 
 @pytest.mark.slow

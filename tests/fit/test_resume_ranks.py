@@ -78,11 +78,12 @@ def test_a_fit_that_was_struck_after_a_step_resumes_bitwise(
 
 @pytest.mark.slow
 @pytest.mark.parametrize("precision", resume_campaign.PRECISIONS)
-@pytest.mark.parametrize("kind", resume_campaign.KINDS)
-def test_resume_equals_uninterrupted_on_every_rank(kind: str, precision: str) -> None:
-    for ranks in (1, 2):
-        found = resume_campaign.cell(ranks, precision, kind, kills=1, seed=1)
-        assert found == {step: [] for step in found}
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_resume_equals_uninterrupted_on_every_rank(ranks: int, precision: str) -> None:
+    by_kind = resume_campaign.fits_of(ranks, precision, resume_campaign.KINDS, kills=1, seed=1)
+    assert list(by_kind) == list(resume_campaign.KINDS)
+    for kind, differing_at in by_kind.items():
+        assert [differing for differing in differing_at.values()] == [[]], kind
 
 
 @pytest.mark.slow

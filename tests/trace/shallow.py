@@ -20,6 +20,7 @@ from torchvision.models.maxvit import MaxVit
 from torchvision.models.resnet import Bottleneck
 from torchvision.models.swin_transformer import PatchMergingV2, SwinTransformer, SwinTransformerBlockV2
 from torchvision.models.video import mvit
+from torchvision.models.video.resnet import BasicBlock, BasicStem, Conv3DNoTemporal, Conv3DSimple, VideoResNet
 from torchvision.models.video.swin_transformer import SwinTransformer3d
 
 DEPTHS, HEADS = [2, 2, 2], [2, 4, 8]
@@ -36,6 +37,11 @@ def efficientnet_v2() -> nn.Module:
 def resnext() -> nn.Module:
     """Eight groups of four channels in the first stage, of 32 in the last."""
     return torchvision.models.ResNet(Bottleneck, [2, 1, 1, 1], num_classes=5, groups=8, width_per_group=4)
+
+
+def mc3() -> nn.Module:
+    """Convolutions over time in the first stage, over frames alone in the others."""
+    return VideoResNet(BasicBlock, [Conv3DSimple, *[Conv3DNoTemporal] * 3], [1] * 4, BasicStem, num_classes=5)
 
 
 def swin() -> nn.Module:
@@ -83,6 +89,7 @@ def image(make: Callable[[], nn.Module], *shape: int) -> Callable[[], Example]:
 MODELS: dict[str, Callable[[], Example]] = {
     "efficientnet_v2": image(efficientnet_v2, 64, 64),
     "resnext": image(resnext, 64, 64),
+    "mc3": image(mc3, 4, 32, 32),
     "swin": image(swin, 64, 64),
     "swin_v2": image(swin_v2, 64, 64),
     "swin3d": image(swin3d, 4, 64, 64),

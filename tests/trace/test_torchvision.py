@@ -18,9 +18,17 @@ from exactness import difference, masked, sliced
 from torch import Tensor, nn
 from torchvision.models.convnext import CNBlockConfig, ConvNeXt
 from torchvision.models.detection.backbone_utils import resnet_fpn_backbone
-from torchvision.models.inception import BasicConv2d
+from torchvision.models.inception import BasicConv2d, InceptionA, InceptionB, InceptionC, InceptionD, InceptionE
 from torchvision.models.resnet import Bottleneck, ResNet
 from torchvision.models.segmentation.fcn import _fcn_resnet
+from torchvision.models.video.resnet import (
+    BasicBlock,
+    BasicStem,
+    Conv2Plus1D,
+    Conv3DSimple,
+    R2Plus1dStem,
+    VideoResNet,
+)
 
 from lightning_taylor.graph.channel_graph import ChannelGraph
 from lightning_taylor.modules.model_copy import reveal
@@ -54,6 +62,13 @@ FEW_BLOCKS: dict[str, Callable[[], nn.Module]] = {
     "vit": lambda: torchvision.models.VisionTransformer(64, 16, 2, 4, 64, 128),
     "densenet": lambda: torchvision.models.DenseNet(32, (2, 2, 2, 2)),
     "convnext": lambda: ConvNeXt([CNBlockConfig(d, 2 * d if d < 768 else None, 1) for d in (96, 192, 384, 768)]),
+    "bottlenecks": lambda: ResNet(Bottleneck, [2, 1, 1, 1]),
+    "clips": lambda: VideoResNet(BasicBlock, [Conv3DSimple] * 4, [1] * 4, BasicStem),
+    "clips_and_frames": lambda: VideoResNet(BasicBlock, [Conv2Plus1D] * 4, [1] * 4, R2Plus1dStem),
+    "inception": lambda: nn.Sequential(
+        *(BasicConv2d(3, 16, kernel_size=3, stride=2), InceptionA(16, 8), InceptionB(232), InceptionC(712, 16)),
+        *(InceptionD(768), InceptionE(1280), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(2048, 5)),
+    ),
     "fcn": lambda: _fcn_resnet(ResNet(Bottleneck, [1] * 4, replace_stride_with_dilation=[False, True, True]), 21, None),
 }
 """Networks of torchvision's classes with one or two of each kind of block, where the whole ones have many."""
@@ -64,19 +79,16 @@ HIDDEN = 128
 NETS = [
     Net("alexnet", 1152 + 2 * HIDDEN, ("classifier.6",), slow=True),
     Net("vgg11_bn", 2752 + 2 * HIDDEN, ("classifier.6",), slow=True),
-    Net("vgg16", 4224 + 2 * HIDDEN, ("classifier.6",), slow=True),
     Net("resnet18", 4800),
-    Net("resnet50", 26560, slow=True),
+    Net("bottlenecks", 64 + 2 * (64 + 64 + 256) + 256 + sum(2 * c + 8 * c for c in (128, 256, 512)), slow=True),
     Net("densenet", 64 + 8 * (128 + 32) + 3 * 64, ("classifier",), slow=True),
     Net("googlenet", 9584, ("fc", "aux1.fc2", "aux2.fc2")),
-    Net("inception_v3", 18112, ("AuxLogits.fc", "fc"), side=107, slow=True),
+    Net("inception", 16 + 440 + 640 + 864 + 1280 + 3264, ("8",), slow=True),
     Net("mobilenet_v2", 17056, ("classifier.1",)),
-    Net("mobilenet_v3_large", 18560, ("classifier.3",)),
-    Net("efficientnet_b0", 30348, ("classifier.1",), slow=True),
-    Net("mnasnet0_5", 10312, ("classifier.1",), slow=True),
     Net("squeezenet1_1", 2944, ("classifier.1",)),
-    Net("r3d_18", 4800, side=32),
-    Net("r2plus1d_18", 12675, side=32, slow=True),
+    Net("clips", 64 + 2 * 64 + 3 * (128 + 256 + 512), side=32),
+    # Each convolution over frames has one over time before it, whose width keeps the number of weights of the whole.
+    Net("clips_and_frames", 45 + 64 + 2 * (144 + 64 + 230 + 128 + 460 + 256 + 921 + 512) + 896, side=32, slow=True),
     Net("s3d", 10608, ("classifier.1",), side=32, slow=True),
     Net("fcn", 64 + 10 * (64 + 128 + 256 + 512) + 512, ("classifier.4",), slow=True),
     Net("deeplabv3_mobilenet_v3_large", 19072, ("classifier.4",), slow=True),
@@ -120,7 +132,7 @@ def build(net: Net) -> tuple[nn.Module, tuple[Any, ...]]:
         model = FEW_BLOCKS[net.name]()
     else:
         model = smaller(zoo.torchvision_model(net.name, net.side)[0])
-    clip = {"r3d_18": (4,), "r2plus1d_18": (4,), "s3d": (14,)}.get(net.name, ())
+    clip = {"clips": (4,), "clips_and_frames": (4,), "s3d": (14,)}.get(net.name, ())
     return model, (torch.randn(1, 3, *clip, net.side, net.side, dtype=torch.float64),)
 
 
@@ -132,10 +144,6 @@ def smaller(model: nn.Module) -> nn.Module:
         widths = [first.in_features, HIDDEN, HIDDEN, last.out_features]
         for place, before, after in zip(linear, widths, widths[1:], strict=False):
             model.classifier[place] = nn.Linear(before, after)
-    if isinstance(model, torchvision.models.Inception3):
-        assert model.AuxLogits is not None
-        # Its auxiliary head spans the 5x5 positions that an image of 299 px has there.
-        model.AuxLogits.conv1 = BasicConv2d(128, 768, kernel_size=1)
     if isinstance(model, torchvision.models.video.S3D):
         # Its last pooling spans the 7x7 positions of a clip of 224 px; it has no weights, and small clips are faster.
         model.avgpool = nn.AvgPool3d((2, 1, 1), stride=1)
