@@ -106,10 +106,13 @@ class ChannelGraph:
         """For every axis that a decision touches, the entries that stay: sorted int64 indices into the axis."""
         stays: dict[Axis, np.ndarray] = {}  # numpy takes a fraction of torch's time for a few dozen numbers
         for name, index_R in self.normalize(remove).items():
+            rows, gone = index_R.numpy(), {}
             for s in self.groups[name].slices:
                 if (axis := s.axis) not in stays:
                     stays[axis] = np.ones(self.width(axis), dtype=bool)
-                stays[axis][s.index.numpy()[index_R.numpy()]] = False
+                if (key := id(s.index)) not in gone:  # most slices of a group share theirs
+                    gone[key] = s.index.numpy()[rows]
+                stays[axis][gone[key]] = False
         alike = {mask.tobytes(): mask for mask in stays.values()}  # most axes of a group lose the same entries
         kept = {key: torch.from_numpy(np.flatnonzero(mask)) for key, mask in alike.items()}
         return {axis: kept[mask.tobytes()] for axis, mask in stays.items()}

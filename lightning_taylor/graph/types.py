@@ -15,6 +15,7 @@ from enum import StrEnum
 from torch import Tensor
 
 __all__ = [
+    "READ",
     "Axis",
     "ChannelGroup",
     "LinkedAttribute",
@@ -46,6 +47,10 @@ class Role(StrEnum):
     """The other side: zero on either, the product is zero."""
     COPY = "copy"
     """Mirrors what reads the channel, as in a momentum teacher: no loss trains it, and nothing is scored there."""
+
+
+READ = (Role.CONSUMER, Role.QUERY, Role.KEY, Role.COPY)
+"""Roles of the slices that have to be zero for nothing to read a channel."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -95,7 +100,7 @@ class ChannelGroup:
     @property
     def read(self) -> tuple[Slice, ...]:
         """What has to be zero for nothing to read the channels: consumers and their copies, queries and keys."""
-        return self.of(Role.CONSUMER, Role.QUERY, Role.KEY, Role.COPY)
+        return self.of(*READ)
 
 
 @dataclass(frozen=True)

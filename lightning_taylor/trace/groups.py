@@ -13,6 +13,7 @@ from collections.abc import Iterable, Iterator, Mapping
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from lightning_taylor.graph.channel_graph import ChannelGraph
 from lightning_taylor.graph.types import Axis, ChannelGroup, LinkedAttribute, Role, Slice
@@ -85,14 +86,17 @@ def _kinds(partition: LabelPartition, component: np.ndarray, number: np.ndarray)
     Each (axis, count) pair gets a random 64-bit word, a component the sums of its pairs' words under two such
     hashes; that two different kinds agree in both has a chance of about one in 10^30.
     """
-    pair, counts = np.unique(np.stack([component, number]), axis=1, return_counts=True)
+    axes = max(len(partition.axes), 1)
+    # As single numbers: columns of an array are sorted many times more slowly.
+    pair, counts = np.unique(component.astype(np.int64) * axes + number, return_counts=True)
+    member, axis = np.divmod(pair, axes)
     words = np.random.default_rng(0).integers(1, 2**62, size=(2, len(partition.axes)), dtype=np.uint64)
     signature = np.zeros((2, partition.total), dtype=np.uint64)
-    mixed = words[:, pair[1]] * (2 * counts.astype(np.uint64) + 1)
+    mixed = words[:, axis] * (2 * counts.astype(np.uint64) + 1)
     for row in range(2):
-        np.add.at(signature[row], pair[0], mixed[row] ^ (mixed[row] >> np.uint64(29)))
-    _, kind = np.unique(signature[:, component], axis=1, return_inverse=True)
-    kind = kind.reshape(-1)
+        np.add.at(signature[row], member, mixed[row] ^ (mixed[row] >> np.uint64(29)))
+    one, other = (np.unique(signature[row], return_inverse=True)[1][component] for row in range(2))
+    _, kind = np.unique(one * len(signature[0]) + other, return_inverse=True)
     order = np.argsort(kind, kind="stable")
     return np.split(order, np.flatnonzero(np.diff(kind[order])) + 1) if len(order) else []
 
@@ -115,12 +119,16 @@ def _slices(
     if Role.PRODUCER not in roles or not (Role.CONSUMER in roles or silenced):
         return []
     rank = _channel_order(partition, axes, component, number, index)
-    slices = []
-    for i, axis in axes.items():
-        here = np.flatnonzero(number == i)
-        order = here[np.lexsort((index[here], rank[component[here]]))]
-        channels = len(np.unique(component[here]))
-        index_CM = torch.from_numpy(index[order].reshape(channels, -1).copy())
+    channels = len(np.unique(component))  # each has as many entries on every axis, since all are of one kind
+    order = np.lexsort((index, rank[component], number))
+    ends = (np.searchsorted(number[order], list(axes), side=side) for side in ("left", "right"))
+    slices: list[Slice] = []
+    shared: dict[bytes, Tensor] = {}  # of most layers a group has the same entries
+    for axis, start, end in zip(axes.values(), *ends, strict=True):
+        entries_CM = index[order[start:end]].reshape(channels, -1)
+        if (key := entries_CM.tobytes()) not in shared:
+            shared[key] = torch.from_numpy(entries_CM)
+        index_CM = shared[key]
         roles_here: Iterable[Role] = partition.roles.get(axis, {Role.PASS_THROUGH: None})
         slices.extend(Slice(axis[0], axis[1], index_CM, role) for role in roles_here if role not in _SIDES)
         for role, entries in silenced.items():

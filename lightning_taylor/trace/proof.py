@@ -232,7 +232,8 @@ class _Trial:
         for name, index_R in remove.items():
             for s in graph.groups[name].read:
                 tensor = self._tensors[s.tensor].detach()
-                kept.setdefault(s.tensor, tensor.clone())
+                if s.tensor not in kept:
+                    kept[s.tensor] = tensor.clone()
                 tensor.index_fill_(s.dim, s.index[index_R].flatten().to(tensor.device), 0)
         try:
             yield

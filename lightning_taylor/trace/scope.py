@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_taylor.graph.channel_graph import ChannelGraph
-from lightning_taylor.graph.types import ChannelGroup, Role, Slice
+from lightning_taylor.graph.types import READ, ChannelGroup, Role, Slice
 from lightning_taylor.modules.model_copy import named_tensors
 from lightning_taylor.trace.patterns import matches
 from lightning_taylor.trace.reasons import Why
@@ -191,7 +191,7 @@ def with_mirrors(graph: ChannelGraph, scope: Scope) -> ChannelGraph:
 def _with_copies(group: ChannelGroup, copies: Mapping[str, list[str]]) -> ChannelGroup:
     slices = list(group.slices)
     for s in group.slices:
-        role = Role.COPY if s in group.read else Role.PASS_THROUGH
+        role = Role.COPY if s.role in READ else Role.PASS_THROUGH
         slices.extend(Slice(name, s.dim, s.index, role) for name in copies.get(s.tensor, ()))
     return ChannelGroup(group.name, tuple(slices)) if len(slices) > len(group.slices) else group
 

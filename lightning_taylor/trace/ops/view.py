@@ -196,6 +196,12 @@ def _reordered(call: Call) -> list[int]:
 def _apply(call: Call, slots: Sequence[Tensor | None]) -> list[Tensor]:
     """The operator on label tensors in place of its floating-point arguments."""
     neutral = torch.full((), NEUTRAL, dtype=torch.int64)
+    repeated = _repeated(call, slots)
+
+    def once(labels: Tensor) -> Tensor:
+        for d in repeated:
+            labels = labels.narrow(d, 0, 1)
+        return labels
 
     def run(convert: Callable[[Tensor], Tensor]) -> Any:
         supply = iter(slots)
@@ -211,11 +217,24 @@ def _apply(call: Call, slots: Sequence[Tensor | None]) -> list[Tensor]:
         return call.func(*args, **kwargs)
 
     try:
-        out = run(lambda labels: labels)
+        out = run(once)
+        if repeated:
+            out = out.expand(call.out.shape)
     except (RuntimeError, NotImplementedError):
         # An expanded tensor has no such view, or the kernel knows no integers: doubles hold labels exactly.
         out = run(lambda labels: labels.contiguous().double())
     return [t.long() for t in ([out] if isinstance(out, Tensor) else out)]
+
+
+def _repeated(call: Call, slots: Sequence[Tensor | None]) -> list[int]:
+    """Return the dimensions along which all that is joined repeats itself: so does the whole.
+
+    To write the labels out for every position would make each layer of a dense block as slow as all before it.
+    """
+    if call.name != "cat" or any(slot is not None and slot.ndim != call.out.ndim for slot in slots):
+        return []
+    across = [d for d in range(call.out.ndim) if d != call.get("dim") % call.out.ndim and call.out.shape[d] > 1]
+    return [d for d in across if all(slot is None or slot.stride(d) == 0 for slot in slots)]
 
 
 def _one_slot_each(call: Call, operands: Sequence[Labels | None]) -> list[Tensor | None]:
