@@ -65,20 +65,30 @@ class RowLayout:
             >>> RowLayout.of([[0], [0], [1], [1], [3], [3]], examples=4).stretches
             (Stretch(order='examples', each=1, repeats=2, some=True, calls=6),)
         """
-        runs = _runs(calls)
-        stretches: list[Stretch] = []
-        chosen: set[tuple[int, ...]] = set()
-        while runs:
-            whole = tuple(range(examples))
-            found = next(iter(_beginnings(runs, whole)), None) or next(reversed(list(_beginnings(runs, None))), None)
-            if found is None or any(-1 in call for call, _ in runs):
-                return RowLayout(())
-            count, present, stretch = found
-            chosen |= {present} - {whole}
-            # Of whole calls any may belong to another objective.
-            stretches += [replace(stretch, repeats=1, calls=1)] * stretch.repeats if count == 1 else [stretch]
-            runs = runs[count:]
-        return RowLayout(tuple(stretches) if len(chosen) < 2 else ())
+        # Two calls with the same rows repeat each other, usually; behind a mask they may be the ends of two chunks.
+        for runs in (_runs(calls), [(list(call), 1) for call in calls if len(call)]):
+            if stretches := _stretches(runs, tuple(range(examples))):
+                return RowLayout(stretches)
+        return RowLayout(())
+
+
+def _stretches(runs: list[tuple[list[int], int]], whole: tuple[int, ...]) -> tuple[Stretch, ...]:
+    """Return what the runs are, one stretch after the other; nothing if they mix examples, or nobody can say."""
+    stretches: list[Stretch] = []
+    chosen: set[tuple[int, ...]] = set()
+    if any(-1 in call for call, _ in runs):
+        return ()
+    while runs:
+        longest = next(reversed(list(_beginnings(runs, None))), None)
+        beginning = next(iter(_beginnings(runs, whole)), longest)
+        if beginning is None:
+            return ()
+        count, present, stretch = beginning
+        chosen |= {present} - {whole}
+        # Of whole calls any may belong to another objective.
+        stretches += [replace(stretch, repeats=1, calls=1)] * stretch.repeats if count == 1 else [stretch]
+        runs = runs[count:]
+    return tuple(stretches) if len(chosen) < 2 else ()
 
 
 def _beginnings(

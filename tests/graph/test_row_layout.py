@@ -34,6 +34,12 @@ def test_a_mask_over_the_batch_leaves_the_layout_of_those_that_come() -> None:
     assert RowLayout.of([[0, 3, 0, 3]], 4) == RowLayout((Stretch("views", 2, some=True),))
 
 
+def test_two_chunks_of_which_a_mask_leaves_the_same_row_are_no_call_that_repeats() -> None:
+    """Of six examples with two views each, in chunks of three rows, the second, fifth and sixth come."""
+    layout = RowLayout.of([[1], [1], [4], [4, 5, 5]], 6)
+    assert layout.stretches == (Stretch("examples", 2, some=True, calls=4),)
+
+
 def test_what_a_mask_chose_may_be_read_beside_the_whole_batch() -> None:
     layout = RowLayout.of([[0, 2], [3], [0, 1, 2, 3]], 4)
     assert layout.stretches == (Stretch("examples", some=True, calls=2), Stretch("examples"))
