@@ -112,5 +112,5 @@ class PrunedCheckpointMixin:
 
 def _fit_to(module: nn.Module, checkpoint: Mapping[str, Any]) -> None:
     widths = origin_of(checkpoint)
-    if widths is not None and widths["dims"]:
+    if widths is not None and widths.dims:
         fit_shapes(module, checkpoint["state_dict"], widths)

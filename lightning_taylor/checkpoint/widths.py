@@ -12,24 +12,28 @@ difference means that the checkpoint belongs to another model, and is an error t
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any, final
 
 import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
+from lightning_taylor.checkpoint.version_1 import widths_of_version_1
 from lightning_taylor.errors import UncoupledChannelsError
 from lightning_taylor.graph.channel_graph import ChannelGraph
-from lightning_taylor.graph.serialize import follower_from_plain, follower_to_plain
+from lightning_taylor.graph.types import LinkedAttribute
 from lightning_taylor.modules.attributes import follow_shapes, known
 from lightning_taylor.modules.model_copy import named_tensors
 from lightning_taylor.modules.resize import hold
 from lightning_taylor.utilities.hooks import FunctionHook
+from lightning_taylor.utilities.plain import from_plain, to_plain
 
 __all__ = [
     "NO_STATE",
     "STATE_KEY",
     "ShapeFitter",
+    "Widths",
     "fit_shapes",
     "origin_of",
     "was_pruned",
@@ -47,26 +51,41 @@ NO_STATE = (
 )
 """Of the callback's state in a checkpoint."""
 
-Widths = Mapping[str, Any]
+VERSION = 2
 
 
-def widths_of(graph: ChannelGraph | None) -> dict[str, Any]:
-    """What a checkpoint says about its widths: the dense shapes, and the dimensions that channels were removed from.
+@final
+@dataclass(frozen=True)
+class Widths:
+    """What a checkpoint says about its widths, in the metadata of its state dict and in the callback's state.
 
-    Returns:
-        ``{"dense": name -> shape, "dims": name -> dimensions}`` in plain types; both empty without a graph.
+    Attributes:
+        dense: name of each tensor that pruning may cut -> its shape when the model was traced.
+        dims: the same names -> the dimensions that channels are removed from.
+        followers: the attributes of modules that follow the widths.
+        version: of this format.
     """
+
+    dense: Mapping[str, tuple[int, ...]]
+    dims: Mapping[str, tuple[int, ...]]
+    followers: tuple[LinkedAttribute, ...] = ()
+    version: int = VERSION
+
+    def __post_init__(self) -> None:
+        if self.version != VERSION:
+            raise ValueError(f"widths of version {self.version}, this release reads {VERSION}")
+
+
+def widths_of(graph: ChannelGraph | None) -> Widths:
+    """Return the dense shapes, and the dimensions that channels are removed from; nothing of both without a graph."""
     if graph is None:
-        return {"dense": {}, "dims": {}}
+        return Widths({}, {})
     dims: dict[str, list[int]] = {}
     for name, dim in graph.slices_by_axis():
         dims.setdefault(name, []).append(dim)
     followed = (name for f in graph.followers for name, _ in f.axes)
-    return {
-        "dense": {name: list(graph.dense[name]) for name in dict.fromkeys([*dims, *followed])},
-        "dims": dims,
-        "followers": [follower_to_plain(f) for f in graph.followers],
-    }
+    dense = {name: graph.dense[name] for name in dict.fromkeys([*dims, *followed])}
+    return Widths(dense, {name: tuple(of) for name, of in dims.items()}, graph.followers)
 
 
 def fit_shapes(module: nn.Module, state_dict: Mapping[str, Any], widths: Widths, prefix: str = "") -> None:
@@ -88,8 +107,8 @@ def fit_shapes(module: nn.Module, state_dict: Mapping[str, Any], widths: Widths,
     Example:
         >>> net = nn.Sequential(nn.Linear(3, 8), nn.Linear(8, 2))
         >>> small = nn.Sequential(nn.Linear(3, 5), nn.Linear(5, 2)).state_dict()
-        >>> dense = {"0.weight": [8, 3], "0.bias": [8], "1.weight": [2, 8]}
-        >>> fit_shapes(net, small, {"dense": dense, "dims": {"0.weight": [0], "0.bias": [0], "1.weight": [1]}})
+        >>> dense = {"0.weight": (8, 3), "0.bias": (8,), "1.weight": (2, 8)}
+        >>> fit_shapes(net, small, Widths(dense, {"0.weight": (0,), "0.bias": (0,), "1.weight": (1,)}))
         >>> net
         Sequential(
           (0): Linear(in_features=3, out_features=5, bias=True)
@@ -118,21 +137,20 @@ def fit_shapes(module: nn.Module, state_dict: Mapping[str, Any], widths: Widths,
             if living[name].shape != tensor.shape:  # tied tensors come once per name
                 hold(living[name], _empty_like(living[name], tensor.shape))
                 living[name].grad = None
-    followers = [follower_from_plain(plain) for plain in widths.get("followers", ())]
-    values = known(followers, {name: tuple(t.shape) for name, t in living.items()})
+    values = known(widths.followers, {name: tuple(t.shape) for name, t in living.items()})
     for name, part in module.named_modules():
         follow_shapes(part, values=values.get(name))
 
 
 def _known_names(living: Mapping[str, Tensor], widths: Widths) -> dict[int, str]:
     """Map the id of a living tensor to the one of its names that the widths know: those of a shared module are many."""
-    return {id(tensor): name for name, tensor in reversed(list(living.items())) if name in widths["dense"]}
+    return {id(tensor): name for name, tensor in reversed(list(living.items())) if name in widths.dense}
 
 
 def _misfit(name: str, living: Tensor, incoming: Tensor, widths: Widths, known_as: str) -> str | None:
     """Why a tensor cannot take the shape of the incoming one; None if it can."""
     here, there = tuple(living.shape), tuple(incoming.shape)
-    dense, dims = widths["dense"].get(known_as), widths["dims"].get(known_as, ())
+    dense, dims = widths.dense.get(known_as), widths.dims.get(known_as, ())
     said = f"{name} has shape {here} here and {there} in the checkpoint"
     if len(here) != len(there) or any(
         a != b and d not in dims for d, (a, b) in enumerate(zip(here, there, strict=False))
@@ -182,10 +200,10 @@ class ShapeFitter:
         self._handles.clear()
 
     def _describe(self, module: nn.Module, state_dict: Any, prefix: str, local_metadata: dict[str, Any]) -> None:
-        local_metadata[KEY] = self._widths()
+        local_metadata[KEY] = to_plain(self._widths())
 
     def _fit(self, module: nn.Module, state_dict: Any, prefix: str, local_metadata: dict[str, Any], *_: Any) -> None:
-        saved = _readable(local_metadata.get(KEY) or self._fallback())
+        saved = _read(local_metadata.get(KEY)) or self._fallback()
         if saved is not None:
             fit_shapes(module, state_dict, _either(saved, self._widths()), prefix)
 
@@ -199,27 +217,32 @@ class _Hook(FunctionHook):
 
 def _either(saved: Widths, own: Widths) -> Widths:
     """A checkpoint from before the trace knows no widths; the model in memory may be pruned since."""
-    return saved if saved["dims"] else own
+    return saved if saved.dims else own
 
 
 def was_pruned(checkpoint: Mapping[str, Any]) -> bool:
     """Whether a checkpoint says of itself that its model had more channels once."""
-    state, dense = checkpoint["state_dict"], (origin_of(checkpoint) or {"dense": {}})["dense"]
-    return any(list(state[name].shape) != list(shape) for name, shape in dense.items() if name in state)
+    state, widths = checkpoint["state_dict"], origin_of(checkpoint)
+    dense = widths.dense if widths else {}
+    return any(tuple(state[name].shape) != shape for name, shape in dense.items() if name in state)
 
 
-def _readable(widths: Any) -> Widths | None:
-    if widths is not None and not (isinstance(widths, Mapping) and {"dense", "dims"} <= widths.keys()):
+def _read(plain: Any) -> Widths | None:
+    if plain is None:
+        return None
+    try:
+        return from_plain(Widths, plain if "version" in plain else widths_of_version_1(plain))
+    except (TypeError, AttributeError, ValueError) as error:
         raise UncoupledChannelsError(
-            "what the checkpoint says about its widths cannot be read: it is damaged, or was written by another release"
-        )
-    return widths
+            "what the checkpoint says about its widths cannot be read: it is damaged, or was written by another "
+            f"release ({error})"
+        ) from error
 
 
 def origin_of(checkpoint: Mapping[str, Any]) -> Widths | None:
     """What a whole checkpoint says about its widths: from the metadata of its state dict, or the callback's state."""
     metadata = getattr(checkpoint.get("state_dict"), "_metadata", None) or {}
     described = metadata.get("", {}).get(KEY)
-    if described is not None:
-        return _readable(described)
-    return checkpoint.get("callbacks", {}).get(STATE_KEY, {}).get("widths")
+    if described is None:
+        described = checkpoint.get("callbacks", {}).get(STATE_KEY, {}).get("widths")
+    return _read(described)

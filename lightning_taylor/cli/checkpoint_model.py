@@ -17,13 +17,13 @@ from torch import Tensor, nn
 
 from lightning_taylor.checkpoint.load import load_asked
 from lightning_taylor.checkpoint.unasked_imports import arguments_in, texts_in, unasked_imports
-from lightning_taylor.checkpoint.widths import STATE_KEY, origin_of
-from lightning_taylor.cli.checkpoint_file import read_checkpoint
+from lightning_taylor.checkpoint.widths import Widths, origin_of
+from lightning_taylor.cli.checkpoint_file import read_checkpoint, state_in
 from lightning_taylor.cli.exit import debugging, fail, nearest
 from lightning_taylor.errors import PruningError
 from lightning_taylor.export.verified_write import evaluating
-from lightning_taylor.graph.serialize import call_from_plain, follower_from_plain
 from lightning_taylor.graph.types import LinkedAttribute
+from lightning_taylor.utilities.call_template import call_like
 from lightning_taylor.utilities.calls import Inputs
 from lightning_taylor.utilities.lightning_names import either
 
@@ -91,22 +91,16 @@ def read_trained(path: str, asked: argparse.Namespace, config: FitConfig | None)
     class_path = class_path_of(asked.model, config, saved.get("_class_path"), path)
     module = _load(class_path, path, saved, config, trust=asked.trust)
     settings = {name: value for name, value in saved.items() if not name.startswith("_")}
-    origin = origin_of(checkpoint) or {"dense": {}}
-    dense = {name: tuple(shape) for name, shape in origin["dense"].items()}
-    followers = tuple(follower_from_plain(plain) for plain in origin.get("followers", ()))
+    origin, state = origin_of(checkpoint) or Widths({}, {}), state_in(checkpoint, path)
+    dense, followers = dict(origin.dense), origin.followers
+    called_with = state.report.called_with if state else []
     part = asked.submodule or ""
-    inputs, source = find_inputs(module, asked.input_shape, config, path, _called_with(checkpoint), part)
+    inputs, source = find_inputs(module, asked.input_shape, config, path, called_with, part)
     if part:
         module, dense = _part(module, part), _below(part, dense)
         followers = tuple(_inside(part, followers))
     _try(module, inputs)
     return Trained(path, module, part, dense, followers, class_path, settings, inputs, source)
-
-
-def _called_with(checkpoint: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """What the fit called, if the checkpoint says so."""
-    state = checkpoint.get("callbacks", {}).get(STATE_KEY) or {}
-    return list((state.get("report") or {}).get("called_with", ()))
 
 
 def _inside(part: str, followers: Iterable[LinkedAttribute]) -> Iterator[LinkedAttribute]:
@@ -243,7 +237,7 @@ def find_inputs(
         shapes: of random inputs, if asked for.
         config: the configuration of a fit, if there is one.
         path: the checkpoint, beside whose folder a configuration may lie.
-        called_with: what the fit of the checkpoint called and with which shapes, as ``call_to_plain`` has it.
+        called_with: what the fit of the checkpoint called and with which shapes, as ``call_template`` has it.
         part: the part of the module that is asked for; "" for all of it.
     """
     if shapes:
@@ -254,7 +248,7 @@ def find_inputs(
     if example is None and called_with:
         # A training step that calls `self.net(x)` mostly has a `forward` that does the same.
         by_module = {call["module"]: call for call in reversed(called_with)}
-        call = call_from_plain(by_module.get(part, called_with[0]), torch.Generator().manual_seed(0))
+        call = call_like(by_module.get(part, called_with[0]), torch.Generator().manual_seed(0))
         return Inputs(call.args, call.kwargs), "random numbers of the shapes that the fit had"
     if example is None:
         beside = Path(path).parent.parent / "config.yaml"

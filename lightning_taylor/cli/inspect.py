@@ -14,17 +14,14 @@ from typing import get_args
 import torch
 from rich.console import Console
 
-from lightning_taylor.checkpoint.widths import STATE_KEY
 from lightning_taylor.cli.arguments import Parser, add_trust, positive
-from lightning_taylor.cli.checkpoint_file import read_checkpoint
+from lightning_taylor.cli.checkpoint_file import pruning_in, read_checkpoint
 from lightning_taylor.cli.exit import fail, nearest
 from lightning_taylor.cli.extras import require_extras
 from lightning_taylor.cli.shipped_configs import resolve_configs
 from lightning_taylor.errors import NothingToPruneError
-from lightning_taylor.graph.serialize import graph_from_plain
 from lightning_taylor.plan.fit_length import FitLength
 from lightning_taylor.plan.limits import MaxRemoved
-from lightning_taylor.plan.record import Record
 from lightning_taylor.plan.schedule import default_schedule
 from lightning_taylor.plan.target import Target
 from lightning_taylor.report.inspection import Inspection, inspect_model
@@ -244,15 +241,11 @@ def of_name(name: str, request: Request, shape: Sequence[int] | None) -> Inspect
 
 def of_checkpoint(path: str, *, trust: bool) -> Inspection:
     """What a checkpoint remembers of its pruning; its model's class is not needed."""
-    state = read_checkpoint(path, trust=trust).get("callbacks", {}).get(STATE_KEY)
-    if state is None:
-        fail(2, f"{path} holds no state of TaylorPruning: it was saved without the callback, or its weights alone")
+    _, graph, record = pruning_in(read_checkpoint(path, trust=trust), path)
     try:
-        if state["graph"] is None:
-            fail(2, f"{path} was saved before the first training batch, when TaylorPruning knew no channels yet")
-        return Inspection.after(graph_from_plain(state["graph"]), Record.from_plain(state["record"]))
-    except (KeyError, TypeError, AttributeError) as error:
-        fail(2, f"what {path} says about its pruning cannot be read ({type(error).__name__}: {error})")
+        return Inspection.after(graph, record)
+    except (KeyError, ValueError) as error:
+        fail(2, f"what {path} says about its pruning is no pruning ({type(error).__name__}: {error})")
 
 
 def of_config(args: list[str], request: Request) -> Inspection:

@@ -7,12 +7,10 @@ from pathlib import Path
 
 from rich.console import Console
 
-from lightning_taylor.checkpoint.widths import STATE_KEY
 from lightning_taylor.cli.arguments import Parser, add_trust
-from lightning_taylor.cli.checkpoint_file import read_checkpoint
+from lightning_taylor.cli.checkpoint_file import pruning_in, read_checkpoint
 from lightning_taylor.cli.exit import fail
 from lightning_taylor.cli.output import add_output, check_outputs
-from lightning_taylor.fit.report import summary_of_state
 from lightning_taylor.report.commands import shown_commands
 from lightning_taylor.report.html import write_page
 from lightning_taylor.report.summary_table import summary_tables
@@ -35,16 +33,11 @@ def run(args: list[str]) -> None:
     asked = parser.parse_args(args)
     path = Path(asked.output or Path(asked.checkpoint).parent / "pruning.html")
     check_outputs([path], asked.checkpoint, overwrite=asked.overwrite)
-    content = read_checkpoint(asked.checkpoint, trust=asked.trust)
-    state = content.get("callbacks", {}).get(STATE_KEY)
-    if state is None:
-        fail(2, f"{asked.checkpoint} holds no state of TaylorPruning: it was saved without the callback")
-    if state.get("graph") is None:
-        fail(2, f"{asked.checkpoint} was saved before the first training batch, when nothing was known of its channels")
+    state, *_ = pruning_in(read_checkpoint(asked.checkpoint, trust=asked.trust), asked.checkpoint)
     try:
-        summary = summary_of_state(state, checkpoint=asked.checkpoint)
-    except (KeyError, TypeError, AttributeError, ValueError) as error:
-        fail(2, f"what {asked.checkpoint} says about its pruning cannot be read ({type(error).__name__}: {error})")
+        summary = state.summary(asked.checkpoint)
+    except (KeyError, ValueError) as error:
+        fail(2, f"what {asked.checkpoint} says about its pruning is no pruning ({type(error).__name__}: {error})")
     Console(file=sys.stdout, highlight=False).print(summary_tables(summary))
     print(f"As a page: {write_page(summary, path)}")
     print(shown_commands(summary))

@@ -14,7 +14,7 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch import Tensor
 from typing_extensions import override
 
-from lightning_taylor.checkpoint.widths import NO_STATE, STATE_KEY, was_pruned, widths_of
+from lightning_taylor.checkpoint.widths import NO_STATE, STATE_KEY, was_pruned
 from lightning_taylor.criteria.base import Criterion
 from lightning_taylor.criteria.taylor import Taylor
 from lightning_taylor.fit import logging as loggers
@@ -56,6 +56,7 @@ from lightning_taylor.surgery.wrapped_optimizers import check_optimizers
 from lightning_taylor.trace.options import AttentionHeads, ConvGroups, TraceOptions, as_patterns
 from lightning_taylor.trace.recorder import CallListener, Recording
 from lightning_taylor.utilities.calls import ForwardCall, batch_size
+from lightning_taylor.utilities.plain import to_plain
 
 __all__ = [
     "TaylorPruning",
@@ -224,8 +225,8 @@ class TaylorPruning(Callback):
         """Called when a checkpoint is loaded, after the model: take over where it left off."""
         state = checkpoint.get("callbacks", {}).get(self.state_key)
         if state:
-            self._session.load(state, pl_module)
-            changed = changed_settings(state.get("settings", {}), self._settings(), traced=self._session.traced)
+            before = self._session.load(state, pl_module)
+            changed = changed_settings(before.settings, self._settings(), traced=self._session.traced)
             if changed and trainer.state.fn == "fit":
                 rank_zero_warn(changed)
         elif was_pruned(checkpoint):
@@ -234,7 +235,7 @@ class TaylorPruning(Callback):
     @override
     def state_dict(self) -> dict[str, Any]:
         """Called when a checkpoint is saved: everything that a resumed fit needs, in plain types."""
-        return {**self._session.to_plain(), "widths": widths_of(self.graph), "settings": self._settings()}
+        return to_plain(self._session.state(self._settings()))
 
     @override
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:

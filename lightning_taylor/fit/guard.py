@@ -3,22 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import Any, final
+from typing import final
 
 from torch.optim import Optimizer
 
 from lightning_taylor.fit.pruner import Pruner
-from lightning_taylor.graph.serialize import graph_from_plain, graph_to_plain
 from lightning_taylor.plan.guard import Guard
 from lightning_taylor.plan.record import Record
+from lightning_taylor.report.state import GuardState, LastGood
 from lightning_taylor.surgery.mirrors import Copy
 from lightning_taylor.surgery.snapshot import Snapshot
 
-__all__ = ["GuardState"]
+__all__ = ["GuardWatch"]
 
 
 @final
-class GuardState:
+class GuardWatch:
     """Compares each validation with the dense model's, and says whether events may go on.
 
     Args:
@@ -33,7 +33,7 @@ class GuardState:
         self._is_given = dense is not None
         self.held = False
         self.ended = False
-        self._good: dict[str, Any] | None = None
+        self._good: LastGood | None = None
         self._told = False
 
     def validated(
@@ -88,31 +88,27 @@ class GuardState:
         """Whether events may happen now."""
         return not (self.held or self.ended)
 
-    def to_plain(self) -> dict[str, Any]:
-        """The state in types that load with ``weights_only=True``."""
-        return {"dense": self.dense, "held": self.held, "ended": self.ended, "good": self._good}
+    @property
+    def state(self) -> GuardState:
+        """What a resumed fit needs."""
+        return GuardState(self.dense, self.held, self.ended, self._good)
 
-    def load(self, plain: Mapping[str, Any]) -> None:
-        """Go on from ``to_plain``."""
-        dense, held, ended, good = (plain[name] for name in ("dense", "held", "ended", "good"))
-        self.dense = self.dense if self._is_given else dense
-        self.held, self.ended, self._good = held, ended, good
+    def load(self, state: GuardState) -> None:
+        """Go on from the state of a checkpoint; the user's own value of the dense model is kept."""
+        self.dense = self.dense if self._is_given else state.dense
+        self.held, self.ended, self._good = state.held, state.ended, state.good
 
     def _keep(self, pruner: Pruner, optimizers: Iterable[Optimizer], copies: Iterable[Copy]) -> None:
         self._good = None
         if self.guard.action == "rollback" and not pruner.done:
-            self._good = {
-                "graph": graph_to_plain(pruner.graph),
-                "record": pruner.record.to_plain(),
-                "snapshot": Snapshot.take(pruner.model, optimizers, copies).to_plain(),
-            }
+            record = Record(list(pruner.record.events))  # which goes on
+            self._good = LastGood(pruner.graph, record, Snapshot.take(pruner.model, optimizers, copies))
 
     def _go_back(self, pruner: Pruner, optimizers: Iterable[Optimizer], copies: Iterable[Copy]) -> None:
-        good = self._good
+        good, self._good = self._good, None
         assert good is not None
-        Snapshot.from_plain(good["snapshot"]).restore(pruner.model, optimizers, copies, pruner.graph.followers)
-        pruner.reset(graph_from_plain(good["graph"]), Record.from_plain(good["record"]))
-        self._good = None
+        good.snapshot.restore(pruner.model, optimizers, copies, pruner.graph.followers)
+        pruner.reset(good.graph, good.record)
 
     def _figures(self, value: float) -> str:
         return f"{self.guard.monitor} is {value:.4g}, {self.dense:.4g} when dense (max_drop={self.guard.max_drop:g})"

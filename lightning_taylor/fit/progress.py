@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any, final
+from typing import final
 
 from lightning_taylor.plan.fit_length import FitLength
 from lightning_taylor.plan.schedule import Schedule, default_schedule
@@ -18,10 +17,13 @@ __all__ = [
 class ScheduleProgress:
     """One fit's optimizer steps, and the events among them.
 
+    Args:
+        step: optimizer steps of this fit so far; more than none in a resumed one.
+        due: the step of the event that has to happen, or has to wait; None if there is none.
+        length: of a resumed fit, when its schedule was laid; None before that.
+
     Attributes:
         schedule: of this fit, in steps; None before it is laid and after the fit.
-        step: optimizer steps of this fit so far.
-        due: the step of the event that has to happen, or has to wait; None if there is none.
         skips_first_batch: whether the first batch goes to the trace, and is not scored.
 
     Example:
@@ -32,16 +34,10 @@ class ScheduleProgress:
         ([None, 2, 2], 2)
     """
 
-    def __init__(self) -> None:
+    def __init__(self, step: int = 0, due: int | None = None, length: FitLength | None = None) -> None:
         self.schedule: Schedule | None = None
-        self.begin()
-
-    def begin(self) -> None:
-        """A fit begins, perhaps the second: steps are counted from here, and the schedule is laid anew."""
-        self.step = 0
-        self.due: int | None = None
+        self.step, self.due, self.length = step, due, length
         self.skips_first_batch = False
-        self._length: FitLength | None = None
         self._window: Window | None = None
 
     def set_schedule(self, schedule: Schedule | None, remaining: FitLength) -> None:
@@ -54,9 +50,9 @@ class ScheduleProgress:
         Raises:
             ValueError: if the fit is too short for the schedule, or of unknown length and the schedule depends on it.
         """
-        if self._length is None:
-            self._length = remaining
-        length, self._window = self._length, None
+        if self.length is None:
+            self.length = remaining
+        length, self._window = self.length, None
         self.schedule = schedule.in_steps(length) if schedule else default_schedule(length.steps)
         if length.steps != float("inf"):
             self.schedule.check(int(length.steps))
@@ -65,8 +61,8 @@ class ScheduleProgress:
     def needs_first_batch(self) -> bool:
         """Whether the schedule's only event comes right after the first step."""
         assert self.schedule is not None
-        assert self._length is not None
-        later = range(2, int(min(self._length.steps, 10**6)) + 1)
+        assert self.length is not None
+        later = range(2, int(min(self.length.steps, 10**6)) + 1)
         return self.schedule.is_event(1) and not any(self.schedule.is_event(step) for step in later)
 
     def skip_first_batch(self) -> None:
@@ -76,7 +72,7 @@ class ScheduleProgress:
             ValueError: if the schedule's only event comes right after it.
         """
         assert self.schedule is not None
-        assert self._length is not None
+        assert self.length is not None
         self.skips_first_batch = True
         if self.needs_first_batch:
             raise ValueError(
@@ -94,7 +90,7 @@ class ScheduleProgress:
             return True  # what an event waits for may be a score
         step = self.step + 1
         if self._window is None or step not in self._window:
-            self._window = window_at(self.schedule, step, self._length.steps if self._length else float("inf"))
+            self._window = window_at(self.schedule, step, self.length.steps if self.length else float("inf"))
         return chosen.takes(step, self._window)
 
     def advance(self) -> int | None:
@@ -109,19 +105,3 @@ class ScheduleProgress:
         if scored and self.schedule.is_event(self.step):
             self.due = self.step
         return self.due
-
-    def to_plain(self) -> dict[str, Any]:
-        """The state in types that load with ``weights_only=True``."""
-        length = self._length
-        lengths = {"length": length and length.steps, "epoch_length": length and length.epoch}
-        return {"step": self.step, "pending": self.due, **lengths}
-
-    @classmethod
-    def from_plain(cls, plain: Mapping[str, Any]) -> ScheduleProgress:
-        """The fit that ``to_plain`` was asked in, before its schedule is laid again."""
-        progress = cls()
-        progress.step, progress.due = plain["step"], plain["pending"]
-        if plain["length"] is not None:
-            # An earlier release did not know of epochs.
-            progress._length = FitLength(plain["length"], plain.get("epoch_length", float("inf")))
-        return progress

@@ -8,6 +8,7 @@ import sys
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,18 +17,16 @@ from rich.console import Console
 from torch import Tensor
 
 from lightning_taylor.fit.pruner import Pruner
-from lightning_taylor.graph.channel_graph import ChannelGraph
-from lightning_taylor.graph.serialize import call_to_plain, graph_from_plain
 from lightning_taylor.measure.environment import machine, peak_memory, state_dict_bytes
 from lightning_taylor.measure.latency import LatencyComparison, compare_latency
 from lightning_taylor.modules.model_copy import private_copy
 from lightning_taylor.modules.resize import with_shapes
-from lightning_taylor.plan.record import Record
-from lightning_taylor.plan.target import Target
 from lightning_taylor.report.commands import shown_commands
 from lightning_taylor.report.html import write_page
+from lightning_taylor.report.notes import ReportNotes
 from lightning_taylor.report.summary import PruningSummary
 from lightning_taylor.report.summary_table import summary_tables
+from lightning_taylor.utilities.call_template import call_template
 from lightning_taylor.utilities.calls import ForwardCall, one_example, repeated, runner, tensors_in
 
 __all__ = [
@@ -36,7 +35,6 @@ __all__ = [
     "class_path",
     "free_paths",
     "quantiles",
-    "summary_of_state",
 ]
 
 QUANTILES = (0.0, 0.05, 0.25, 0.5, 0.75, 0.95, 1.0)
@@ -67,16 +65,7 @@ class FitReport:
     """
 
     def __init__(self, baseline: Mapping[str, float] | None = None) -> None:
-        self.baseline = dict(baseline or {})
-        self.before: dict[str, float] = {}
-        self.after: dict[str, float] = {}
-        self.curve: list[dict[str, float]] = []
-        self.scores: dict[str, dict[str, list[float]]] = {}
-        """Quantiles of each group's normalised scores just before the "first" and the "last" event."""
-        self.oracle: list[dict[str, float]] = []
-        """At events that were checked: "step", and the scores' "correlation" with the oracle."""
-        self.called_with: list[dict[str, Any]] = []
-        """Shapes and types of what the model was called with, for those who meet it in a checkpoint."""
+        self.notes = ReportNotes({}, {}, [], baseline=dict(baseline or {}))
         self._calls: list[ForwardCall] = []
         self._batch = 1
 
@@ -84,16 +73,16 @@ class FitReport:
         """Keep one example of what the model is called with, for the latency at the end."""
         self._calls, batch = one_example(calls)
         self._batch = min(batch, _LARGEST_BATCH)
-        self.called_with = [plain for call in self._calls if (plain := call_to_plain(call))]
+        self.notes.called_with = [template for call in self._calls if (template := call_template(call))]
 
     def note(self, metrics: Mapping[str, float], step: int, pruner: Pruner) -> None:
         """Take down what a validation logged; the last one before the first event is of the dense model."""
-        self.after = dict(metrics)
+        self.notes.after = dict(metrics)
         if not pruner.record.events:
-            self.before = dict(metrics)
+            self.notes.before = dict(metrics)
         row = {"step": step, "flops": pruner.cost.flops}
         # A metric of the user's may have the name of a column of ours.
-        self.curve.append({**row, **{f"{k} (logged)" if k in row else k: value for k, value in metrics.items()}})
+        self.notes.curve.append({**row, **{f"{k} (logged)" if k in row else k: value for k, value in metrics.items()}})
 
     def note_scores(self, scores: Mapping[str, Tensor]) -> None:
         """Take down what an event was decided by; a no-op without scores, as on any rank but the first.
@@ -104,47 +93,15 @@ class FitReport:
         if not scores:
             return
         last = {name: quantiles(score_C) for name, score_C in scores.items()}
-        self.scores = {"first": self.scores.get("first", last), "last": last}
+        self.notes.scores = {"first": self.notes.scores.get("first", last), "last": last}
 
     def note_oracle(self, step: int, correlation: float) -> None:
         """Take down how well the scores of an event ranked some channels."""
-        self.oracle.append({"step": step, "correlation": correlation})
+        self.notes.oracle.append({"step": step, "correlation": correlation})
 
-    def to_plain(self) -> dict[str, Any]:
-        """What was noted, in plain types."""
-        return {
-            "before": dict(self.before),
-            "after": dict(self.after),
-            "curve": [dict(row) for row in self.curve],
-            "scores": {when: {name: list(q) for name, q in groups.items()} for when, groups in self.scores.items()},
-            "oracle": [dict(row) for row in self.oracle],
-            "called_with": list(self.called_with),
-            "baseline": dict(self.baseline),
-        }
-
-    def load(self, plain: Mapping[str, Any]) -> None:
-        """Go on from ``to_plain``, also from one of an earlier release."""
-        self.before, self.after = dict(plain["before"]), dict(plain["after"])
-        self.curve = [dict(row) for row in plain["curve"]]
-        self.scores = {when: dict(groups) for when, groups in plain.get("scores", {}).items()}
-        self.oracle = [dict(row) for row in plain.get("oracle", ())]
-        self.called_with = list(plain.get("called_with", ()))
-        self.baseline = self.baseline or dict(plain.get("baseline", {}))
-
-    def summary(self, graph: ChannelGraph, target: Target | None, record: Record, **known: Any) -> PruningSummary:
-        """Put what was noted beside the graph and its events; the rest as for ``PruningSummary.of``."""
-        return PruningSummary.of(
-            graph,
-            target,
-            record=record,
-            metrics_before={**self.before, **self.baseline},
-            metrics_after=self.after,
-            curve=self.curve,
-            scores=self.scores,
-            oracle=self.oracle,
-            given=self.baseline,
-            **known,
-        )
+    def load(self, notes: ReportNotes) -> None:
+        """Go on from the notes of a checkpoint; the user's own baseline is kept."""
+        self.notes = replace(notes, baseline=self.notes.baseline or notes.baseline)
 
     def show(
         self,
@@ -171,7 +128,7 @@ class FitReport:
             checkpoint: the file that holds the model; empty if there is none.
         """
         latency, environment = self._measured(pruner, device, measure_latency)
-        summary = self.summary(
+        summary = self.notes.summary(
             pruner.graph,
             pruner.options.target,
             pruner.record,
@@ -235,25 +192,6 @@ def free_paths(folder: Path) -> tuple[Path, Path]:
     names = itertools.chain(["pruning"], (f"pruning-v{version}" for version in itertools.count(1)))
     pairs = ((folder / f"{name}.json", folder / f"{name}.html") for name in names)
     return next(pair for pair in pairs if not any(map(os.path.exists, pair)))
-
-
-def summary_of_state(state: Mapping[str, Any], checkpoint: str) -> PruningSummary:
-    """Summarise a pruning from what its session left in a checkpoint; nothing was measured then.
-
-    Args:
-        state: as ``Session.to_plain`` has it, with a graph.
-        checkpoint: the file.
-    """
-    report = FitReport()
-    report.load(state["report"])
-    asked = state.get("asked")  # an earlier release did not say
-    return report.summary(
-        graph_from_plain(state["graph"]),
-        Target(**asked) if asked else None,
-        Record.from_plain(state["record"]),
-        checkpoint=checkpoint,
-        model=state.get("model", ""),
-    )
 
 
 def class_path(model: object) -> str:

@@ -13,19 +13,20 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from lightning_taylor.checkpoint.widths import widths_of
 from lightning_taylor.criteria.base import IdleScorer, Scorer
-from lightning_taylor.fit.guard import GuardState
+from lightning_taylor.fit.guard import GuardWatch
 from lightning_taylor.fit.options import Options
 from lightning_taylor.fit.progress import ScheduleProgress
 from lightning_taylor.fit.pruner import Pruner
 from lightning_taylor.fit.report import FitReport, class_path
 from lightning_taylor.graph.channel_graph import ChannelGraph
-from lightning_taylor.graph.serialize import graph_from_plain, graph_to_plain
 from lightning_taylor.plan.fit_length import FitLength
 from lightning_taylor.plan.guard import Guard
 from lightning_taylor.plan.measured_search import Selection
-from lightning_taylor.plan.record import Event, Record
+from lightning_taylor.plan.record import Event
 from lightning_taylor.plan.schedule import Schedule
+from lightning_taylor.report.state import PruningState, check_version, read_state
 from lightning_taylor.report.summary import PruningSummary, Size, widths_now
 from lightning_taylor.study.spot_check import SpotCheck
 from lightning_taylor.surgery.mirrors import Copy
@@ -35,8 +36,6 @@ from lightning_taylor.utilities.compile import EagerMode, compiled_graphs, forge
 __all__ = [
     "Session",
 ]
-
-VERSION = 1
 
 
 @final
@@ -54,12 +53,11 @@ class Session:
     ) -> None:
         self.options = options
         self.report = FitReport(baseline)
-        self._guard = GuardState(guard, (baseline or {}).get(guard.monitor)) if guard else None
+        self._guard = GuardWatch(guard, (baseline or {}).get(guard.monitor)) if guard else None
         self._pruner: Pruner | None = None
         self._scores: Mapping[str, Any] = {}
         self._eager_mode = EagerMode()
         self._scores_batch = True
-        self.progress = ScheduleProgress()
         self.begin_fit()
 
     def begin_fit(self, device: torch.device | None = None) -> None:
@@ -68,7 +66,7 @@ class Session:
             self.options = self.options.on(device)
             if self._pruner:
                 self._pruner.options = self.options
-        self.progress.begin()
+        self.progress = ScheduleProgress()
         self._spot_check = SpotCheck()
         self._state_is_checked = False
         self.changed = False
@@ -126,9 +124,9 @@ class Session:
     @property
     def lacks_baseline(self) -> bool:
         """Whether it is not known what the dense model is worth, and can still be found out by a validation."""
-        if self.pruner.record.events or self.report.curve:
+        if self.pruner.record.events or self.report.notes.curve:
             return False
-        return not self.report.baseline or (self._guard is not None and self._guard.dense is None)
+        return not self.report.notes.baseline or (self._guard is not None and self._guard.dense is None)
 
     def owns(self, model: nn.Module) -> bool:
         """Whether nothing but this model was pruned so far."""
@@ -272,52 +270,55 @@ class Session:
             self._pruner.close()
         self.progress.schedule = None
 
-    def to_plain(self) -> dict[str, Any]:
-        """Everything that a resumed fit needs, in types that load with ``weights_only=True``."""
-        pruner = self._pruner
-        return {
-            "version": VERSION,
-            "graph": graph_to_plain(pruner.graph) if pruner else None,
-            "record": pruner.record.to_plain() if pruner else None,
-            "criterion": repr(self.options.criterion),
-            "scores": pruner.scorer.state() if pruner else {},
-            **self.progress.to_plain(),
-            "report": self.report.to_plain(),
-            "asked": dict(self.options.target.asked),
-            "model": class_path(pruner.model) if pruner else "",
-            "guard": self._guard.to_plain() if self._guard else None,
-        }
+    def state(self, settings: Mapping[str, str]) -> PruningState:
+        """Everything that a resumed fit needs.
 
-    def load(self, plain: Mapping[str, Any], model: nn.Module) -> None:
-        """Take over the state that ``to_plain`` gave, for a model that has its widths already.
+        Args:
+            settings: the arguments of the callback, to compare those of the resumed fit with.
+        """
+        pruner, length = self._pruner, self.progress.length
+        return PruningState(
+            graph=self.graph,
+            record=pruner.record if pruner else None,
+            criterion=repr(self.options.criterion),
+            scores=pruner.scorer.state() if pruner else {},
+            step=self.progress.step,
+            pending=self.progress.due,
+            length=length and length.steps,
+            epoch_length=length and length.epoch,
+            report=self.report.notes,
+            asked=self.options.target.asked,
+            model=class_path(pruner.model) if pruner else "",
+            guard=self._guard.state if self._guard else None,
+            widths=widths_of(self.graph),
+            settings=settings,
+        )
+
+    def load(self, plain: Any, model: nn.Module) -> PruningState:
+        """Take over a state in plain types, for a model that has its widths already.
 
         Raises:
             ValueError: if it is damaged, or was written by a version that this one does not know.
         """
-        version = plain.get("version") if isinstance(plain, Mapping) else None
-        if version != VERSION:
-            raise ValueError(
-                f"the checkpoint's pruning state has version {version!r}, this release reads {VERSION}: "
-                "resume with the release that wrote it"
-            )
+        check_version(plain)
         try:
-            self._take_over(plain, model)
+            state = read_state(plain)
+            self._take_over(state, model)
         except (KeyError, TypeError, AttributeError, ValueError) as error:
             raise ValueError(
                 f"the checkpoint's pruning state cannot be read ({type(error).__name__}: {error}): it is damaged, or "
                 "written by something else. Resume from another checkpoint, or load only the model, with load_pruned"
             ) from error
+        return state
 
-    def _take_over(self, plain: Mapping[str, Any], model: nn.Module) -> None:
-        """Everything is read before anything is taken over."""
-        if plain["graph"] is None:
+    def _take_over(self, state: PruningState, model: nn.Module) -> None:
+        if state.pruned is None:
             return
-        record = Record.from_plain(plain["record"])
-        pruner = Pruner(model, graph_from_plain(plain["graph"]), self.options, record)
+        graph, record = state.pruned
+        self._pruner = Pruner(model, graph, self.options, record)  # first, since only this can fail
         # Sums of another criterion have another unit; the next event waits for its own.
-        scores = plain["scores"] if plain["criterion"] == repr(self.options.criterion) else {}
-        progress = ScheduleProgress.from_plain(plain)
-        self.report.load(plain["report"])
-        if self._guard and plain["guard"]:
-            self._guard.load(plain["guard"])
-        self._pruner, self._scores, self.progress = pruner, scores, progress
+        self._scores = state.scores if state.criterion == repr(self.options.criterion) else {}
+        self.progress = ScheduleProgress(state.step, state.pending, state.fit_length)
+        self.report.load(state.report)
+        if self._guard and state.guard:
+            self._guard.load(state.guard)

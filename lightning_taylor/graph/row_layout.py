@@ -7,9 +7,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Literal
 
-__all__ = ["Order", "RowLayout", "Stretch", "layout_from_plain", "layout_to_plain"]
+__all__ = ["Order", "RowLayout", "Stretch"]
 
 Order = Literal["examples", "views"]
 """The rows of an example stand together, as frames do; or those of a view, as where views are joined."""
@@ -124,13 +124,3 @@ def _order(rows: list[int], present: tuple[int, ...]) -> Order | None:
     if rows == [owner for owner in present for _ in range(each)]:
         return "examples"
     return "views" if tuple(rows) == present * each else None
-
-
-def layout_to_plain(layout: RowLayout) -> list[Any]:
-    """Return a layout as a list."""
-    return [[s.order, s.each, s.repeats, s.some, s.calls] for s in layout.stretches]
-
-
-def layout_from_plain(plain: list[Any]) -> RowLayout:
-    """Return the layout that ``layout_to_plain`` was called on."""
-    return RowLayout(tuple(Stretch(*stretch) for stretch in plain))

@@ -9,10 +9,13 @@ Shape legend: C = channels of a group, M = entries of one tensor dimension that 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 
+import torch
 from torch import Tensor
+
+from lightning_taylor.utilities.plain import stored
 
 __all__ = [
     "READ",
@@ -67,7 +70,8 @@ class Slice:
 
     tensor: str
     dim: int
-    index: Tensor
+    # Half as many bytes in a file, which holds little else about its channels.
+    index: Tensor = field(metadata=stored(lambda t: t.to(torch.int32), lambda t: t.to("cpu", torch.int64)))
     role: Role
 
     @property

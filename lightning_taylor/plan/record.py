@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
-from typing import Any
+from dataclasses import dataclass, field
 
 import torch
 
@@ -14,8 +12,6 @@ from lightning_taylor.graph.channel_graph import ChannelGraph
 from lightning_taylor.graph.types import Remove
 
 __all__ = ["Event", "Record", "fingerprint"]
-
-_VERSION = 1
 
 
 @dataclass(frozen=True)
@@ -40,25 +36,19 @@ class Event:
     seconds: float
     measured: dict[str, float] = field(default_factory=dict)
 
-    def to_plain(self) -> dict[str, Any]:
-        """The event as a dict of ints, floats, strings, lists and dicts."""
-        return asdict(self)
-
-    @classmethod
-    def from_plain(cls, plain: Mapping[str, Any]) -> Event:
-        """The event that ``to_plain`` was called on."""
-        return cls(**plain)
-
 
 @dataclass
 class Record:
     """All removals from the dense model until now, in order.
 
+    Attributes:
+        events: the latest is the last.
+
     Example:
         >>> record = Record()
         >>> record.append(Event(step=10, removed={"a": [0, 3]}, flops=900, params=90, channels=14, seconds=0.1))
-        >>> Record.from_plain(record.to_plain()) == record
-        True
+        >>> [event.step for event in record.events]
+        [10]
     """
 
     events: list[Event] = field(default_factory=list)
@@ -83,24 +73,6 @@ class Record:
             if channels != event.channels:
                 raise UncoupledChannelsError(_misfit(event, f"{channels} channels left instead of {event.channels}"))
         return graph
-
-    def to_plain(self) -> dict[str, Any]:
-        """The record in types that load under ``torch.load(weights_only=True)`` and go into JSON."""
-        return {"version": _VERSION, "events": [event.to_plain() for event in self.events]}
-
-    @classmethod
-    def from_plain(cls, plain: Mapping[str, Any]) -> Record:
-        """The record that ``to_plain`` was called on.
-
-        Raises:
-            ValueError: if it was written in a format that this version does not know.
-        """
-        if plain.get("version") != _VERSION:
-            raise ValueError(
-                f"a record of version {plain.get('version')!r}; this release reads version {_VERSION}: "
-                "load it with the release that wrote it"
-            )
-        return cls([Event.from_plain(event) for event in plain["events"]])
 
 
 def fingerprint(remove: Remove) -> int:

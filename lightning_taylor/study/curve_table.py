@@ -13,6 +13,7 @@ from rich.table import Table
 
 from lightning_taylor.study.curves import DENSE, Curve
 from lightning_taylor.study.curves_figure import curves_figure
+from lightning_taylor.utilities.plain import to_plain
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -123,7 +124,7 @@ class CurveTable:
             "metric": self.metric,
             "seeds": self.seeds,
             "criteria": {name: row(name) for name in self.criteria},
-            "curves": [curve.to_plain() for name in self.criteria for curve in self._of[name]],
+            "curves": [to_plain(curve) for name in self.criteria for curve in self._of[name]],
         }
 
     def show(self, console: Console | None = None) -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from lightning_taylor.utilities.atomic import write_file
+from lightning_taylor.utilities.plain import from_plain, to_plain
 
 __all__ = [
     "DENSE",
@@ -73,14 +74,16 @@ class Curve:
                 return a.metric + (a.flops - flops) / (a.flops - b.flops) * (b.metric - a.metric)
         return None
 
-    def to_plain(self) -> dict[str, Any]:
-        """As nested dicts and lists, for JSON."""
-        return {"criterion": self.criterion, "seed": self.seed, "points": [vars(point) for point in self.points]}
 
-    @classmethod
-    def from_plain(cls, plain: Mapping[str, Any]) -> Curve:
-        """The curve that ``to_plain`` gave."""
-        return cls(plain["criterion"], plain["seed"], tuple(CurvePoint(**point) for point in plain["points"]))
+@dataclass(frozen=True)
+class _Line(Curve):
+    """A line of a file: the curve, and what it was measured with."""
+
+    settings: Mapping[str, Any]
+
+    @property
+    def curve(self) -> Curve:
+        return Curve(self.criterion, self.seed, self.points)
 
 
 class CurveFile:
@@ -94,14 +97,14 @@ class CurveFile:
         self.path = Path(path)
         text = self.path.read_text(encoding="utf-8") if self.path.exists() else ""
         try:
-            self._rows: list[dict[str, Any]] = [json.loads(line) for line in text.splitlines()]
-            self.curves = [Curve.from_plain(row) for row in self._rows]
-        except (ValueError, KeyError, TypeError) as error:
+            self._lines = [from_plain(_Line, json.loads(line)) for line in text.splitlines()]
+        except (ValueError, TypeError) as error:
             raise ValueError(f"{self.path} holds no curves ({error}): delete it, or give another folder") from error
+        self.curves = [line.curve for line in self._lines]
 
     def setting(self, name: str) -> Any:
         """One of the settings of the runs in the file; None if there is no run."""
-        return self._rows[0]["settings"].get(name) if self._rows else None
+        return self._lines[0].settings.get(name) if self._lines else None
 
     def check(self, settings: Mapping[str, Any], checkpoints: Mapping[int, str]) -> None:
         """Refuse to go on with other settings than those of the runs in the file.
@@ -113,8 +116,8 @@ class CurveFile:
         Raises:
             ValueError: naming each setting that differs, and what it was.
         """
-        for row in self._rows:
-            was, seed = row["settings"], row["seed"]
+        for line in self._lines:
+            was, seed = line.settings, line.seed
             now = {**settings, "checkpoint": checkpoints.get(seed, was["checkpoint"])}
             changed = [
                 f"{name}={now.get(name)}, which was {was.get(name)}"
@@ -130,5 +133,5 @@ class CurveFile:
     def add(self, curve: Curve, settings: Mapping[str, Any]) -> None:
         """Write a finished run, whole or not at all."""
         self.curves.append(curve)
-        self._rows.append({**curve.to_plain(), "settings": dict(settings)})
-        write_file(self.path, "".join(json.dumps(row) + "\n" for row in self._rows))
+        self._lines.append(_Line(**vars(curve), settings=dict(settings)))
+        write_file(self.path, "".join(json.dumps(to_plain(line)) + "\n" for line in self._lines))

@@ -35,7 +35,7 @@ class Snapshot:
     """
 
     tensors: Mapping[str, Tensor]
-    states: Sequence[Mapping[int, Mapping[str, Any]]]
+    states: Sequence[Mapping[int, Mapping[Any, Any]]]
     copies: Mapping[str, Mapping[str, Tensor]]
     held: Sequence[Mapping[str, Tensor]] = ()
 
@@ -95,20 +95,6 @@ class Snapshot:
                 _restore_states(optimizer, states, transaction)
             for now, old in zip(held, self.held or [{}] * len(inner), strict=True):
                 _restore_held(now, old, transaction)
-
-    def to_plain(self) -> dict[str, Any]:
-        """The snapshot in types that load with ``weights_only=True``."""
-        return {
-            "tensors": dict(self.tensors),
-            "states": [dict(states) for states in self.states],
-            "copies": {owner: dict(values) for owner, values in self.copies.items()},
-            "held": [dict(held) for held in self.held],
-        }
-
-    @classmethod
-    def from_plain(cls, plain: Mapping[str, Any]) -> Snapshot:
-        """The snapshot that ``to_plain`` was called on."""
-        return cls(plain["tensors"], plain["states"], plain["copies"], plain.get("held", ()))
 
 
 def _named(tensors: nn.Module | Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -128,11 +128,11 @@ def _nothing_known(checkpoint: dict[str, Any]) -> None:
 UNREADABLE = (RuntimeError, EOFError, pickle.UnpicklingError, OSError)
 KEYS = ("graph", "record", "scores", "criterion", "step", "length", "pending", "report")
 BROKEN: list[tuple[str, Any]] = [
-    ("graph", {}), ("graph", "none"), ("graph", {"groups": []}), ("record", None), ("record", {"version": 1}),
-    ("record", {"version": 1, "events": [{}]}), ("record", {"version": 9, "events": []}), ("report", None),
+    ("graph", {}), ("graph", "none"), ("graph", {"groups": []}), ("record", None), ("record", {"events": 1}),
+    ("record", {"events": [{}]}), ("record", {"version": 9, "events": []}), ("report", None),
     ("report", {}), ("record", [1, 2]),
 ]  # fmt: skip
-VERSIONS = [0, 2, 99, None, "1", -1]
+VERSIONS = [0, 3, 99, None, "1", -1]
 CHANGES: list[tuple[str, Change, str | None]] = [
     ("another head", _wider, r"belongs to another Zoo: net.head.weight has shape \(5, 12\) here and \(7, .* before any pruning"),
     ("wider than the dense", _too_wide, r"net.stem.0.weight has shape \(8, 3, 3, 3\) here and \(99"),
@@ -168,7 +168,7 @@ def _resumes() -> Iterator[tuple[str, Callable[[Any], Any], str | None]]:
             "cannot be read.*another checkpoint",
         )
     for version in VERSIONS:
-        says = f"version {version!r}, this release reads 1: resume with the release"
+        says = f"version {version!r}, this release reads 2: resume with the release"
         yield f"version {version!r}", resume(lambda v=version: changed(put("version", v))), says
     for name, change, says in CHANGES:
         yield name, resume(lambda c=change: changed(c)), says

@@ -22,6 +22,7 @@ from campaigns.killed_kinds import CONFIGS
 from campaigns.strikes import Strike, StruckError, UsersError, counting_lines
 from lightning_taylor import TaylorPruning
 from lightning_taylor.modules.attributes import attribute_changes
+from lightning_taylor.report.state import read_state
 from lightning_taylor.surgery.wrapped_optimizers import unwrapped
 
 PARTS = (
@@ -140,13 +141,13 @@ def disagreements(module: nn.Module, pruner: TaylorPruning, optimizers: Any) -> 
 def check_checkpoint(checkpoint: dict[str, Any], config: str) -> list[str]:
     """Where the shapes in a checkpoint do not agree with each other."""
     state, module = checkpoint["state_dict"], build(config)
-    own = checkpoint["callbacks"]["TaylorPruning"]
+    own = read_state(checkpoint["callbacks"]["TaylorPruning"])
     found = []
-    if own["graph"] is not None:
-        found += [n for n, shape in own["graph"]["shapes"].items() if list(state[n].shape) != shape]
-        removed = sum(len(rows) for event in own["record"]["events"] for rows in event["removed"].values())
-        sizes = {name: slices[0][2].shape[0] for name, slices in own["graph"]["groups"].items()}
-        if sum(own["graph"]["dense_sizes"].values()) - removed != sum(sizes.values()):
+    if own.pruned is not None:
+        graph, record = own.pruned
+        found += [n for n, shape in graph.shapes.items() if state[n].shape != shape]
+        removed = sum(len(rows) for event in record.events for rows in event.removed.values())
+        if sum(graph.dense_sizes.values()) - removed != sum(group.size for group in graph.groups.values()):
             found.append("the record and the graph disagree")
     names = {id(p): name for name, p in module.named_parameters()}
     made: Any = module.configure_optimizers()

@@ -25,6 +25,7 @@ from torch import Tensor, nn
 
 from campaigns.cases import HOOKS
 from lightning_taylor import Criterion, Iterative, Target, TaylorPruning
+from lightning_taylor.utilities.plain import to_plain
 
 PAGE = os.sysconf("SC_PAGE_SIZE")
 
@@ -73,7 +74,7 @@ class Watch(L.Callback):
                     tensors=len(tensors),
                     elements=sum(t.numel() for t in tensors),
                     objects=len(gc.get_objects()),
-                    record=len(pickle.dumps(state.record.to_plain())),
+                    record=len(pickle.dumps(to_plain(state.record))),
                     channels=state.cost.channels,
                 )
             )

@@ -266,8 +266,9 @@ def test_a_file_that_is_no_checkpoint_of_a_pruning_is_refused_with_the_reason(ru
     torch.save({"epoch": 1}, "other.ckpt")
     content = torch.load(checkpoint, weights_only=True)
     torch.save({**content, "callbacks": {}}, "without.ckpt")
-    torch.save({**content, "callbacks": {"TaylorPruning": {"graph": None}}}, "early.ckpt")
-    torch.save({**content, "callbacks": {"TaylorPruning": {"graph": {"groups": 3}}}}, "broken.ckpt")
+    state = content["callbacks"]["TaylorPruning"]
+    torch.save({**content, "callbacks": {"TaylorPruning": {**state, "graph": None, "record": None}}}, "early.ckpt")
+    torch.save({**content, "callbacks": {"TaylorPruning": {**state, "graph": {"groups": 3}}}}, "broken.ckpt")
     for name, message in {
         "words.ckpt": "is no checkpoint: it cannot be read, or is damaged",
         "other.ckpt": "is no Lightning checkpoint: it has no state_dict",

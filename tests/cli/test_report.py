@@ -55,8 +55,9 @@ def test_a_file_without_a_pruning_is_refused_with_the_reason(run: Run, pruned_fi
     state = content["callbacks"]["TaylorPruning"]
     cases = {
         "holds no state of TaylorPruning": {},
-        "was saved before the first training batch": {"TaylorPruning": {**state, "graph": None}},
-        "says about its pruning cannot be read (KeyError: ": {"TaylorPruning": {"graph": state["graph"]}},
+        "was saved before the first training batch": {"TaylorPruning": {**state, "graph": None, "record": None}},
+        "says about its pruning cannot be read (TypeError: ": {"TaylorPruning": {**state, "record": {"events": 3}}},
+        "version 99, this release reads": {"TaylorPruning": {**state, "version": 99}},
     }
     for number, (message, callbacks) in enumerate(cases.items()):
         torch.save({**content, "callbacks": callbacks}, tmp_path / f"{number}.ckpt")

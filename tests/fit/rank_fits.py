@@ -19,7 +19,7 @@ from fit.boring import Boring, trainer
 from fit.rank_launch import WHERE, all_well, on_ranks
 from fit.resuming import StatefulLoader
 from lightning_taylor import Gradual, TaylorPruning
-from lightning_taylor.graph.serialize import graph_to_plain
+from lightning_taylor.utilities.plain import to_plain
 
 Result = list[dict[str, Any]]
 
@@ -69,7 +69,7 @@ class Watch(L.Callback):
             return
         state = self.pruner.state_dict()
         events = (state["record"] or {"events": []})["events"]
-        stepped = {"gradients": self.gradients, "scores": state["scores"], "graph": graph_to_plain(graph)}
+        stepped = {"gradients": self.gradients, "scores": state["scores"], "graph": to_plain(graph)}
         self.steps.append({**stepped, "parameters": values(pl_module.named_parameters())})
         # Where nothing went, DDP lets the running statistics differ until the next forward pass, as it always does.
         if len(events) > self.seen and events[-1]["removed"]:

@@ -13,13 +13,13 @@ from lightning_taylor.plan.schedule import Gradual, OneShot, Schedule
 def test_a_resumed_fit_keeps_the_events_that_it_began_with(schedule: Schedule | None) -> None:
     whole = ScheduleProgress()
     whole.set_schedule(schedule, FitLength(steps=100, epoch=10))
-    resumed = ScheduleProgress.from_plain(whole.to_plain())
+    resumed = ScheduleProgress(whole.step, whole.due, whole.length)
     resumed.set_schedule(schedule, FitLength(steps=40, epoch=7))
     assert resumed.schedule == whole.schedule
 
 
-def test_the_state_of_an_earlier_release_is_read() -> None:
-    progress = ScheduleProgress.from_plain({"step": 3, "length": 50, "pending": None})
+def test_a_resumed_fit_that_knows_no_epochs_keeps_its_steps() -> None:
+    progress = ScheduleProgress(step=3, length=FitLength(50))
     progress.set_schedule(OneShot(at=0.5), FitLength(steps=10))
     assert (progress.step, progress.schedule) == (3, OneShot(25))
 

@@ -19,7 +19,7 @@ from fit.boring import Boring, Validated, loader, trainer
 from fit.harness import fit, hooks_on, lands, pruning
 from lightning_taylor import Gradual, OneShot, TaylorPruning
 from lightning_taylor.checkpoint.widths import STATE_KEY
-from lightning_taylor.fit.report import summary_of_state
+from lightning_taylor.report.state import read_state
 
 EVENTS = Gradual(every_n_steps=3, start_step=2, end_step=14)
 
@@ -182,4 +182,4 @@ def test_the_state_of_a_users_subclass_has_the_name_that_readers_of_a_checkpoint
     run.fit(Boring(zoo.Residual()), loader())
     run.save_checkpoint(tmp_path / "own.ckpt")
     state = torch.load(tmp_path / "own.ckpt", weights_only=True)["callbacks"][STATE_KEY]
-    assert summary_of_state(state, "own.ckpt").met
+    assert read_state(state).summary("own.ckpt").met

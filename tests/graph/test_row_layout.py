@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from lightning_taylor.graph.row_layout import RowLayout, Stretch, layout_from_plain, layout_to_plain
+from lightning_taylor.graph.row_layout import RowLayout, Stretch
 
 LAYOUTS = {
     "one row each": ([[0, 1, 2, 3]], [Stretch("examples")]),
@@ -27,7 +27,6 @@ def test_a_layout_is_read_off_the_owners_of_the_rows(calls: list[list[int]], str
     layout = RowLayout.of(calls, 4)
     assert [replace(stretch, calls=1) for stretch in layout.stretches] == stretches
     assert not any(stretch.some for stretch in layout.stretches)
-    assert layout_from_plain(layout_to_plain(layout)) == layout
 
 
 def test_a_mask_over_the_batch_leaves_the_layout_of_those_that_come() -> None:

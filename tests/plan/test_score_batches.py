@@ -53,7 +53,7 @@ def test_a_fit_scores_the_same_steps_after_a_resume(schedule: Schedule, scored: 
         progress.advance()
         progress.due = None  # every event happens
         if step == kill:
-            progress = ScheduleProgress.from_plain(progress.to_plain())
+            progress = ScheduleProgress(progress.step, progress.due, progress.length)
             progress.set_schedule(schedule, FitLength(steps=7))
     later = {step for step in range(1, STEPS + 1) if scored.takes(step, window_at(schedule, step, 200))}
     assert found == later

@@ -14,7 +14,9 @@ from lightning_taylor.measure.environment import peak_memory, state_dict_bytes
 from lightning_taylor.plan.cost import CostModel
 from lightning_taylor.plan.record import Event, Record
 from lightning_taylor.plan.target import Target
+from lightning_taylor.report.notes import ReportNotes
 from lightning_taylor.report.summary import Change, LayerChange, PruningSummary, widths_after, widths_now
+from lightning_taylor.utilities.plain import from_plain, to_plain
 
 
 def test_a_summary_sets_before_and_after_side_by_side(summary):
@@ -103,19 +105,24 @@ def test_scores_curve_and_environment_travel_into_the_file(dense, tmp_path):
     assert found["environment"] == {"batch_size": 8}
 
 
-def test_the_state_of_a_report_comes_back_and_that_of_an_earlier_release_as_well():
+def test_the_notes_of_a_report_come_back_and_those_of_an_earlier_release_as_well():
     report = FitReport()
     report.note_scores({"a": torch.tensor([0.5, 0.1]), "b": torch.tensor([1.0])})
     report.note_scores({"a": torch.tensor([0.7])})
     report.note_scores({})  # as on a rank that decided nothing
-    assert report.scores["first"]["a"] == pytest.approx([0.1, 0.12, 0.2, 0.3, 0.4, 0.48, 0.5])
-    assert report.scores["last"] == {"a": pytest.approx([0.7] * len(QUANTILES))}
+    assert report.notes.scores["first"]["a"] == pytest.approx([0.1, 0.12, 0.2, 0.3, 0.4, 0.48, 0.5])
+    assert report.notes.scores["last"] == {"a": pytest.approx([0.7] * len(QUANTILES))}
     again = FitReport()
-    again.load(report.to_plain())
-    assert again.to_plain() == report.to_plain()
-    old = {name: value for name, value in report.to_plain().items() if name != "scores"}
-    again.load(old)
-    assert again.scores == {}
+    again.load(from_plain(ReportNotes, to_plain(report.notes)))
+    assert again.notes == report.notes
+    old = {name: value for name, value in to_plain(report.notes).items() if name != "scores"}
+    assert from_plain(ReportNotes, old).scores == {}
+
+
+def test_a_baseline_of_the_user_s_outlives_that_of_a_checkpoint():
+    report = FitReport({"acc": 0.9})
+    report.load(ReportNotes({}, {}, [], baseline={"acc": 0.8}))
+    assert report.notes.baseline == {"acc": 0.9}
 
 
 def test_a_state_dict_weighs_what_its_file_does(tmp_path):

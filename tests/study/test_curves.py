@@ -12,6 +12,7 @@ from rich.console import Console
 
 from lightning_taylor.study.curve_table import CurveTable, measured_steps
 from lightning_taylor.study.curves import DENSE, Curve, CurveFile, CurvePoint
+from lightning_taylor.utilities.plain import from_plain
 
 
 def curve(name: str, seed: int, *points: tuple[float, float]) -> Curve:
@@ -126,7 +127,7 @@ def test_the_same_is_there_as_data(table: CurveTable) -> None:
     assert plain["criteria"]["Taylor"]["at_flops"]["0.5"]["mean"] == pytest.approx(0.6)
     assert plain["criteria"]["Taylor"]["at_flops"]["0.3"] is None
     assert plain["criteria"]["Random"]["flops_at_end"] == pytest.approx(0.4)
-    assert Curve.from_plain(plain["curves"][-1]) == curve("Random", 1, (1.0, 0.9), (0.6, 0.5), (0.6, 0.6))
+    assert from_plain(Curve, plain["curves"][-1]) == curve("Random", 1, (1.0, 0.9), (0.6, 0.5), (0.6, 0.6))
 
 
 def test_one_seed_has_no_deviation() -> None:

@@ -10,6 +10,7 @@ import zoo
 from lightning_taylor import prune_channels, trace_channels
 from lightning_taylor.surgery.mirrors import Copy
 from lightning_taylor.surgery.snapshot import Snapshot
+from lightning_taylor.utilities.plain import from_plain, to_plain
 
 X = torch.randn(4, 3, 12, 12)
 
@@ -23,7 +24,7 @@ def test_a_model_its_optimizer_and_its_copies_come_back_after_an_event() -> None
     early = Copy("early", copy.deepcopy(net))
     with torch.no_grad():
         early.tensors.head.bias.fill_(7.0)  # type: ignore[union-attr,operator]
-    snapshot = Snapshot.from_plain(Snapshot.take(net, [optimizer], [early]).to_plain())
+    snapshot = from_plain(Snapshot, to_plain(Snapshot.take(net, [optimizer], [early])))
     before = copy.deepcopy((net.state_dict(), optimizer.state_dict()["state"], early.tensors.state_dict()))  # type: ignore[union-attr]
     late = Copy("late", copy.deepcopy(net))
     prune_channels(net, graph, graph.sample(0.4), optimizers=[optimizer], copies=[early, late])

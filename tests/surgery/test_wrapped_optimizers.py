@@ -15,6 +15,7 @@ from lightning_taylor.errors import OptimizerStateError
 from lightning_taylor.surgery.prune import prune_channels
 from lightning_taylor.surgery.snapshot import Snapshot
 from lightning_taylor.surgery.wrapped_optimizers import check_optimizers, held_by, unwrapped
+from lightning_taylor.utilities.plain import from_plain, to_plain
 
 from .nets import Perceptron, Residual, batches, build
 from .reference import lost, named_state, train, without
@@ -182,7 +183,7 @@ def test_a_snapshot_brings_slow_copies_back(kind: Callable[[Optimizer], Lookahea
     wrapper = kind(adam(net))
     train(net, [wrapper], batches(net, 3), {})
     before = [slow.clone() for _, slow in wrapper.pairs()]
-    snapshot = Snapshot.from_plain(Snapshot.take(net, [wrapper]).to_plain())
+    snapshot = from_plain(Snapshot, to_plain(Snapshot.take(net, [wrapper])))
     prune_channels(net, net.graph(), {"a": [0, 3]}, optimizers=[wrapper])  # type: ignore[operator]
     train(net, [wrapper], batches(net, 2), {})
     snapshot.restore(net, [wrapper])

@@ -5,7 +5,7 @@ import io
 import pytest
 import torch
 
-from lightning_taylor.graph.serialize import call_from_plain, call_to_plain
+from lightning_taylor.utilities.call_template import call_like, call_template
 from lightning_taylor.utilities.calls import ForwardCall
 
 
@@ -13,9 +13,9 @@ def test_a_call_comes_back_from_a_file_with_the_same_shapes_types_and_plain_valu
     given = {"sizes": (2, [3, None]), "maps": {"a": torch.ones(2, 4), "mask": torch.ones(2, dtype=torch.bool)}}
     call = ForwardCall("encoder", (torch.ones(2, 3, dtype=torch.float64), [torch.ones(2, 5).long()], "mean"), given)
     file = io.BytesIO()
-    torch.save(call_to_plain(call), file)
+    torch.save(call_template(call), file)
     file.seek(0)
-    found = call_from_plain(torch.load(file, weights_only=True))
+    found = call_like(torch.load(file, weights_only=True))
     x, (tokens,), mode = found.args
     assert (found.module, x.shape, x.dtype) == ("encoder", (2, 3), torch.float64)
     assert torch.equal(tokens, torch.zeros(2, 5, dtype=torch.long))
@@ -26,4 +26,4 @@ def test_a_call_comes_back_from_a_file_with_the_same_shapes_types_and_plain_valu
 
 @pytest.mark.parametrize("value", [object(), {1: 2}, torch.Size([3]), lambda: None])
 def test_a_call_with_more_than_tensors_and_plain_values_is_left_out(value: object) -> None:
-    assert call_to_plain(ForwardCall("", (torch.ones(1), value))) is None
+    assert call_template(ForwardCall("", (torch.ones(1), value))) is None

@@ -15,12 +15,12 @@ from zoo_heads import SPREAD, NonLocal, Own, Stock, build_spread
 
 from lightning_taylor import trace_channels
 from lightning_taylor.graph.channel_graph import ChannelGraph
-from lightning_taylor.graph.serialize import graph_from_plain, graph_to_plain
 from lightning_taylor.graph.types import Role
 from lightning_taylor.modules.attention import SCALED_BY
 from lightning_taylor.modules.resize import shrink_modules
 from lightning_taylor.plan.cost import CostModel
 from lightning_taylor.trace.options import AttentionHeads
+from lightning_taylor.utilities.plain import from_plain, to_plain
 
 
 def spread(model: nn.Module, x: Tensor) -> ChannelGraph:
@@ -120,7 +120,7 @@ def test_flops_are_those_that_torch_counts(name: str, choice: Any) -> None:
 def test_a_dense_model_becomes_the_pruned_one_from_widths_alone(name: str) -> None:
     """As when a checkpoint is loaded: shapes and what a trace has noted, but not which channels went."""
     model, x = build_spread(name)
-    graph = graph_from_plain(graph_to_plain(spread(model, x)))
+    graph = from_plain(ChannelGraph, to_plain(spread(model, x)))
     first, second = seeded(graph, 0.3, 0), seeded(graph.shrink(seeded(graph, 0.3, 0)), 0.4, 1)
     thin = sliced(sliced(model, graph, first), graph.shrink(first), second)
     smaller = graph.shrink(first).shrink(second)

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from lightning_taylor import ChannelGraph, prune_channels, trace_channels
 from lightning_taylor.checkpoint.widths import fit_shapes, widths_of
-from lightning_taylor.graph.serialize import graph_from_plain, graph_to_plain
+from lightning_taylor.utilities.plain import from_plain, to_plain
 
 X = torch.rand(2, 3, 9, 9)
 
@@ -105,7 +105,7 @@ def test_a_number_that_may_be_of_two_widths_stays() -> None:
 
 def test_a_number_in_doubt_is_listed_with_the_reason() -> None:
     doubtful = {"feature_dim": "8: tensors of several kinds have as many channels"}
-    for graph in (trace_channels(Twice(), X), pruned(Twice()), graph_from_plain(graph_to_plain(pruned(Twice())))):
+    for graph in (trace_channels(Twice(), X), pruned(Twice()), from_plain(ChannelGraph, to_plain(pruned(Twice())))):
         assert graph.doubtful == doubtful
     refused = {"feature_dim": "8: the network would compute something else if it followed"}
     assert trace_channels(Scaled(), X).doubtful == refused
