@@ -13,9 +13,10 @@ import torch
 from torch import Tensor
 
 from lightning_taylor.criteria.base import Criterion
+from lightning_taylor.graph.channel_graph import ChannelGraph
 from lightning_taylor.plan.feasibility import own_round_to
 from lightning_taylor.plan.guard import Guard
-from lightning_taylor.plan.limits import MaxRemoved
+from lightning_taylor.plan.limits import MaxRemoved, WidthLimits
 from lightning_taylor.plan.schedule import Schedule
 from lightning_taylor.plan.score_batches import DEFAULT, ScoreBatches, Scored
 from lightning_taylor.plan.target import Target
@@ -104,6 +105,10 @@ class Options:
     def multiple(self) -> int:
         """What the widths are kept at multiples of."""
         return self.round_to or self.own_round_to
+
+    def limits(self, graph: ChannelGraph) -> WidthLimits:
+        """How narrow the groups of a graph may become."""
+        return WidthLimits.of(graph, self.min_channels, self.multiple, self.max_removed)
 
     def finer(self) -> Options | None:
         """With half the multiple, where it was not the user who chose it and it can be halved."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
@@ -20,7 +21,6 @@ from lightning_taylor.graph.types import Role
 from lightning_taylor.measure.meter import Meter
 from lightning_taylor.plan.cost import Cost, CostModel
 from lightning_taylor.plan.feasibility import check_reachable
-from lightning_taylor.plan.limits import Least, limits
 from lightning_taylor.plan.measured_search import Selection, select_measured
 from lightning_taylor.plan.price import channel_prices
 from lightning_taylor.plan.record import Event, Record
@@ -151,7 +151,7 @@ class Pruner:
         self.unscored = {name: self.blind.get(name, _NO_GRADIENT) for name in unscored}
         if not scores:
             return "no channel has a score: no finite gradient reached a consumer of any group since the last event"
-        options = self.options
+        options, limits = self.options, self.options.limits(self.graph)
         self.scores = normalize(scores, options.normalization)
         demand = schedule.demand(step, options.target)
         few = options.round_to is None and demand.channels is not None and demand.channels < options.multiple
@@ -163,8 +163,7 @@ class Pruner:
                 self._meter,
                 now=self.measured,
                 cost=self._cost,
-                min_channels=self._least,
-                round_to=1 if few else options.multiple,
+                limits=replace(limits, round_to=1) if few else limits,
                 cost_penalty=options.cost_penalty,
                 cost_power=options.cost_power,
                 prices=self._prices(),
@@ -243,11 +242,10 @@ class Pruner:
     def _check_reachable(self) -> None:
         scored = [name for name in self.graph.groups if name not in self.blind]
         options = self.options
-        least, multiple = self._least, options.multiple
         try:
             target = options.target if self._meter else options.target.exact
             if target:
-                check_reachable(target, self.graph, scored, min_channels=least, round_to=multiple, meter=self._meter)
+                check_reachable(target, self.graph, scored, options.limits(self.graph), meter=self._meter)
         except TargetUnreachableError as error:
             if finer := options.finer():
                 self.options = finer
@@ -255,11 +253,6 @@ class Pruner:
             if not self.blind:
                 raise
             raise TargetUnreachableError(f"{error}. {options.criterion} cannot score {in_words(self.blind)}") from error
-
-    @property
-    def _least(self) -> Least:
-        """How many channels each group has to keep."""
-        return limits(self.graph, self.options.min_channels, self.options.max_removed)
 
     def close(self) -> None:
         """Take every hook off the model. What was gathered stays, for a checkpoint that is saved after an error."""

@@ -54,7 +54,7 @@ def with_way_out(
 
 def _least(graph: ChannelGraph, options: Options) -> dict[str, float]:
     """Map the resources that are asked for to the smallest fractions that can be reached; FLOPs if only others are."""
-    least = reachable_minimum(graph, min_channels=options.min_channels, round_to=options.multiple)
+    least = reachable_minimum(graph, limits=options.limits(graph))
     dense, exact = CostModel(graph).dense, options.target.exact
     return {name: getattr(least, name) / max(1, getattr(dense, name)) for name in (exact.asked if exact else ["flops"])}
 

@@ -4,45 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from lightning_taylor.errors import TargetUnreachableError
 from lightning_taylor.graph.channel_graph import ChannelGraph
 from lightning_taylor.measure.meter import Measure
 from lightning_taylor.plan.cost import Cost, CostModel
-from lightning_taylor.plan.limits import Least, fewest
+from lightning_taylor.plan.limits import NO_LIMITS, WidthLimits
 from lightning_taylor.plan.target import Target
-from lightning_taylor.utilities.checks import check_whole
 
 __all__ = [
-    "allowed_widths",
     "check_reachable",
     "reachable_minimum",
+    "smallest",
     "unreachable_message",
 ]
-
-
-def allowed_widths(size: int, *, min_channels: int = 1, round_to: int = 1) -> NDArray[np.int64]:
-    """The widths that a group may have from now on, from the present one down.
-
-    Args:
-        size: how many channels the group has now; always allowed.
-        min_channels: no width below this, except the present one.
-        round_to: every width but the present one is a multiple of this.
-
-    Raises:
-        ValueError: if an option is not a whole number of at least 1.
-
-    Example:
-        >>> allowed_widths(20, min_channels=3, round_to=8)
-        array([20, 16,  8])
-    """
-    for name, value in (("min_channels", min_channels), ("round_to", round_to)):
-        check_whole(name, value, at_least=1)
-    highest = (size - 1) // round_to * round_to
-    return np.concatenate([[size], np.arange(highest, min_channels - 1, -round_to)])
 
 
 def own_round_to(device: torch.device) -> int:
@@ -61,29 +37,27 @@ def own_round_to(device: torch.device) -> int:
 
 
 def reachable_minimum(
-    graph: ChannelGraph, groups: Iterable[str] | None = None, *, min_channels: Least = 1, round_to: int = 1
+    graph: ChannelGraph, groups: Iterable[str] | None = None, limits: WidthLimits = NO_LIMITS
 ) -> Cost:
     """What remains when every group is at its smallest allowed width.
 
     Args:
         graph: the graph at its present widths.
         groups: names of the groups that can be scored and hence removed from; all if None.
-        min_channels: as for ``select``.
-        round_to: as for ``select``.
+        limits: of the widths.
 
     Raises:
-        ValueError: for an unknown group or a bad option.
+        ValueError: for an unknown group.
     """
-    return CostModel(graph).at(_removable(graph, groups, min_channels=min_channels, round_to=round_to))
+    return CostModel(graph).at(_removable(graph, groups, limits))
 
 
 def check_reachable(
     target: Target,
     graph: ChannelGraph,
     groups: Iterable[str] | None = None,
+    limits: WidthLimits = NO_LIMITS,
     *,
-    min_channels: Least = 1,
-    round_to: int = 1,
     meter: Measure | None = None,
 ) -> Cost:
     """Check that a target can be met, before any training is spent on it.
@@ -92,8 +66,7 @@ def check_reachable(
         target: fractions of the dense model that may remain.
         graph: the graph at its present widths.
         groups: as for ``reachable_minimum``.
-        min_channels: as for ``select``.
-        round_to: as for ``select``.
+        limits: of the widths.
         meter: measures latency and memory, once, of the smallest network; only if the target asks for them, and
             only after the exact parts were found to be reachable.
 
@@ -105,15 +78,14 @@ def check_reachable(
         ValueError: if the target asks for latency or memory and there is no meter.
     """
     groups = None if groups is None else list(groups)
-    least = reachable_minimum(graph, groups, min_channels=min_channels, round_to=round_to)
+    least = reachable_minimum(graph, groups, limits)
     dense, frozen = CostModel(graph).dense, len(graph.frozen)
     if target.exact and not target.exact.met(least, dense):
         raise TargetUnreachableError(unreachable_message(target.exact, least, dense, frozen))
     if target.to_measure:
         if meter is None:
             raise ValueError(f"{target} needs a meter to measure {', '.join(target.to_measure)}")
-        smallest = _smallest(graph, groups, min_channels=min_channels, round_to=round_to)
-        measured = meter.ratios(smallest.shapes, target.to_measure)
+        measured = meter.ratios(smallest(graph, groups, limits).shapes, target.to_measure)
         if not target.met(least, dense, measured):
             raise TargetUnreachableError(unreachable_message(target, least, dense, frozen, measured))
     return least
@@ -136,21 +108,15 @@ def unreachable_message(
     )
 
 
-def _removable(
-    graph: ChannelGraph, groups: Iterable[str] | None, *, min_channels: Least, round_to: int
-) -> dict[str, int]:
+def _removable(graph: ChannelGraph, groups: Iterable[str] | None, limits: WidthLimits) -> dict[str, int]:
     """Group -> how many channels it loses on the way to its smallest allowed width."""
-    removed = {}
-    for name in graph.groups if groups is None else groups:
+    names = list(graph.groups if groups is None else groups)
+    for name in names:
         if name not in graph.groups:
             raise ValueError(f"no channel group {name!r} in this graph")
-        size = graph.groups[name].size
-        least = fewest(min_channels, name)
-        removed[name] = size - int(allowed_widths(size, min_channels=least, round_to=round_to)[-1])
-    return removed
+    return {name: limits.removable(graph.groups[name]) for name in names}
 
 
-def _smallest(graph: ChannelGraph, groups: Iterable[str] | None, *, min_channels: Least, round_to: int) -> ChannelGraph:
-    """The graph with every group at its smallest; which of the channels go makes no difference to a size."""
-    removed = _removable(graph, groups, min_channels=min_channels, round_to=round_to)
-    return graph.shrink({name: range(count) for name, count in removed.items()})
+def smallest(graph: ChannelGraph, groups: Iterable[str] | None, limits: WidthLimits) -> ChannelGraph:
+    """Return the graph with every group at its smallest; which of the channels go makes no difference to a size."""
+    return graph.shrink({name: range(count) for name, count in _removable(graph, groups, limits).items()})

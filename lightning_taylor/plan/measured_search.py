@@ -22,7 +22,7 @@ from lightning_taylor.graph.channel_graph import ChannelGraph
 from lightning_taylor.measure.meter import Measure
 from lightning_taylor.plan.cost import CostModel
 from lightning_taylor.plan.feasibility import unreachable_message
-from lightning_taylor.plan.limits import Least
+from lightning_taylor.plan.limits import NO_LIMITS, WidthLimits
 from lightning_taylor.plan.schedule import Demand
 from lightning_taylor.plan.select import Selector
 from lightning_taylor.plan.target import Target
@@ -242,8 +242,7 @@ def select_measured(
     now: Mapping[str, float] | None = None,
     cost: CostModel | None = None,
     most: int = 8,
-    min_channels: Least = 1,
-    round_to: int = 1,
+    limits: WidthLimits = NO_LIMITS,
     cost_penalty: float = 0.0,
     cost_power: float = 0.0,
     prices: Mapping[str, float] | None = None,
@@ -270,8 +269,7 @@ def select_measured(
             none: it is 1 by definition.
         cost: that of the graph, if it is there already.
         most: measurements of the search at the most, at least 2; careful ones come on top.
-        min_channels: as for ``select``.
-        round_to: as for ``select``.
+        limits: of the widths.
         cost_penalty: as for ``select``.
         cost_power: as for ``select``.
         prices: as for ``select``.
@@ -299,9 +297,8 @@ def select_measured(
     selector = Selector(
         scores,
         graph,
+        limits,
         cost=cost,
-        min_channels=min_channels,
-        round_to=round_to,
         cost_penalty=cost_penalty,
         cost_power=cost_power,
         prices=prices,

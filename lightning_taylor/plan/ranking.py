@@ -21,8 +21,7 @@ from torch import Tensor
 
 from lightning_taylor.errors import PruningError
 from lightning_taylor.graph.channel_graph import ChannelGraph
-from lightning_taylor.plan.feasibility import allowed_widths
-from lightning_taylor.plan.limits import Least, fewest
+from lightning_taylor.plan.limits import WidthLimits
 
 __all__ = ["Counts", "Ranking", "checked_scores"]
 
@@ -45,17 +44,14 @@ class Ranking:
     orders: Mapping[str, Counts | None]
 
     @classmethod
-    def of(
-        cls, scores: Mapping[str, NDArray[np.float64]], graph: ChannelGraph, *, min_channels: Least, round_to: int
-    ) -> Ranking:
+    def of(cls, scores: Mapping[str, NDArray[np.float64]], graph: ChannelGraph, limits: WidthLimits) -> Ranking:
         """Rank the channels of all scored groups by score, then group, then index."""
         orders = {name: np.argsort(scores[name], kind="stable") if name in scores else None for name in graph.groups}
         parts: list[tuple[NDArray[np.float64], Counts, Counts]] = []
         for g, (name, order_C) in enumerate(orders.items()):
             if order_C is None:
                 continue
-            least = fewest(min_channels, name)
-            widths = allowed_widths(graph.groups[name].size, min_channels=least, round_to=round_to)
+            widths = limits.widths(graph.groups[name])
             last = order_C[widths[0] - widths[1:] - 1]
             parts.append((scores[name][last], np.full(len(last), g), widths[:-1] - widths[1:]))
         if not parts:

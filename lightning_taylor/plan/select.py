@@ -21,7 +21,7 @@ from lightning_taylor.graph.channel_graph import ChannelGraph
 from lightning_taylor.plan.cost import CostModel
 from lightning_taylor.plan.feasibility import unreachable_message
 from lightning_taylor.plan.landing import landed
-from lightning_taylor.plan.limits import Least
+from lightning_taylor.plan.limits import Least, WidthLimits
 from lightning_taylor.plan.price import channel_prices
 from lightning_taylor.plan.ranking import Counts, Ranking, checked_scores
 from lightning_taylor.plan.schedule import Demand
@@ -98,8 +98,7 @@ def select(
     selector = Selector(
         scores,
         graph,
-        min_channels=min_channels,
-        round_to=round_to,
+        WidthLimits(min_channels, round_to),
         cost_penalty=cost_penalty,
         cost_power=cost_power,
         prices=prices,
@@ -110,17 +109,17 @@ def select(
 class Selector:
     """One ranking of a graph's channels, to be cut as often as one likes.
 
-    Args are those of ``select``, and ``cost``: that of the graph, if it is there already.
+    Args are those of ``select``, with the limits of the widths in one, and ``cost``: that of the graph, if it is there
+    already.
     """
 
     def __init__(
         self,
         scores: Mapping[str, Tensor],
         graph: ChannelGraph,
+        limits: WidthLimits,
         *,
         cost: CostModel | None = None,
-        min_channels: Least = 1,
-        round_to: int = 1,
         cost_penalty: float = 0.0,
         cost_power: float = 0.0,
         prices: Mapping[str, float] | None = None,
@@ -130,7 +129,7 @@ class Selector:
         if any([_checked("cost_penalty", cost_penalty), _checked("cost_power", cost_power)]):
             price = prices or channel_prices(Target(flops=1.0), graph, self.cost)
             weighed = {n: s_C / price[n] ** cost_power - cost_penalty * price[n] for n, s_C in weighed.items()}
-        self._ranking = Ranking.of(weighed, graph, min_channels=min_channels, round_to=round_to)
+        self._ranking = Ranking.of(weighed, graph, limits)
 
     def choose(self, demand: Demand) -> dict[str, Tensor]:
         """The least important channels whose removal meets a demand; as ``select``.

@@ -10,9 +10,9 @@ from torch import Tensor
 
 from lightning_taylor.graph.channel_graph import ChannelGraph
 from lightning_taylor.plan.cost import Cost, CostModel
-from lightning_taylor.plan.limits import Least
+from lightning_taylor.plan.limits import NO_LIMITS, WidthLimits
 from lightning_taylor.plan.schedule import Demand, Schedule
-from lightning_taylor.plan.select import select
+from lightning_taylor.plan.select import Selector
 from lightning_taylor.plan.target import Target
 from lightning_taylor.report.summary import widths_now
 
@@ -47,9 +47,7 @@ def dry_run(
     target: Target,
     schedule: Schedule | None = None,
     steps: int | None = None,
-    *,
-    min_channels: Least = 1,
-    round_to: int = 1,
+    limits: WidthLimits = NO_LIMITS,
 ) -> tuple[InspectedEvent, ...]:
     """The events on the way to a target, if channels of equal rank within their groups were equally important.
 
@@ -58,8 +56,7 @@ def dry_run(
         target: what may remain; only its exact parts count, since the others have to be measured.
         schedule: when and how much; None for all at once, at no step in particular.
         steps: optimizer steps of the fit; None for as many as the schedule takes.
-        min_channels: as for ``select``.
-        round_to: as for ``select``.
+        limits: of the widths.
 
     Returns:
         The events, up to the one that meets the target; the last one falls short of it if the steps do not suffice.
@@ -84,7 +81,7 @@ def dry_run(
         cost = CostModel(graph)
         if exact.met(cost.now, cost.dense):
             break
-        graph = graph.shrink(select(_even(graph, sizes), graph, demand, min_channels=min_channels, round_to=round_to))
+        graph = graph.shrink(Selector(_even(graph, sizes), graph, limits, cost=cost).choose(demand))
         after = CostModel(graph)
         events.append(InspectedEvent(step, after.now, widths_now(graph)))
         if exact.met(after.now, after.dense):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, Unpack
 
@@ -13,9 +13,9 @@ from lightning_taylor.errors import TargetUnreachableError
 from lightning_taylor.graph.channel_graph import ChannelGraph
 from lightning_taylor.graph.text_table import html_table, text_table
 from lightning_taylor.plan.cost import Cost, CostModel
-from lightning_taylor.plan.feasibility import allowed_widths, check_reachable
+from lightning_taylor.plan.feasibility import check_reachable, smallest
 from lightning_taylor.plan.fit_length import FitLength
-from lightning_taylor.plan.limits import Least, MaxRemoved, fewest, limits
+from lightning_taylor.plan.limits import NO_LIMITS, MaxRemoved, WidthLimits
 from lightning_taylor.plan.record import Record
 from lightning_taylor.plan.schedule import Schedule, default_schedule
 from lightning_taylor.plan.target import Target
@@ -99,14 +99,14 @@ class Inspection:
             schedule = (schedule or default_schedule(steps)).in_steps(FitLength(steps, epoch))
             schedule.check(steps)
         events, problem = (), ""
-        least = limits(graph, min_channels, max_removed)
+        limits = WidthLimits.of(graph, min_channels, round_to, max_removed)
         try:
             if target.exact:
-                check_reachable(target.exact, graph, min_channels=least, round_to=round_to)
-            events = dry_run(graph, target, schedule, steps, min_channels=least, round_to=round_to)
+                check_reachable(target.exact, graph, limits=limits)
+            events = dry_run(graph, target, schedule, steps, limits)
         except TargetUnreachableError as error:
             problem = str(error)
-        found = cls._at(graph, least, round_to)
+        found = cls._at(graph, limits)
         return cls(**{**vars(found), "asked": target.asked, "events": events, "rule": RULE, "problem": problem})
 
     @classmethod
@@ -121,12 +121,12 @@ class Inspection:
             InspectedEvent(event.step, Cost(event.flops, event.params, event.channels), widths)
             for event, widths in zip(record.events, widths_after(graph, record), strict=True)
         )
-        return cls(**{**vars(cls._at(graph, 1, 1)), "events": events})
+        return cls(**{**vars(cls._at(graph, NO_LIMITS)), "events": events})
 
     @classmethod
-    def _at(cls, graph: ChannelGraph, min_channels: Least, round_to: int) -> Inspection:
-        cost, smallest = CostModel(graph), graph.shrink(_all_that_can_go(graph, min_channels, round_to))
-        least = widths_now(smallest)
+    def _at(cls, graph: ChannelGraph, limits: WidthLimits) -> Inspection:
+        cost, end = CostModel(graph), smallest(graph, None, limits)
+        least = widths_now(end)
         shares, groups = _flops_shares(graph), _groups_by_layer(graph)
         layers = tuple(
             InspectedLayer(
@@ -141,7 +141,7 @@ class Inspection:
             )
             for layer, (tensor, dim) in graph.layers.items()
         )
-        return cls(layers, cost.dense, cost.now, CostModel(smallest).now, unseen=graph.unseen)
+        return cls(layers, cost.dense, cost.now, CostModel(end).now, unseen=graph.unseen)
 
     @property
     def met(self) -> bool:
@@ -228,15 +228,6 @@ def inspect_model(
     return Inspection.of(
         graph, wanted, schedule, steps, min_channels=min_channels, round_to=round_to, max_removed=max_removed
     )
-
-
-def _all_that_can_go(graph: ChannelGraph, min_channels: Least, round_to: int) -> dict[str, Iterable[int]]:
-    """Every group down to its smallest allowed width; which of the channels go makes no difference to a width."""
-    least = {
-        name: allowed_widths(group.size, min_channels=fewest(min_channels, name), round_to=round_to)[-1]
-        for name, group in graph.groups.items()
-    }
-    return {name: range(group.size - least[name]) for name, group in graph.groups.items()}
 
 
 def _groups_by_layer(graph: ChannelGraph) -> dict[str, tuple[str, ...]]:

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from lightning_taylor.errors import TargetUnreachableError
 from lightning_taylor.plan.cost import CostModel
 from lightning_taylor.plan.feasibility import check_reachable, reachable_minimum
+from lightning_taylor.plan.limits import WidthLimits
 from lightning_taylor.plan.measured_search import select_measured
 from lightning_taylor.plan.schedule import Demand
 from lightning_taylor.plan.select import select
@@ -202,7 +203,7 @@ def test_a_measured_target_without_a_meter_is_refused_not_met(vgg):
 def test_a_check_measures_the_smallest_network_once(vgg):
     gauge = Gauge(vgg, latency=curve(0.4, 1), memory=curve(0.1, 1))
     target = Target(flops=0.5, latency=0.5, memory=0.2)
-    least = check_reachable(target, vgg, ["l0", "l1", "l2"], min_channels=2, meter=gauge)
+    least = check_reachable(target, vgg, ["l0", "l1", "l2"], WidthLimits(2), meter=gauge)
     assert gauge.asked == [(least.flops / CostModel(vgg).dense.flops, ("latency", "memory"))]
     with pytest.raises(TargetUnreachableError, match=r"target latency=0\.3 cannot.*latency=0\.4.*the 1 frozen"):
         check_reachable(Target(latency=0.3, memory=0.2), vgg, meter=gauge)

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from lightning_taylor.errors import PruningError, TargetUnreachableError
 from lightning_taylor.plan.cost import Cost, CostModel
 from lightning_taylor.plan.feasibility import check_reachable, reachable_minimum
+from lightning_taylor.plan.limits import WidthLimits
 from lightning_taylor.plan.schedule import Demand
 from lightning_taylor.plan.select import select
 from lightning_taylor.plan.target import Target
@@ -81,7 +82,7 @@ def test_a_target_is_met_and_no_removed_block_could_have_stayed(make_graph, plai
     try:
         remove = select(scores, graph, target, **options)
     except TargetUnreachableError:
-        least = reachable_minimum(graph, scores, **options)
+        least = reachable_minimum(graph, scores, WidthLimits(**options))
         assert not meets(target, least, plain_cost(graph))
         return
     assert meets(target, plain_cost(graph.shrink(remove)), plain_cost(graph))
@@ -301,7 +302,7 @@ def test_scores_keep_their_order_in_any_dtype(make_graph):
 
 def test_the_reachable_minimum_is_every_scored_group_at_its_smallest(make_graph, plain_cost):
     graph = make_graph([20, 5, 7])
-    least = reachable_minimum(graph, ["l0", "l2"], min_channels=3, round_to=4)
+    least = reachable_minimum(graph, ["l0", "l2"], WidthLimits(3, 4))
     smallest = graph.shrink({"l0": list(range(16)), "l2": list(range(3))})
     assert least == plain_cost(smallest)
     assert reachable_minimum(graph).channels == 3
@@ -311,7 +312,7 @@ def test_an_unreachable_target_says_what_can_be_reached_and_what_to_relax(make_g
     graph = make_graph([10, 10])
     check_reachable(Target(channels=0.1), graph)
     with pytest.raises(TargetUnreachableError) as error:
-        check_reachable(Target(channels=0.1, params=0.9), graph, ["l0"], min_channels=2)
+        check_reachable(Target(channels=0.1, params=0.9), graph, ["l0"], WidthLimits(2))
     message = str(error.value)
     for part in ("channels=0.1", "channels=0.6", "min_channels", "round_to", "ignore=", "the 1 frozen"):
         assert part in message
