@@ -70,7 +70,7 @@ class ToldWidths(Constraint):
         self._partition = partition
         self._handled: dict[str, _Handled] = {}
         self._beside: dict[tuple[str, str], str] = {}
-        self._turn: dict[str, int] = {}
+        self._turn: dict[tuple[str, str], int] = {}
 
     def begin(self, modules: Mapping[str, nn.Module]) -> None:
         """Look for the numbers of every module that has no rule of its own; a no-op the second time."""
@@ -115,8 +115,7 @@ class ToldWidths(Constraint):
     def try_next(self, labels: np.ndarray, reason: str) -> bool:
         """Let the numbers in doubt follow these channels, too; then leave all that count them as they are."""
         around = self._around(labels)
-        for module in around:
-            self._turn[module] = self._next_turn(module)
+        self._turn.update(around)
         return bool(around)
 
     def affects(self, labels: np.ndarray) -> bool:
@@ -150,9 +149,8 @@ class ToldWidths(Constraint):
                 alike = [vector for size, vector in handled.vectors if size == value and vector is not None]
                 if (module, path) in linked or all(bool((frozen[component[v]] >= 0).all()) for v in alike):
                     continue
-                why = (
-                    _REFUSED if self._turn.get(module) == _LEFT else _NO_AXIS if (module, path) in counted else _SEVERAL
-                )
+                refused = self._turn.get((module, path)) == _LEFT
+                why = _REFUSED if refused else _NO_AXIS if (module, path) in counted else _SEVERAL
                 yield f"{module}.{path}".lstrip("."), f"{value}: {why}"
 
     def _see(self, tensor: Tensor, vector: np.ndarray | None, *handled: _Handled) -> None:
@@ -164,56 +162,42 @@ class ToldWidths(Constraint):
                 channels = tensor.shape[1:2] if tensor.ndim > 3 else tensor.shape[1:]
                 one.vectors += [(size, None) for size in channels if size in sizes]
 
-    def _around(self, labels: np.ndarray) -> set[str]:
-        """Return the modules whose numbers count some of these channels, or would at their next turn."""
+    def _around(self, labels: np.ndarray) -> dict[tuple[str, str], int]:
+        """Map the numbers that count some of these channels, or would at their next turn, to that turn."""
         component = self._partition.components()
         members = component[labels]
-        return {
-            module
-            for module in self._handled
-            for turn in (self._turn.get(module, _SURE), self._next_turn(module))
-            for _, vector in self._counted_by(module, turn, component)
-            if bool(np.isin(component[vector], members).any())
-        }
-
-    def _next_turn(self, module: str) -> int:
-        turn = self._turn.get(module, _SURE)
-        component = self._partition.components()
-        sure, guessed = (list(self._counted_by(module, t, component)) for t in (_SURE, _GUESSED))
-        return _GUESSED if turn == _SURE and len(guessed) > len(sure) else _LEFT
+        around: dict[tuple[str, str], int] = {}
+        for key, vectors in self._vectors(component):
+            turn = self._turn.get(key, _SURE)
+            guess = turn == _SURE and vectors[_SURE] is None and vectors[_GUESSED] is not None
+            after = _GUESSED if guess else _LEFT
+            met = (vector for vector in (vectors[turn], vectors[after]) if vector is not None)
+            if any(bool(np.isin(component[vector], members).any()) for vector in met):
+                around[key] = after
+        return around
 
     def _counted(self, component: np.ndarray) -> Iterator[tuple[str, str, np.ndarray]]:
         """Yield each module and number with the channels that it counts."""
-        for module in self._handled:
-            for path, vector in self._counted_by(module, self._turn.get(module, _SURE), component):
-                yield module, path, vector
+        for key, vectors in self._vectors(component):
+            vector = vectors[self._turn.get(key, _SURE)]
+            if vector is not None:
+                yield *key, vector
 
-    def _counted_by(self, module: str, turn: int, component: np.ndarray) -> Iterator[tuple[str, np.ndarray]]:
-        """Yield each number of a module with the channels that it counts, at some turn."""
-        handled = self._handled[module]
-        if turn == _LEFT or not handled.numbers:
-            return
-        lists = _lists(handled)
-        for path, value in handled.numbers.items():
-            part = self._beside.get((module, path))
-            if part is not None:
-                outputs = self._handled[part].returned
-                vector = outputs[0] if len(outputs) == 1 else None
-            elif path in lists:
-                vector = lists[path]
-            else:
-                vector = self._counted_alone(handled, path, turn, component)
-            if vector is not None and len(vector) == value:
-                yield path, vector
-
-    def _counted_alone(self, handled: _Handled, path: str, turn: int, component: np.ndarray) -> np.ndarray | None:
-        value = handled.numbers[path]
-        seen = [vector for size, vector in handled.vectors if size == value]
-        if len(kinds := _kinds(seen, component)) < 2:
-            return next(iter(kinds.values()), None)
-        if "out" in path.lower():
-            return _only(_as_wide(handled.returned, value), component)
-        return _only(_as_wide(handled.given, value), component) if turn == _GUESSED else None
+    def _vectors(self, component: np.ndarray) -> Iterator[tuple[tuple[str, str], tuple[np.ndarray | None, ...]]]:
+        """Yield each module and number with the channels that it counts at every turn."""
+        for module, handled in self._handled.items():
+            lists = _lists(handled)
+            for path, value in handled.numbers.items():
+                part = self._beside.get((module, path))
+                if part is not None:
+                    outputs = self._handled[part].returned
+                    sure = guessed = outputs[0] if len(outputs) == 1 else None
+                elif path in lists:
+                    sure = guessed = lists[path]
+                else:
+                    sure, guessed = _alone(handled, path, component)
+                fitting = (v if v is not None and len(v) == value else None for v in (sure, guessed))
+                yield (module, path), (*fitting, None)
 
     def _axis(self, component: np.ndarray, tied: np.ndarray) -> Axis | None:
         """Return the first dimension of a tensor whose entries go one by one with these channels."""
@@ -222,6 +206,19 @@ class ToldWidths(Constraint):
             if np.array_equal(component[self._partition.entries(axis)], tied)
         )  # fmt: skip
         return next(fitting, None)
+
+
+def _alone(handled: _Handled, path: str, component: np.ndarray) -> tuple[np.ndarray | None, np.ndarray | None]:
+    """Return the channels that a number in no list counts surely, and those that it counts by a guess."""
+    value = handled.numbers[path]
+    kinds = _kinds([vector for size, vector in handled.vectors if size == value], component)
+    if len(kinds) < 2:
+        sure = next(iter(kinds.values()), None)
+    elif "out" in path.lower():
+        sure = _only(_as_wide(handled.returned, value), component)
+    else:
+        return None, _only(_as_wide(handled.given, value), component)
+    return sure, sure
 
 
 def _as_wide(vectors: Sequence[np.ndarray | None], size: int) -> list[np.ndarray | None]:

@@ -132,6 +132,23 @@ def test_a_number_stays_where_the_channels_can_go_only_without_it() -> None:
     assert net.one[0].out_channels < 8
 
 
+class Fixed(Classifier):
+    """A network whose code takes the first stage as it is."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        assert x.shape[1] == 8
+        return self.head(self.body(x).mean((2, 3)))
+
+
+def test_numbers_follow_beside_others_that_may_not() -> None:
+    net: Any = Fixed()
+    graph = pruned(net)
+    assert "assumes its width" in graph.frozen["stem.0"]
+    assert [row["chs"] for row in net.info] == [8, net.body[0][0].out_channels, net.num_features]
+    assert net.num_features == net.head.in_features < 12
+
+
 class Asserting(nn.Module):
     """As wide out as in: one number is called after the output, the other is compared with the input."""
 
