@@ -23,8 +23,10 @@ from lightning_taylor.utilities.calls import Inputs
 __all__ = [
     "LOADER",
     "architecture_record",
+    "check_own_code",
     "export_state_dict",
     "files_of",
+    "layers_and_shapes",
     "loader_text",
     "torchvision_builders",
 ]
@@ -101,13 +103,14 @@ def export_state_dict(
         raise ValueError(
             f"{path.name} is for the tensors, and the record and the loader get .json and .py: name it .pt"
         )
-    _check_own_code(model)
+    check_own_code(model)
     builders = _builders(model, builder, dict(arguments or {}))
     candidates = [_candidate(model, inputs, path, found) for found in builders]
     return keep(model, path, candidates, tolerance)
 
 
-def _check_own_code(model: nn.Module) -> None:
+def check_own_code(model: nn.Module) -> None:
+    """Raise an ExportError if a module runs code of this package, which no file of numbers can tell."""
     for name, module in model.named_modules():
         if type(module).__module__.startswith("lightning_taylor.modules"):
             raise ExportError(
@@ -248,6 +251,13 @@ def architecture_record(
         "builder": builder,
         "arguments": dict(arguments),
         "weights": weights,
+        **layers_and_shapes(model),
+    }
+
+
+def layers_and_shapes(model: nn.Module) -> dict[str, Any]:
+    """Return what an architecture record says of a network, in types that JSON has: ``layers`` and ``tensors``."""
+    return {
         "layers": dict(_layers(model)),
         "tensors": {name: list(t.shape) for name, t in model.state_dict().items() if isinstance(t, Tensor)},
     }

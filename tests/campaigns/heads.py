@@ -25,6 +25,7 @@ from campaigns.children import outcome
 from campaigns.foreign import timm_model
 from campaigns.table import Store, arguments, versions, write_section
 from lightning_taylor import prune_channels, trace_channels
+from lightning_taylor.utilities.calls import tensors_in
 
 NAMES = """
     cspnext_tiny lcnetv2_small cpubone_nano efficientvim_m1 iformer_t lowformer_b0 csatv2 test_vit_relpos
@@ -67,6 +68,7 @@ def measure(name: str) -> dict[str, Any]:
     warnings.simplefilter("ignore")
     torch.manual_seed(0)
     row, began = Row(name), time.monotonic()
+    model: Any
     model, (x,) = timm_model(name)
     model.eval()
     dense = model.num_features
@@ -77,8 +79,9 @@ def measure(name: str) -> dict[str, Any]:
     wrong = [f"{part}: {told[part]} for {true[part]}" for part in told if part in true and told[part] not in true[part]]
     row.stages = ", ".join(f"{width}{'' if part in true else '?'}" for part, width in told.items())
     row.stages += "".join(f"; {text}" for text in wrong)
-    if model.num_features not in features.shape[1:]:
-        wrong.append(f"num_features {model.num_features} for {tuple(features.shape)}")
+    shapes = [tuple(tensor.shape) for tensor in tensors_in(features)]
+    if not any(model.num_features in (*shape[1:], sum(each[1] for each in shapes)) for shape in shapes):
+        wrong.append(f"num_features {model.num_features} for {shapes}")
     try:
         model.reset_classifier(7)
         ends = tuple(model.eval()(x).shape)

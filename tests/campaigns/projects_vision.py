@@ -297,9 +297,7 @@ class Augmented(Supervised):
         return (self.augment(x) if self.trainer.training else x), y
 
 
-SAVING = (
-    "save_pretrained cannot tell the widths: its config has one number for all layers; keep the Lightning checkpoint"
-)
+SAVING = "for save_pretrained and from_pretrained: a class with PrunedPretrainedMixin"
 NORMS = {"options": {"allow_inexact_norms": True}, "know": "allow_inexact_norms=True"}
 
 PROJECTS = {
