@@ -2,9 +2,10 @@
 
 No forward pass need run by them, so that no operator shows what they count; but the module's code handles tensors: what
 it is given, what it gives its parts and gets from them, and what it returns. A number that is called after a width and
-equals the channels of one kind of tensor among these, and of no other, counts those. Where several are as wide, one
-that is called after the output counts what the module returns; of the others it is in doubt which they count, and only
-where the proof refuses a removal is it tried whether they count what the module is given, as in
+equals the channels of one kind of tensor among these, and of no other, counts those; if it equals those of none, what
+the parts of its ``nn.Sequential`` give each other is looked at alike. Where several are as wide, one that is called
+after the output counts what the module returns; of the others it is in doubt which they count, and only where the proof
+refuses a removal is it tried whether they count what the module is given, as in
 ``assert x.shape[1] == self.channels``. Of a list whose entries equal the channels of the tensors that are returned, in
 order, each counts its own; an entry beside the name of a part, as in ``{"num_chs": 64, "module": "layer1"}``, counts
 those that the part returns. What is still in doubt stays, and is listed in the graph with the reason.
@@ -50,15 +51,24 @@ class _Handled:
     Attributes:
         numbers: path of an attribute -> its value, of those that may count channels.
         vectors: labels (C,) of every tensor with channels that has one of these sizes; None of one without.
+        inside: the same of what the parts of its ``nn.Sequential`` give each other.
         given: labels of the tensors that the module was given last, in order.
         returned: those of the ones that it returned.
     """
 
     numbers: Mapping[str, int] = field(default_factory=dict)
     vectors: list[tuple[int, np.ndarray | None]] = field(default_factory=list)
+    inside: list[tuple[int, np.ndarray | None]] = field(default_factory=list)
     given: list[np.ndarray | None] = field(default_factory=list)
     returned: list[np.ndarray | None] = field(default_factory=list)
 
+    def as_wide(self, value: int) -> list[np.ndarray | None]:
+        """Return the labels of all tensors of a size: those inside of an ``nn.Sequential`` only if it sees no other."""
+        seen = [vector for size, vector in self.vectors if size == value]
+        return seen or [vector for size, vector in self.inside if size == value]
+
+
+_HOLDERS = (nn.ModuleList, nn.ModuleDict)
 
 _SURE, _GUESSED, _LEFT = range(3)
 
@@ -70,6 +80,7 @@ class ToldWidths(Constraint):
         self._partition = partition
         self._handled: dict[str, _Handled] = {}
         self._beside: dict[tuple[str, str], str] = {}
+        self._owner_of: dict[str, str] = {}
         self._turn: dict[tuple[str, str], int] = {}
 
     def begin(self, modules: Mapping[str, nn.Module]) -> None:
@@ -87,6 +98,9 @@ class ToldWidths(Constraint):
                     if len(inside) == 1:
                         self._beside[name, path] = inside[0]
             self._handled[name] = _Handled(numbers)
+            if name and (type(module).forward is nn.Sequential.forward or isinstance(module, _HOLDERS)):
+                around = name.rpartition(".")[0]
+                self._owner_of[name] = self._owner_of.get(around, around)
 
     def note(
         self, owner: str, module: str, given: Any, returned: Any, labels_of: Callable[[Tensor], Labels | None]
@@ -101,16 +115,17 @@ class ToldWidths(Constraint):
             labels_of: what a tensor carries.
         """
         mine, owners = self._handled[module], self._handled[owner]
+        around = self._handled[self._owner_of[owner]] if owner in self._owner_of else _Handled()
         mine.given, mine.returned = [], []
         for tensor in tensors_in(returned):
             vector = _channels(labels_of(tensor))
             mine.returned.append(vector)
-            self._see(tensor, vector, mine, owners)
+            self._see(tensor, vector, mine, owners, around)
         for tensor in tensors_in(given):
-            if any(size in handled.numbers.values() for size in tensor.shape for handled in (mine, owners)):
+            if any(size in handled.numbers.values() for size in tensor.shape for handled in (mine, owners, around)):
                 vector = _channels(labels_of(tensor))
                 mine.given.append(vector)
-                self._see(tensor, vector, mine, owners)
+                self._see(tensor, vector, mine, owners, around)
 
     def try_next(self, labels: np.ndarray, reason: str) -> bool:
         """Let the numbers in doubt follow these channels, too; then leave all that count them as they are."""
@@ -146,21 +161,23 @@ class ToldWidths(Constraint):
         counted = {(module, path) for module, path, _ in self._counted(component)}
         for module, handled in self._handled.items():
             for path, value in handled.numbers.items():
-                alike = [vector for size, vector in handled.vectors if size == value and vector is not None]
+                alike = [vector for vector in handled.as_wide(value) if vector is not None]
                 if (module, path) in linked or all(bool((frozen[component[v]] >= 0).all()) for v in alike):
                     continue
                 refused = self._turn.get((module, path)) == _LEFT
                 why = _REFUSED if refused else _NO_AXIS if (module, path) in counted else _SEVERAL
                 yield f"{module}.{path}".lstrip("."), f"{value}: {why}"
 
-    def _see(self, tensor: Tensor, vector: np.ndarray | None, *handled: _Handled) -> None:
-        for one in handled:
-            sizes = set(one.numbers.values())
+    def _see(
+        self, tensor: Tensor, vector: np.ndarray | None, mine: _Handled, owners: _Handled, around: _Handled
+    ) -> None:
+        for numbers, seen in ((mine, mine.vectors), (owners, owners.vectors), (around, around.inside)):
+            sizes = set(numbers.numbers.values())
             if vector is not None and len(vector) in sizes:
-                one.vectors.append((len(vector), vector))
+                seen.append((len(vector), vector))
             elif vector is None and tensor.is_floating_point():
                 channels = tensor.shape[1:2] if tensor.ndim > 3 else tensor.shape[1:]
-                one.vectors += [(size, None) for size in channels if size in sizes]
+                seen += [(size, None) for size in channels if size in sizes]
 
     def _around(self, labels: np.ndarray) -> dict[tuple[str, str], int]:
         """Map the numbers that count some of these channels, or would at their next turn, to that turn."""
@@ -211,7 +228,7 @@ class ToldWidths(Constraint):
 def _alone(handled: _Handled, path: str, component: np.ndarray) -> tuple[np.ndarray | None, np.ndarray | None]:
     """Return the channels that a number in no list counts surely, and those that it counts by a guess."""
     value = handled.numbers[path]
-    kinds = _kinds([vector for size, vector in handled.vectors if size == value], component)
+    kinds = _kinds(handled.as_wide(value), component)
     if len(kinds) < 2:
         sure = next(iter(kinds.values()), None)
     elif "out" in path.lower():

@@ -132,6 +132,34 @@ def test_a_number_stays_where_the_channels_can_go_only_without_it() -> None:
     assert net.one[0].out_channels < 8
 
 
+class Deep(Classifier):
+    """A head of several layers, of which the last one is made anew by a number that the others must have."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.head = nn.Sequential(nn.Linear(12, 20), nn.ReLU(), nn.Linear(20, 4))  # type: ignore[assignment]
+        self.head_hidden_size = 20
+
+    def reset_classifier(self, classes: int) -> None:
+        self.head[-1] = nn.Linear(self.head_hidden_size, classes)  # type: ignore[operator]
+
+
+def test_a_number_may_count_what_is_inside_of_a_sequential() -> None:
+    net: Any = Deep()
+    pruned(net)
+    assert net.head_hidden_size == net.head[-1].in_features < 20
+    assert net.num_features == net.head[0].in_features < 12
+    net.reset_classifier(7)
+    assert net(X).shape == (2, 7)
+
+
+def test_a_number_that_may_count_two_layers_of_a_sequential_stays() -> None:
+    net: Any = Deep()
+    net.head = nn.Sequential(nn.Linear(12, 20), nn.ReLU(), nn.Linear(20, 20), nn.ReLU(), nn.Linear(20, 4))
+    assert pruned(net).doubtful == {"head_hidden_size": "20: tensors of several kinds have as many channels"}
+    assert net.head_hidden_size == 20
+
+
 class Fixed(Classifier):
     """A network whose code takes the first stage as it is."""
 
