@@ -8,7 +8,8 @@ after the output counts what the module returns; of the others it is in doubt wh
 refuses a removal is it tried whether they count what the module is given, as in
 ``assert x.shape[1] == self.channels``. Of a list whose entries equal the channels of the tensors that are returned, in
 order, each counts its own; an entry beside the name of a part, as in ``{"num_chs": 64, "module": "layer1"}``, counts
-those that the part returns. What is still in doubt stays, and is listed in the graph with the reason.
+those that the part returns, of several tensors the one kind that is as wide. What is still in doubt stays, and is
+listed in the graph with the reason.
 
 Shape legend: C = channels of a tensor.
 """
@@ -207,8 +208,7 @@ class ToldWidths(Constraint):
             for path, value in handled.numbers.items():
                 part = self._beside.get((module, path))
                 if part is not None:
-                    outputs = self._handled[part].returned
-                    sure = guessed = outputs[0] if len(outputs) == 1 else None
+                    sure = guessed = _only(_as_wide(self._handled[part].returned, value), component)
                 elif path in lists:
                     sure = guessed = lists[path]
                 else:

@@ -160,6 +160,35 @@ def test_a_number_that_may_count_two_layers_of_a_sequential_stays() -> None:
     assert net.head_hidden_size == 20
 
 
+class Pairs(nn.Module):
+    """A stage with tokens beside the map, as wide as it, and something of another width."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner, self.other = conv(8, 12), conv(8, 5)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        x, other = self.inner(x), self.other(x)
+        return x, x.mean((2, 3)), other
+
+
+def test_a_row_of_a_part_that_returns_several_tensors_counts_the_kind_that_is_as_wide() -> None:
+    class Several(Classifier):
+        def __init__(self) -> None:
+            super().__init__()
+            self.body = Pairs()  # type: ignore[assignment]
+            self.info = [{"chs": 8, "module": "stem"}, {"chs": 12, "module": "body"}]
+
+        def forward(self, x: Tensor) -> Tensor:
+            _, tokens, other = self.body(self.stem(x))
+            return torch.cat([self.head(tokens), other.mean((2, 3))], 1)
+
+    net: Any = Several()
+    pruned(net)
+    assert [row["chs"] for row in net.info] == [net.stem[0].out_channels, net.body.inner[0].out_channels]
+    assert net.info[1]["chs"] == net.num_features < 12
+
+
 class Fixed(Classifier):
     """A network whose code takes the first stage as it is."""
 
