@@ -72,6 +72,7 @@ def measure(name: str) -> dict[str, Any]:
     model, (x,) = timm_model(name)
     model.eval()
     dense = model.num_features
+    sums = not _has(model.forward_features(x), dense)
     graph = trace_channels(model, x, allow_inexact_norms=True)
     prune_channels(model, graph, graph.sample(0.3, torch.Generator().manual_seed(1)))
     features, told, true = model.forward_features(x), stages(model), returned(model, x)
@@ -79,9 +80,8 @@ def measure(name: str) -> dict[str, Any]:
     wrong = [f"{part}: {told[part]} for {true[part]}" for part in told if part in true and told[part] not in true[part]]
     row.stages = ", ".join(f"{width}{'' if part in true else '?'}" for part, width in told.items())
     row.stages += "".join(f"; {text}" for text in wrong)
-    shapes = [tuple(tensor.shape) for tensor in tensors_in(features)]
-    if not any(model.num_features in (*shape[1:], sum(each[1] for each in shapes)) for shape in shapes):
-        wrong.append(f"num_features {model.num_features} for {shapes}")
+    if not sums and not _has(features, model.num_features):
+        wrong.append(f"num_features {model.num_features} for {[tuple(t.shape) for t in tensors_in(features)]}")
     try:
         model.reset_classifier(7)
         ends = tuple(model.eval()(x).shape)
@@ -91,8 +91,14 @@ def measure(name: str) -> dict[str, Any]:
     if ends and ends[-1] != 7:
         wrong.append(f"the new head gives {ends}")
     row.status = "wrong" if wrong else "right" if model.num_features < dense else "untouched"
+    wrong += ["before the pruning, too, no tensor was as wide as num_features"] if sums else []
     row.note, row.seconds = "; ".join(wrong), round(time.monotonic() - began, 1)
     return asdict(row)
+
+
+def _has(features: Any, width: int) -> bool:
+    """Whether a tensor among the features is so wide."""
+    return any(width in tensor.shape[1:] for tensor in tensors_in(features))
 
 
 def stages(model: nn.Module) -> dict[str, int]:
