@@ -28,17 +28,16 @@ from lightning_taylor import prune_channels, trace_channels
 from lightning_taylor.utilities.calls import tensors_in
 
 NAMES = """
-    cspnext_tiny lcnetv2_small cpubone_nano efficientvim_m1 iformer_t lowformer_b0 csatv2 test_vit_relpos
-    visformer_tiny edgenext_xx_small efficientvit_b0 fasternet_t0 ese_vovnet19b_slim_dw hardcorenas_a
-    inception_next_atto legacy_seresnet18 mambaout_femto mobilevit_xxs nf_regnet_b0 fastvit_t8 dpn48b pit_ti_224
-    pvt_v2_b0 repghostnet_050 repvit_m0_9 resnest14d selecsls42 skresnet18 shvit_s1 swiftformer_xs test_maxvit
+    poolformerv2_s12 skresnet18 cspnext_tiny lcnetv2_small cpubone_nano iformer_t lowformer_b0 csatv2
+    test_vit_relpos visformer_tiny edgenext_xx_small efficientvit_b0 fasternet_t0 ese_vovnet19b_slim_dw
+    hardcorenas_a inception_next_atto legacy_seresnet18 mambaout_femto mobilevit_xxs nf_regnet_b0 fastvit_t8 dpn48b
+    pit_ti_224 pvt_v2_b0 repghostnet_050 repvit_m0_9 resnest14d selecsls42 shvit_s1 swiftformer_xs test_maxvit
     tiny_vit_5m_224 deit_tiny_distilled_patch16_224 efficientvit_m0 efficientformer_l1 focalnet_tiny_srf
-    inception_v4 levit_128s botnet26t_256 coat_lite_tiny hiera_tiny_224 nest_tiny_jx eva02_tiny_patch14_224
-    convmixer_768_32 efficientformerv2_s0 convit_tiny crossvit_tiny_240 xcit_nano_12_p16_224 resnet18
-    poolformerv2_s12 resnetv2_50 efficientnet_b0 mobilenetv3_small_100 mobilenetv4_conv_small_035 convnext_atto
-    densenet121 vgg11_bn regnety_002 ghostnetv2_100 repvgg_a0 dla46x_c res2net50_14w_8s cs3darknet_s rexnet_100
-    lcnet_050 mixnet_s xception41 starnet_s1 hgnetv2_b0 vit_tiny_patch16_224 swin_tiny_patch4_window7_224
-    hrnet_w18_small
+    efficientvim_m1 inception_v4 levit_128s botnet26t_256 coat_lite_tiny hiera_tiny_224 nest_tiny_jx
+    eva02_tiny_patch14_224 convmixer_768_32 efficientformerv2_s0 convit_tiny crossvit_tiny_240 xcit_nano_12_p16_224
+    resnet18 resnetv2_50 efficientnet_b0 mobilenetv3_small_100 mobilenetv4_conv_small_035 convnext_atto densenet121
+    vgg11_bn regnety_002 ghostnetv2_100 repvgg_a0 dla46x_c res2net50_14w_8s cs3darknet_s rexnet_100 lcnet_050
+    mixnet_s xception41 starnet_s1 hgnetv2_b0 vit_tiny_patch16_224 swin_tiny_patch4_window7_224 hrnet_w18_small
 """.split()
 
 

@@ -131,7 +131,11 @@ class ToldWidths(Constraint):
     def try_next(self, labels: np.ndarray, reason: str) -> bool:
         """Let the numbers in doubt follow these channels, too; then leave all that count them as they are."""
         around = self._around(labels)
-        self._turn.update(around)
+        if around:
+            self._turn.update(around)
+        else:
+            # They are refused without any number, too: it was for another reason, which the next constraint may know.
+            self._begin_again(labels)
         return bool(around)
 
     def affects(self, labels: np.ndarray) -> bool:
@@ -189,10 +193,16 @@ class ToldWidths(Constraint):
             turn = self._turn.get(key, _SURE)
             guess = turn == _SURE and vectors[_SURE] is None and vectors[_GUESSED] is not None
             after = _GUESSED if guess else _LEFT
-            met = (vector for vector in (vectors[turn], vectors[after]) if vector is not None)
-            if any(bool(np.isin(component[vector], members).any()) for vector in met):
+            if _any_of((vectors[turn], vectors[after]), component, members):
                 around[key] = after
         return around
+
+    def _begin_again(self, labels: np.ndarray) -> None:
+        component = self._partition.components()
+        members = component[labels]
+        for key, vectors in self._vectors(component):
+            if self._turn.get(key) == _LEFT and _any_of(vectors, component, members):
+                del self._turn[key]
 
     def _counted(self, component: np.ndarray) -> Iterator[tuple[str, str, np.ndarray]]:
         """Yield each module and number with the channels that it counts."""
@@ -223,6 +233,11 @@ class ToldWidths(Constraint):
             if np.array_equal(component[self._partition.entries(axis)], tied)
         )  # fmt: skip
         return next(fitting, None)
+
+
+def _any_of(vectors: Sequence[np.ndarray | None], component: np.ndarray, members: np.ndarray) -> bool:
+    """Return whether one of the vectors has channels that go together with some of these."""
+    return any(v is not None and bool(np.isin(component[v], members).any()) for v in vectors)
 
 
 def _alone(handled: _Handled, path: str, component: np.ndarray) -> tuple[np.ndarray | None, np.ndarray | None]:

@@ -206,6 +206,28 @@ def test_numbers_follow_beside_others_that_may_not() -> None:
     assert net.num_features == net.head.in_features < 12
 
 
+class Halves(nn.Module):
+    """Takes its channels apart by a number, beside one of the same value that is likelier by its name."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.left, self.right = conv(3, 16), nn.Conv2d(8, 2, 1), nn.Conv2d(8, 2, 1)
+        self.num_features, self.width, self.at = 16, 8, 8
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        return self.left(x[:, : self.at]) + self.right(x[:, self.at :])
+
+
+def test_a_number_follows_where_channels_were_refused_for_another_reason() -> None:
+    net: Any = Halves()
+    graph = trace_channels(net, X)
+    left, right = (name for name, group in graph.groups.items() if group.size == 8)
+    prune_channels(net, graph, {left: torch.tensor([0, 1]), right: torch.tensor([3])})
+    assert (net.at, net.left.in_channels, net.right.in_channels) == (6, 6, 7)
+    assert net.num_features == 13
+
+
 class Asserting(nn.Module):
     """As wide out as in: one number is called after the output, the other is compared with the input."""
 
