@@ -97,7 +97,7 @@ class Twice(nn.Module):
 
 
 def test_a_number_that_may_be_of_two_widths_stays() -> None:
-    net = Twice()
+    net: Any = Twice()
     pruned(net)
     assert net.feature_dim == 8
     assert net.one[0].out_channels < 8
@@ -126,7 +126,7 @@ class Scaled(nn.Module):
 
 
 def test_a_number_stays_where_the_channels_can_go_only_without_it() -> None:
-    net = Scaled()
+    net: Any = Scaled()
     pruned(net)
     assert net.feature_dim == 8
     assert net.one[0].out_channels < 8
