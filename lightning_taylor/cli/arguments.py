@@ -71,20 +71,22 @@ def _config(text: str) -> str:
 def add_model_options(parser: argparse.ArgumentParser) -> None:
     """The options that say what a checkpoint does not: which class, which part of it, which inputs."""
     group = parser.add_argument_group("what the checkpoint does not say")
-    either = group.add_mutually_exclusive_group()
-    either.add_argument(
+    group.add_argument(
         "--model",
         metavar="CLASS|CONFIG",
         help="the LightningModule's import path, as in my_project.nets.Net, or the config.yaml of the fit, whose data "
         "then gives the inputs too; not needed for the modules that come with lightning-taylor",
     )
-    either.add_argument(
+    group.add_argument(
         "--config",
         "-c",
-        dest="model",
         type=_config,
         metavar="CONFIG",
-        help="the same as --model with a configuration: the YAML that `lightning-taylor fit --config` takes",
+        help="the same as --model with a configuration; together with --model CLASS where the YAML of a LightningCLI "
+        "project gives the model's settings without its class",
+    )
+    group.add_argument(
+        "--data", metavar="CLASS", help="the data module's import path where the YAML gives only its settings"
     )
     group.add_argument(
         "--input-shape",

@@ -128,7 +128,7 @@ def _networks(asked: argparse.Namespace) -> Networks:
         return _random(asked)
     if asked.fraction is not None:
         fail(2, f"--fraction is for a torchvision name, and {asked.checkpoint} is a file")
-    trained = read_trained(asked.checkpoint, asked, find_config(asked.model))
+    trained = read_trained(asked.checkpoint, asked, find_config(asked))
     notes = [f"inputs: {trained.source}"]
     if not trained.pruned:
         notes.append("the checkpoint's network is not pruned: both columns are the same network")

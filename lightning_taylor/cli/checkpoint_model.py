@@ -20,6 +20,7 @@ from lightning_taylor.checkpoint.unasked_imports import arguments_in, texts_in, 
 from lightning_taylor.checkpoint.widths import Widths, origin_of
 from lightning_taylor.cli.checkpoint_file import read_checkpoint, state_in
 from lightning_taylor.cli.exit import debugging, fail, nearest
+from lightning_taylor.cli.importing import without_fits
 from lightning_taylor.errors import PruningError
 from lightning_taylor.export.verified_write import evaluating
 from lightning_taylor.graph.types import LinkedAttribute
@@ -87,11 +88,11 @@ def read_trained(path: str, asked: argparse.Namespace, config: FitConfig | None)
         SystemExit: with 2, after a line on stderr.
     """
     checkpoint = read_checkpoint(path, trust=asked.trust)
-    saved = arguments_in(checkpoint)
-    class_path = class_path_of(asked.model, config, saved.get("_class_path"), path)
+    saved, state = arguments_in(checkpoint), state_in(checkpoint, path)
+    class_path = class_path_of(asked.model, config, saved.get("_class_path"), path, state.model if state else "")
     module = _load(class_path, path, saved, config, trust=asked.trust)
     settings = {name: value for name, value in saved.items() if not name.startswith("_")}
-    origin, state = origin_of(checkpoint) or Widths({}, {}), state_in(checkpoint, path)
+    origin = origin_of(checkpoint) or Widths({}, {})
     dense, followers = dict(origin.dense), origin.followers
     called_with = state.report.called_with if state else []
     part = asked.submodule or ""
@@ -172,22 +173,27 @@ def _try(module: nn.Module, inputs: Inputs) -> None:
         fail(2, f"{type(module).__name__}.forward raised {type(error).__name__} on inputs {shapes}: {said}{hint}")
 
 
-def class_path_of(model: str | None, config: FitConfig | None, saved: str | None, path: str) -> str:
-    """Where the class is to be found: named by the user, or one of our own."""
+def class_path_of(model: str | None, config: FitConfig | None, saved: str | None, path: str, trained: str = "") -> str:
+    """Where the class is to be found: named by the user, or one of our own.
+
+    Args:
+        model: what the user named.
+        config: the configuration of the fit, if the user named one.
+        saved: what the hyperparameters in the checkpoint say.
+        path: the checkpoint.
+        trained: what the callback's state in the checkpoint says; good for advice only.
+    """
     if config is not None:
-        named = config.class_path or saved
-        if named is None:
-            fail(
-                2,
-                f"{config.name} does not say of which class its `model` is: add class_path: package.module.Class to it",
-            )
-        return named
+        from lightning_taylor.cli.classes import missing_class
+
+        return config.class_path or saved or missing_class(config.name, "model", trained)
     if model is not None:
         return model
     # What a checkpoint names is not imported: a file from elsewhere could so run any module that is installed.
     if saved is None or not saved.startswith("lightning_taylor."):
-        known = f" (it says {saved})" if saved else ""
-        fail(2, f"{path}: of which class?{known} Give --model {saved or 'package.module.Class'} or a config.yaml")
+        known = f" (it says {saved or trained})" if saved or trained else ""
+        named = saved or trained or "package.module.Class"
+        fail(2, f"{path}: of which class?{known} Give --model {named} or a config.yaml")
     return saved
 
 
@@ -197,7 +203,8 @@ def import_class(class_path: str) -> type[LightningModule]:
     if not package or not all(part.isidentifier() for part in class_path.split(".")):
         fail(2, f"--model {class_path}: give its import path, as in my_project.nets.{name or 'Net'}")
     try:
-        module = import_module(package)
+        with without_fits():
+            module = import_module(package)
     except ImportError as error:
         if not class_path.startswith(error.name or " "):
             raise

@@ -72,7 +72,7 @@ def run(args: list[str]) -> None:
     if asked.out.exists() and not asked.out.is_dir():
         fail(2, f"--out {asked.out} is a file: give a folder for what is measured")
     require_extras("cli")  # it needs a configuration in any case
-    config = find_config(asked.model, of_fit)
+    config = find_config(asked, of_fit)
     if config is None:
         named = f"{asked.model} is a class, and " if asked.model else ""
         fail(2, f"{named}compare needs training data: give --config the YAML of the fit, with its `model` and `data`")

@@ -12,6 +12,7 @@ import yaml
 from lightning.pytorch import Callback, LightningDataModule
 from lightning.pytorch.cli import LightningArgumentParser
 
+from lightning_taylor.cli.classes import PARTS, classless, missing_class, with_class, with_classes_first
 from lightning_taylor.cli.exit import debugging, fail
 from lightning_taylor.cli.extras import require_extras_of_data
 from lightning_taylor.cli.lightning_cli import TaylorCLI
@@ -35,7 +36,8 @@ class FitConfig:
         options: of ``lightning-taylor fit``, which override what is written.
         written: what is in it, with the names as they are there.
         content: the same as ``fit`` understands it, with every default, and with classes by their import paths. Where
-            the model has no ``class_path``, only a LightningCLI of one's own understands it, and this is ``written``.
+            nobody names the class of the model or of the data, ``fit`` does not understand it, and this is ``written``,
+            with the class of the other one.
     """
 
     name: str
@@ -47,7 +49,7 @@ class FitConfig:
     @property
     def args(self) -> list[str]:
         """The command line of ``lightning-taylor`` that it stands for."""
-        return ["fit", "--config", self.path, *self.options]
+        return with_classes_first(["fit", "--config", self.path, *self.options])
 
     @property
     def class_path(self) -> str | None:
@@ -69,7 +71,9 @@ class FitConfig:
     def require_data(self) -> None:
         """End the command if no data module is named."""
         if not self.has_data:
-            lacks = "has no class_path of its `data`" if self.content.get("data") else _without("data", self.written)
+            if classless(self.content, "data"):
+                missing_class(self.name, "data")
+            lacks = _without("data", self.written)
             fail(2, f"{self.name} {lacks}: training data is needed, so name the data module as for `fit`")
 
     def data_module(self) -> Any:
@@ -96,24 +100,31 @@ class FitConfig:
             fail(2, f"{self.name}: {readable(str(error))}")
 
 
-def read_config(named: str, options: Sequence[str] = ()) -> FitConfig:
+def read_config(
+    named: str, options: Sequence[str] = (), *, model: str | None = None, data: str | None = None
+) -> FitConfig:
     """Read the configuration of a fit.
 
     Args:
         named: a file, or the name of a configuration that ships.
         options: of ``lightning-taylor fit``, which override it.
+        model: the import path of the model's class, in the place of the one that is written, if any is.
+        data: the same for the data module.
 
     Raises:
         SystemExit: with 2, after a line or two on stderr with the file, the key and the names it could have meant.
     """
     path = config_path(named)
     written = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-    model = written.get("model")
-    if not model or not isinstance(model, dict | str):
+    classes = {part: class_path for part, class_path in zip(PARTS, (model, data), strict=True) if class_path}
+    part = written.get("model")
+    if model is None and (not part or not isinstance(part, dict | str)):
         expected = "expected a configuration of a fit, such as the config.yaml beside its logs"
         fail(2, f"{named} {_without('model', written)}: {expected}")
-    config = FitConfig(named, path, tuple(options), written, written)
-    if not isinstance(model, dict) or "class_path" in model or options:
+    content = {**written, **{part: with_class(written.get(part), path) for part, path in classes.items()}}
+    options = (*(f"--{part}={class_path}" for part, class_path in classes.items()), *options)
+    config = FitConfig(named, path, options, written, content)
+    if not any(classless(content, part) for part in PARTS):
         config = replace(config, content=_Understood(config.args).config["fit"].as_dict())
     require_extras_of_data(config.content.get("data"))
     return config

@@ -45,7 +45,7 @@ def run(args: list[str]) -> None:
     check_outputs(files, asked.checkpoint, overwrite=asked.overwrite)
     if asked.format == "onnx":
         require_extras("export")
-    trained = read_trained(asked.checkpoint, asked, find_config(asked.model))
+    trained = read_trained(asked.checkpoint, asked, find_config(asked))
     share = asked.tolerance
     writers: dict[str, Callable[[], Exported]] = {
         "onnx": lambda: export_onnx(trained.module, trained.inputs, output, opset=asked.opset, tolerance=share),

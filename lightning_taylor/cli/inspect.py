@@ -259,11 +259,12 @@ def of_config(args: list[str], request: Request) -> Inspection:
         ValueError: if the fit is too short for its schedule, or of unknown length and has none.
     """
     require_extras("cli")
+    from lightning_taylor.cli.classes import with_classes_first
     from lightning_taylor.cli.dry_fit import look
     from lightning_taylor.cli.short_forms import expand_short_forms
 
     chosen = {f.name: value for f in fields(TraceOptions) if (value := getattr(request, f.name)) is not None}
-    looked = look(expand_short_forms(args), request.ignore, chosen)
+    looked = look(expand_short_forms(with_classes_first(args)), request.ignore, chosen)
     pruner, options = looked.pruner, looked.pruner.options
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     length = FitLength(request.steps, looked.length.epoch) if request.steps else looked.length

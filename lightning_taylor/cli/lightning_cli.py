@@ -22,6 +22,7 @@ from lightning.pytorch.loggers import CSVLogger
 from lightning_taylor.cli.commands import EXAMPLES_OF_FIT
 from lightning_taylor.cli.exit import debugging, fail
 from lightning_taylor.cli.extras import require_extras_of_data
+from lightning_taylor.cli.importing import without_fits
 from lightning_taylor.cli.messages import options_of, readable
 from lightning_taylor.cli.shipped_configs import shipped_configs
 from lightning_taylor.cli.short_forms import SHORT_FORMS
@@ -63,7 +64,8 @@ class TaylorCLI(LightningCLI):
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         """Parse what ``main`` was given; LightningCLI's own version warns if ``sys.argv`` is not empty."""
         parser.args = list(args)
-        self.config = parser.parse_args(args)
+        with without_fits():
+            self.config = parser.parse_args(args)
 
     def _parse_ckpt_path(self) -> None:
         """Take over what the checkpoint says about its model; a file that is none is a mistake on the command line."""

@@ -109,7 +109,8 @@ def _run_trainer(args: list[str]) -> None:
     digits = str(shipped_configs()["digits"]) in resolved
     require_extras("cli", *(["recipes"] if digits else []))
     lightning_cli = import_module("lightning_taylor.cli.lightning_cli")
-    written_out = import_module("lightning_taylor.cli.short_forms").expand_short_forms(resolved)
+    with_classes = import_module("lightning_taylor.cli.classes").with_classes_first(resolved)
+    written_out = import_module("lightning_taylor.cli.short_forms").expand_short_forms(with_classes)
     if not lightning_cli.show_nested_help(written_out):
         lightning_cli.TaylorCLI(written_out)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from difflib import get_close_matches
 from importlib.resources import files
 from pathlib import Path
@@ -11,6 +12,7 @@ from lightning_taylor.cli.exit import fail
 
 __all__ = [
     "config_path",
+    "is_config",
     "resolve_configs",
     "shipped_configs",
 ]
@@ -32,6 +34,7 @@ def shipped_configs() -> dict[str, Path]:
 def resolve_configs(args: list[str]) -> list[str]:
     """The command line with paths in place of the shipped configurations' names, and the main job's if it has none."""
     resolved, names_config = [], False
+    args = list(_without_configs_as_models(args))
     for position, arg in enumerate(args):
         previous = args[position - 1] if position else ""
         if previous in ("--config", "-c"):
@@ -45,6 +48,22 @@ def resolve_configs(args: list[str]) -> list[str]:
     if args and args[0] in TRAINER_COMMANDS and not names_config and not chooses:
         resolved[1:1] = ["--config", str(shipped_configs()[DEFAULT])]
     return resolved
+
+
+def _without_configs_as_models(args: list[str]) -> Iterator[str]:
+    """Yield the command line with ``--config`` where ``--model`` names a configuration."""
+    for position, arg in enumerate(args):
+        if arg == "--model" and is_config("".join(args[position + 1 : position + 2])):
+            yield "--config"
+        elif arg.startswith("--model=") and is_config(arg.removeprefix("--model=")):
+            yield arg.replace("--model=", "--config=", 1)
+        else:
+            yield arg
+
+
+def is_config(value: str) -> bool:
+    """Whether ``--model`` names a configuration rather than a class."""
+    return value in shipped_configs() or value.endswith((".yaml", ".yml")) or Path(value).is_file()
 
 
 def config_path(value: str) -> str:

@@ -11,6 +11,7 @@ from typing import Any
 import yaml
 
 from lightning_taylor.cli.exit import fail
+from lightning_taylor.cli.options import option_pairs
 from lightning_taylor.fit.callback import TaylorPruning
 
 __all__ = ["SHORT_FORMS", "expand_short_forms"]
@@ -75,7 +76,7 @@ def _missing(others: Sequence[str], short: Sequence[str]) -> Iterator[str]:
 def _callbacks(args: Sequence[str]) -> list[tuple[str, dict[str, Any]]]:
     """Return the class and the settings of each callback, as configurations and options before them set the list."""
     found: list[tuple[str, dict[str, Any]]] = []
-    for option, value in _pairs(args):
+    for option, value in option_pairs(args):
         if option in ("-c", "--config") and Path(value).is_file():
             trainer = (yaml.safe_load(Path(value).read_text(encoding="utf-8")) or {}).get("trainer")
             if isinstance(trainer, dict) and "callbacks" in trainer:
@@ -89,13 +90,3 @@ def _entries(given: Any) -> list[tuple[str, dict[str, Any]]]:
     each = given if isinstance(given, list) else [given] if given else []
     plain: list[Any] = [{"class_path": entry} if isinstance(entry, str) else entry for entry in each]
     return [(str(entry.get("class_path")), entry.get("init_args") or {}) for entry in plain if isinstance(entry, dict)]
-
-
-def _pairs(args: Sequence[str]) -> Iterator[tuple[str, str]]:
-    """Yield options with their values, however they are written."""
-    for position, arg in enumerate(args):
-        option, equals, value = arg.partition("=")
-        if equals:
-            yield option, value
-        elif position + 1 < len(args):
-            yield arg, args[position + 1]

@@ -21,7 +21,13 @@ from lightning_taylor.measure.environment import machine, peak_memory, state_dic
 from lightning_taylor.measure.latency import LatencyComparison, compare_latency
 from lightning_taylor.modules.model_copy import private_copy
 from lightning_taylor.modules.resize import with_shapes
+<<<<<<< HEAD
 from lightning_taylor.report.commands import shown_commands
+=======
+from lightning_taylor.plan.record import Record
+from lightning_taylor.plan.target import Target
+from lightning_taylor.report.commands import config_beside, shown_commands
+>>>>>>> 2b7455f (cli: take the YAML of a LightningCLI with classes of its own)
 from lightning_taylor.report.html import write_page
 from lightning_taylor.report.notes import ReportNotes
 from lightning_taylor.report.summary import PruningSummary
@@ -137,6 +143,7 @@ class FitReport:
             compiled_graphs=compiled,
             environment=environment,
             checkpoint=checkpoint,
+            config=config_beside(checkpoint),
             model=class_path(pruner.model),
         )
         console = Console(file=sys.stdout, soft_wrap=False)
@@ -194,10 +201,43 @@ def free_paths(folder: Path) -> tuple[Path, Path]:
     return next(pair for pair in pairs if not any(map(os.path.exists, pair)))
 
 
+<<<<<<< HEAD
+=======
+def summary_of_state(state: Mapping[str, Any], checkpoint: str) -> PruningSummary:
+    """Summarise a pruning from what its session left in a checkpoint; nothing was measured then.
+
+    Args:
+        state: as ``Session.to_plain`` has it, with a graph.
+        checkpoint: the file.
+    """
+    report = FitReport()
+    report.load(state["report"])
+    asked = state.get("asked")  # an earlier release did not say
+    return report.summary(
+        graph_from_plain(state["graph"]),
+        Target(**asked) if asked else None,
+        Record.from_plain(state["record"]),
+        checkpoint=checkpoint,
+        config=config_beside(checkpoint),
+        model=state.get("model", ""),
+    )
+
+
+>>>>>>> 2b7455f (cli: take the YAML of a LightningCLI with classes of its own)
 def class_path(model: object) -> str:
-    """Return the import path of an object's class; empty for one of the script that runs, which has none."""
+    """Return the import path of an object's class, also if its script is run; empty in a notebook, which has none."""
     kind = type(model)
-    return "" if kind.__module__ == "__main__" else f"{kind.__module__}.{kind.__qualname__}"
+    module = _name_of_main() if kind.__module__ == "__main__" else kind.__module__
+    return f"{module}.{kind.__qualname__}" if module else ""
+
+
+def _name_of_main() -> str:
+    """What the script that runs would be imported as, from its folder; after ``python -m``, from where that was."""
+    main = sys.modules["__main__"]
+    if (spec := getattr(main, "__spec__", None)) is not None:
+        return str(spec.name)
+    name = Path(getattr(main, "__file__", None) or "").stem
+    return name if name.isidentifier() else ""
 
 
 @contextmanager

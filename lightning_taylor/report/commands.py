@@ -3,12 +3,24 @@
 from __future__ import annotations
 
 import shlex
+from pathlib import Path
 
 from lightning_taylor.report.summary import PruningSummary
 
-__all__ = ["next_commands", "shown_commands"]
+__all__ = ["config_beside", "next_commands", "shown_commands"]
 
 OURS = "lightning_taylor."
+
+
+def config_beside(checkpoint: str) -> str:
+    """Find the ``config.yaml`` that LightningCLI leaves in the folder of a fit, from a checkpoint below it.
+
+    Example:
+        >>> config_beside("no/such/version_0/checkpoints/last.ckpt")
+        ''
+    """
+    config = Path(checkpoint).parent.parent / "config.yaml"
+    return str(config) if checkpoint and config.is_file() else ""
 
 
 def shown_commands(summary: PruningSummary) -> str:
@@ -34,6 +46,8 @@ def next_commands(summary: PruningSummary) -> list[str]:
     path, model = summary.checkpoint, summary.model or "my_project.Net"
     package, _, name = model.rpartition(".")
     of = "" if model.startswith(OURS) else f" --model {model}"
+    if of and summary.config:  # it has the arguments of the class, which the checkpoint may not know
+        of += f" --config {shlex.quote(summary.config)}"
     return [
         f"from {package} import {name}; from lightning_taylor import load_pruned; net = load_pruned({name}, {path!r})",
         f"lightning-taylor export {shlex.quote(path)} --format onnx{of}",

@@ -89,6 +89,7 @@ class PruningSummary:
         given: metrics whose value of the dense model the user gave, in the place of a validation.
         checkpoint: the file that holds the pruned model; empty if none was written.
         model: the import path of its class; empty if nobody knows.
+        config: the configuration that LightningCLI saved of its fit; empty if there is none.
     """
 
     asked: Mapping[str, float]
@@ -112,6 +113,7 @@ class PruningSummary:
     given: tuple[str, ...] = ()
     checkpoint: str = ""
     model: str = ""
+    config: str = ""
 
     @classmethod
     def of(
@@ -132,6 +134,7 @@ class PruningSummary:
         given: Iterable[str] = (),
         checkpoint: str = "",
         model: str = "",
+        config: str = "",
     ) -> PruningSummary:
         """The summary of a pruned graph, which knows its dense shapes.
 
@@ -151,6 +154,7 @@ class PruningSummary:
             given: metrics of the dense model that the user gave.
             checkpoint: the file that holds the pruned model.
             model: the import path of its class.
+            config: the configuration of its fit.
         """
         cost = CostModel(graph)
         first, last = metrics_before or {}, metrics_after or {}
@@ -176,6 +180,7 @@ class PruningSummary:
             given=tuple(given),
             checkpoint=checkpoint,
             model=model,
+            config=config,
         )
 
     @property
@@ -221,6 +226,7 @@ class PruningSummary:
             "baseline": {"step": self.baseline_step, "given": list(self.given)},
             "checkpoint": self.checkpoint,
             "model": self.model,
+            "config": self.config,
         }
         return _finite(plain)
 

@@ -218,7 +218,8 @@ def test_a_file_that_is_not_there_or_no_configuration_is_named(trained: Path, ru
     assert "empty.yaml holds no settings" in said("--config", "empty.yaml")
     Path("torn.yaml").write_text("model: [")
     assert "torn.yaml is not YAML" in said("--config", "torn.yaml")
-    assert "--config/-c: not allowed with argument --model" in said("--model", "run.yaml", "--config", "run.yaml")
+    twice = "two configurations, --model run.yaml and --config run.yaml: give one of them"
+    assert twice in said("--model", "run.yaml", "--config", "run.yaml")
     assert "give --config the YAML of the fit" in said()
     assert "my.Net is a class" in said("--model", "my.Net")
     assert "--out run.yaml is a file: give a folder" in said("--config", "run.yaml", "--out", "run.yaml")
