@@ -186,7 +186,7 @@ def class_path_of(model: str | None, config: FitConfig | None, saved: str | None
     if config is not None:
         from lightning_taylor.cli.classes import missing_class
 
-        return config.class_path or saved or missing_class(config.name, "model", trained)
+        return config.class_path or saved or missing_class(config.name, "model", known=trained)
     if model is not None:
         return model
     # What a checkpoint names is not imported: a file from elsewhere could so run any module that is installed.

@@ -39,13 +39,16 @@ def with_classes_first(args: Sequence[str]) -> list[str]:
     if not args or args[0] not in TRAINER_COMMANDS:
         return list(args)
     first: list[str] = []
+    missing: dict[str, str] = {}
     for part in PARTS:
         named = [value for option, value in option_pairs(args) if option == f"--{part}"]
         first += [f"--{part}={value}" for value in named[-1:]]
         given = [(name, content) for name, content in _configs(args) if content.get(part)]
         # A later configuration may well change settings of the class that the first one has.
         if given and not named and classless(given[0][1], part):
-            missing_class(given[0][0], part)
+            missing[part] = given[0][0]
+    if missing:
+        missing_class(next(iter(missing.values())), *missing)
     return [args[0], *first, *args[1:]]
 
 
@@ -76,12 +79,14 @@ def with_class(given: Any, class_path: str) -> dict[str, Any]:
     return {"class_path": class_path, "init_args": settings}
 
 
-def missing_class(name: str, part: str, known: str = "") -> NoReturn:
+def missing_class(name: str, *parts: str, known: str = "") -> NoReturn:
     """End the command, since a configuration does not say of which class a part of it is.
 
     Args:
         name: the file.
-        part: "model" or "data".
+        *parts: "model", "data" or both.
         known: what the class is called, if something names it that need not be believed.
     """
-    fail(2, f"{name} does not say of which class its `{part}` is: add --{part} {known or PLACEHOLDERS[part]}")
+    lacking = " and ".join(f"`{part}`" for part in parts)
+    options = " ".join(f"--{part} {known or PLACEHOLDERS[part]}" for part in parts)
+    fail(2, f"{name} does not say of which class its {lacking} {'are' if parts[1:] else 'is'}: add {options}")

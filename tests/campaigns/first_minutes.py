@@ -16,7 +16,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -70,9 +70,8 @@ class Newcomer:
 
     def _installs(self, command: str) -> str:
         wanted = re.fullmatch(r'pip install "?lightning-taylor(\[\w+\])?"?', command)
-        # Bytecode is compiled as pip does it; uv only does if it is told to.
         what = f"lightning-taylor{(wanted and wanted[1]) or ''} @ {self.wheel.as_uri()}"
-        install = f"uv pip install -q --compile-bytecode '{what}'"
+        install = f"uv pip install -q '{what}'"
         return install if wanted else command
 
     def _environment(self) -> Mapping[str, str]:
@@ -118,24 +117,26 @@ def commands_of(block: str) -> list[str]:
     return COMMAND.findall(block)
 
 
-def typed_again(page: str, newcomer: Newcomer) -> str:
-    """Work through a page, and give it with the answers of today."""
+def typed_again(page: str, newcomer: Newcomer, save: Callable[[str], object] = len) -> str:
+    """Work through a page, and give it with the answers of today; save it after each block, as far as it goes."""
+    done, position = "", 0
+    for block in BLOCK.finditer(page):
+        done += page[position : block.start()] + answered(block, newcomer)
+        position = block.end()
+        save(done + page[position:])
+    return done + page[position:]
 
-    def again(block: re.Match[str]) -> str:
-        if block["file"]:
-            path = newcomer.folder / block["file"]
-            if path.exists():  # another project
-                newcomer.folder = newcomer.home / f"{newcomer.folder.name}_next"
-                newcomer.folder.mkdir()
-                path = newcomer.folder / block["file"]
-            path.write_text(block["text"], encoding="utf-8")
-        if block["language"] != "console":
-            return block[0]
-        answers = [newcomer.type(command) for command in commands_of(block["text"])]
-        return "\n".join(["```console", *answers, "```"])
 
-    page = BLOCK.sub(again, page)
-    return MADE.sub(lambda _: made_with(newcomer), page, count=1)
+def answered(block: re.Match[str], newcomer: Newcomer) -> str:
+    """Write the file that a block is, or type its commands; give the block as it is afterwards."""
+    if block["file"]:
+        if (newcomer.folder / block["file"]).exists():  # another project
+            newcomer.folder = newcomer.home / f"{newcomer.folder.name}_next"
+            newcomer.folder.mkdir()
+        (newcomer.folder / block["file"]).write_text(block["text"], encoding="utf-8")
+    if block["language"] != "console":
+        return block[0]
+    return "\n".join(["```console", *map(newcomer.type, commands_of(block["text"])), "```"])
 
 
 def made_with(newcomer: Newcomer) -> str:
@@ -168,7 +169,9 @@ def main() -> None:
         (wheel,) = (home / "dist").glob("*.whl")
         cache = subprocess.run(["uv", "cache", "dir"], capture_output=True, text=True, check=True).stdout.strip()
         newcomer = Newcomer(home, wheel, asked.timeout, cache, home / "project")
-        asked.page.write_text(typed_again(asked.page.read_text(encoding="utf-8"), newcomer), encoding="utf-8")
+        page = MADE.sub("MADE", asked.page.read_text(encoding="utf-8"), count=1)
+        page = typed_again(page, newcomer, asked.page.write_text)
+        asked.page.write_text(page.replace("MADE", made_with(newcomer), 1), encoding="utf-8")
 
 
 if __name__ == "__main__":

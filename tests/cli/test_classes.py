@@ -94,11 +94,12 @@ def test_commands_on_a_checkpoint_take_it_too(run: Run, checkpoint: Path) -> Non
 def test_a_yaml_without_classes_is_answered_with_what_to_add(run: Run, checkpoint: Path, command: str) -> None:
     path = {"fit": (), "inspect": (), "export": (checkpoint, "--format=state_dict")}.get(command, (checkpoint,))
     code, _, err = run(command, *path, "--model", "config.yaml")
-    missing = (
-        "data` is: add --data my_project.Data" if command == "compare" else "model` is: add --model my_project.Net"
-    )
-    said = f"lightning-taylor: error: config.yaml does not say of which class its `{missing}\n"
-    assert (code, err) == (2, said)
+    said = {
+        "compare": "`data` is: add --data my_project.Data",
+        "export": "`model` is: add --model my_project.Net",
+        "benchmark": "`model` is: add --model my_project.Net",
+    }.get(command, "`model` and `data` are: add --model my_project.Net --data my_project.Data")
+    assert (code, err) == (2, f"lightning-taylor: error: config.yaml does not say of which class its {said}\n")
 
 
 def test_a_class_for_the_settings_alone_is_answered_with_what_to_add(run: Run) -> None:
