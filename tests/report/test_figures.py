@@ -45,6 +45,14 @@ def deep(summary, layers):
     return replace(summary, layers=changes, scores={"first": scores, "last": scores})
 
 
+def test_every_layer_of_a_resnet50_has_its_name(summary):
+    """It has 54, and as many groups less one."""
+    for name in ("channels", "scores"):
+        (axes,) = dict(figures(deep(summary, 54)))[name].axes
+        assert len(axes.get_yticks()) == 54
+        assert len(dict(figures(deep(summary, 200)))[name].axes[0].get_yticks()) < 200
+
+
 def drawn(figure):
     """The figure on a thumbnail of 320 pixels: what draws it, and its texts with their boxes there."""
     figure.set_dpi(320 / figure.get_figwidth())

@@ -43,6 +43,7 @@ INK, GREY, LIGHT = "#222222", "#6B7280", "#C9CED6"
 _WIDTH = 4.8  # inches; small, so that the letters are large beside it
 _FONT = "DejaVu Sans"  # comes with matplotlib, so that pictures look alike on every machine
 _LONGEST = 26  # characters of a layer's name
+_LINE = 0.19  # inches that a line of text needs
 _RC: dict[str, Any] = {
     "figure.dpi": 100,
     "figure.facecolor": "white",
@@ -117,13 +118,14 @@ def legend_below(figure: Figure, handles: Iterable[Any] | None = None, ncols: in
 
 
 def row_height(rows: int, least: float) -> float:
-    """Inches per row: as much as a line of text needs if all of them have one, less in a long list.
+    """Inches per row: as much as a line of text needs for up to 71 rows (ResNet-50 has 54), less in a longer list.
 
     Args:
         rows: how many there are.
         least: inches that a row needs without a text.
     """
-    return max(least, min(0.24, 7.0 / max(rows, 1)))
+    rows = max(rows, 1)
+    return max(least, min(0.24, max(7.0 / rows, min(_LINE, 13.5 / rows))))
 
 
 def label_rows(axes: Axes, names: Sequence[str], height: float) -> list[int]:
@@ -137,7 +139,7 @@ def label_rows(axes: Axes, names: Sequence[str], height: float) -> list[int]:
     Returns:
         The rows that have a name.
     """
-    every = math.ceil(0.19 / height)
+    every = math.ceil(_LINE / height)
     shown = list(range(0, len(names), every))
     axes.set_yticks(shown, [shorten(names[row]) for row in shown])
     axes.set_ylim(len(names) - 0.4, -0.6)
