@@ -21,13 +21,7 @@ from lightning_taylor.measure.environment import machine, peak_memory, state_dic
 from lightning_taylor.measure.latency import LatencyComparison, compare_latency
 from lightning_taylor.modules.model_copy import private_copy
 from lightning_taylor.modules.resize import with_shapes
-<<<<<<< HEAD
-from lightning_taylor.report.commands import shown_commands
-=======
-from lightning_taylor.plan.record import Record
-from lightning_taylor.plan.target import Target
 from lightning_taylor.report.commands import config_beside, shown_commands
->>>>>>> 2b7455f (cli: take the YAML of a LightningCLI with classes of its own)
 from lightning_taylor.report.html import write_page
 from lightning_taylor.report.notes import ReportNotes
 from lightning_taylor.report.summary import PruningSummary
@@ -201,29 +195,6 @@ def free_paths(folder: Path) -> tuple[Path, Path]:
     return next(pair for pair in pairs if not any(map(os.path.exists, pair)))
 
 
-<<<<<<< HEAD
-=======
-def summary_of_state(state: Mapping[str, Any], checkpoint: str) -> PruningSummary:
-    """Summarise a pruning from what its session left in a checkpoint; nothing was measured then.
-
-    Args:
-        state: as ``Session.to_plain`` has it, with a graph.
-        checkpoint: the file.
-    """
-    report = FitReport()
-    report.load(state["report"])
-    asked = state.get("asked")  # an earlier release did not say
-    return report.summary(
-        graph_from_plain(state["graph"]),
-        Target(**asked) if asked else None,
-        Record.from_plain(state["record"]),
-        checkpoint=checkpoint,
-        config=config_beside(checkpoint),
-        model=state.get("model", ""),
-    )
-
-
->>>>>>> 2b7455f (cli: take the YAML of a LightningCLI with classes of its own)
 def class_path(model: object) -> str:
     """Return the import path of an object's class, also if its script is run; empty in a notebook, which has none."""
     kind = type(model)

@@ -16,6 +16,7 @@ from lightning_taylor.graph.channel_graph import ChannelGraph
 from lightning_taylor.plan.fit_length import FitLength
 from lightning_taylor.plan.record import Record
 from lightning_taylor.plan.target import Target
+from lightning_taylor.report.commands import config_beside
 from lightning_taylor.report.notes import ReportNotes
 from lightning_taylor.report.summary import PruningSummary
 from lightning_taylor.surgery.snapshot import Snapshot
@@ -124,7 +125,8 @@ class PruningState:
         assert self.graph is not None
         assert self.record is not None
         target = Target(**self.asked) if self.asked else None
-        return self.report.summary(self.graph, target, self.record, checkpoint=checkpoint, model=self.model)
+        where = {"checkpoint": checkpoint, "config": config_beside(checkpoint)}
+        return self.report.summary(self.graph, target, self.record, **where, model=self.model)
 
 
 def check_version(plain: Any) -> None:
