@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from campaigns.first_minutes import HEAD, PAGE, TAIL, Newcomer, commands_of, neutral, shortened, typed_again
+from campaigns.first_minutes import HEAD, PAGE, TAIL, WIDEST, Newcomer, commands_of, neutral, shortened, typed_again
 from markdown_blocks import blocks_of
 
 from lightning_taylor.cli.commands import EVERY_COMMAND
@@ -22,7 +22,7 @@ def test_its_commands_exist_and_four_people_type_them() -> None:
 def test_it_names_no_place_of_the_machine_that_it_was_made_on() -> None:
     page = PAGE.read_text(encoding="utf-8")
     assert not re.findall(r"(?:^|[\s'\"(=])/(?:tmp|root|home|work|usr)/\S*", page)
-    assert not re.findall(r"https?://(?!lightning\.ai|pytorch\.org|github\.com)\S+", page)
+    assert "://" not in page
 
 
 def test_typing_it_again_keeps_all_but_the_answers(tmp_path: Path) -> None:
@@ -41,5 +41,5 @@ def test_an_answer_is_cut_in_the_middle_and_its_paths_are_anybodys() -> None:
     cut = shortened(lines)
     assert cut[:HEAD] + cut[HEAD + 1 :] == lines[:HEAD] + lines[-TAIL:]
     assert cut[HEAD] == f"[... {100 - HEAD - TAIL} lines left out]"
-    text = "\x1b[31mEpoch 0\rEpoch 1   \n\n\n/home/me/project/a.py\n"
-    assert neutral(text, Path("/home/me")) == ["Epoch 1", "", "~/project/a.py"]
+    text = "\x1b[31mEpoch 0\rEpoch 1   \n\n\n/home/me/project/a.py of https://a.b/c\n" + "a" * 300
+    assert neutral(text, Path("/home/me")) == ["Epoch 1", "", "~/project/a.py of [...]", "a" * WIDEST + " [...]"]

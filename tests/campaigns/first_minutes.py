@@ -22,12 +22,13 @@ from pathlib import Path
 
 ROOT = Path(__file__).parent.parent.parent
 PAGE = ROOT / "notebooks" / "first_minutes.md"
-HEAD, TAIL, WIDEST = 5, 34, 400
+HEAD, TAIL, WIDEST = 5, 34, 200
 """Lines of an answer that are kept at its begin and its end; characters of a line."""
 
 BLOCK = re.compile(r"(?:^`(?P<file>[\w.]+)`\n\n)?^```(?P<language>\w+)\n(?P<text>.*?)^```$", re.M | re.S)
 COMMAND = re.compile(r"^\$ (.*?)(?: {2}# [\d.]+ s(?:, exit \d+)?)?$", re.M)
 MADE = re.compile(r"^(?:MADE|Made with .*?\.)$", re.M | re.S)
+ADDRESS = re.compile(r"https?://[^\s)]+")
 ESCAPES = re.compile(r"\x1b\[[\d;?]*[A-Za-z]")
 
 
@@ -94,9 +95,11 @@ class Newcomer:
 
 
 def neutral(text: str, home: Path) -> list[str]:
-    """The lines of an answer as a reader's own machine would have them, without colours and redrawn bars."""
-    text = ESCAPES.sub("", text).replace(f"{home}/environment/lib/", "~/environment/lib/").replace(str(home), "~")
-    lines = [line.rpartition("\r")[2].rstrip()[:WIDEST] for line in text.split("\n")]
+    """The lines of an answer as a reader's own machine would have them, without colours, redrawn bars and addresses."""
+    text = ESCAPES.sub("", text).replace(str(home), "~")
+    lines = [line.rpartition("\r")[2].rstrip() for line in text.split("\n")]
+    lines = [ADDRESS.sub("[...]", line) for line in lines]
+    lines = [line if len(line) <= WIDEST else f"{line[:WIDEST]} [...]" for line in lines]
     return [line for line, after in zip(lines, [*lines[1:], ""], strict=True) if line or after]
 
 

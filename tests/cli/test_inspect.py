@@ -161,6 +161,15 @@ def test_a_configuration_with_the_events_of_its_own_schedule_and_nothing_left_be
     assert list(Path().iterdir()) == []
 
 
+def test_the_schedule_of_the_main_job_follows_the_length_of_the_fit(run: Run) -> None:
+    for epochs in (1, 2):
+        code, out, err = run("--trainer.max_epochs", str(epochs), "--json")
+        assert (code, err) == (0, "")
+        steps = [event["step"] for event in json.loads(out)["events"]]
+        assert 21 * (epochs - 1) < steps[-1] <= 0.7 * 21 * epochs
+        assert len(steps) > 1
+
+
 @pytest.mark.slow
 def test_without_anything_it_is_the_main_job_and_options_of_a_fit_override(run: Run) -> None:
     code, out, _ = run("--trainer.callbacks.target=0.8", "--trainer.callbacks.schedule=null", "--trainer.max_epochs=2")

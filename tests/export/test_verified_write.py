@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import nn
 
+from lightning_taylor.errors import PruningError
 from lightning_taylor.export.verified_write import Candidate, ExportError, keep, largest_difference
 from lightning_taylor.utilities.calls import Inputs
 
@@ -28,6 +29,10 @@ def doubling(factor: float, trials: int = 1) -> Candidate:
 class Double(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return 2 * x
+
+
+def test_a_failed_export_is_caught_with_all_errors_of_the_package() -> None:
+    assert issubclass(ExportError, PruningError)
 
 
 def test_a_file_that_computes_the_same_gets_its_name(tmp_path: Path) -> None:
