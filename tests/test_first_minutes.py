@@ -22,7 +22,8 @@ def test_its_commands_exist_and_four_people_type_them() -> None:
 def test_it_names_no_place_of_the_machine_that_it_was_made_on() -> None:
     page = PAGE.read_text(encoding="utf-8")
     assert not re.findall(r"(?:^|[\s'\"(=])/(?:tmp|root|home|work|usr)/\S*", page)
-    assert "://" not in page
+    assert "http://" not in page
+    assert "https://" not in page
 
 
 def test_typing_it_again_keeps_all_but_the_answers(tmp_path: Path) -> None:
