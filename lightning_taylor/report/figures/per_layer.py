@@ -35,7 +35,7 @@ __all__ = [
 def channels_figure(summary: PruningSummary) -> Figure | None:
     """A bar per layer in forward order, what it kept in front of what it had; None without layers.
 
-    The figure grows with the layers; of more than 71 only some are named.
+    The figure grows with the layers; of more than 60 only some are named.
 
     Args:
         summary: its ``layers`` are drawn.

@@ -118,14 +118,14 @@ def legend_below(figure: Figure, handles: Iterable[Any] | None = None, ncols: in
 
 
 def row_height(rows: int, least: float) -> float:
-    """Inches per row: as much as a line of text needs for up to 71 rows (ResNet-50 has 54), less in a longer list.
+    """Inches per row: as much as a line of text needs for up to 60 rows (ResNet-50 has 54), less in a longer list.
 
     Args:
         rows: how many there are.
         least: inches that a row needs without a text.
     """
     rows = max(rows, 1)
-    return max(least, min(0.24, max(7.0 / rows, min(_LINE, 13.5 / rows))))
+    return max(least, min(0.24, max(7.0 / rows, min(_LINE, 11.5 / rows))))
 
 
 def label_rows(axes: Axes, names: Sequence[str], height: float) -> list[int]:
