@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from typing import Any
 from unittest.mock import patch
 
 from lightning.pytorch import Trainer
-from lightning.pytorch.cli import LightningCLI
 
 from lightning_taylor.cli.exit import fail
 from lightning_taylor.utilities.lightning_names import either
@@ -30,11 +29,20 @@ def without_fits() -> Iterator[None]:
         fail(2, f'{script} trains when it is imported: put that part of it below `if __name__ == "__main__":`')
 
     with ExitStack() as stack:
-        for kind in either(Trainer):
-            stack.enter_context(patch.object(kind, "fit", refuse))
-        for kind in either(LightningCLI):
-            stack.enter_context(patch.object(kind, "__init__", refuse))
+        for kind, method in _beginnings():
+            for same in either(kind):
+                stack.enter_context(patch.object(same, method, refuse))
         yield
+
+
+def _beginnings() -> list[tuple[type, str]]:
+    """List the classes with the method that begins a fit; of LightningCLI only where its packages are installed."""
+    beginnings: list[tuple[type, str]] = [(Trainer, "fit")]
+    with suppress(ImportError):
+        from lightning.pytorch.cli import LightningCLI
+
+        beginnings.append((LightningCLI, "__init__"))
+    return beginnings
 
 
 def _importing() -> str:

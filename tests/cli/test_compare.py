@@ -187,7 +187,10 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
         "stm",
     ),
     "checkpoint": ({**CONFIG, "ckpt_path": "lost.ckpt"}, "no file 'lost.ckpt'"),
-    "flat": ({**CONFIG, "data": {"batch_size": 3}, "model": {"lr": 0.1}}, "run.yaml has no class_path of its `data`"),
+    "flat": (
+        {**CONFIG, "data": {"batch_size": 3}, "model": {"lr": 0.1}},
+        "run.yaml does not say of which class its `data` is",
+    ),
     "flat model": ({**CONFIG, "model": {"lr": 0.1}}, "run.yaml does not say of which class its `model` is"),
 }  # fmt: skip
 

@@ -22,8 +22,12 @@ def test_a_checkpoint_says_what_its_fit_said(run: Run, pruned_fit: Path, tmp_pat
     page = (tmp_path / "page.html").read_text()
     found = json.loads(page.split('id="pruning">')[1].split("</script>")[0])
     assert (code, err) == (0, "")
-    measured = ("environment", "latency", "checkpoint")
+    measured = ("environment", "latency", "checkpoint", "config")  # the latter two as whoever ran it names the files
     assert {k: v for k, v in found.items() if k not in measured} == {k: v for k, v in fit.items() if k not in measured}
+    assert [Path(found["config"]), Path(fit["config"]).name] == [
+        pruned_fit.parent.parent / "config.yaml",
+        "config.yaml",
+    ]
     assert "Target met after" in out
     assert f"lightning-taylor benchmark {pruned_fit}" in out.splitlines()[-1]
     assert f"lightning-taylor benchmark {pruned_fit}" in page
