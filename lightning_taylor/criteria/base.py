@@ -124,6 +124,9 @@ class Scorer(ABC):
     needs_input_gradient: bool = False
     """Whether it scores nothing where no gradient reaches what a layer reads, as behind a frozen backbone."""
 
+    needs_weight_gradient: bool = False
+    """Whether it scores nothing where a layer is not trained, and no gradient goes through it either."""
+
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
         _refuse_old_names(cls, _OLD_NAMES_OF_SCORER)

@@ -82,6 +82,8 @@ class TaylorBatch(Criterion):
 
 @final
 class _TaylorBatchScorer(Scorer):
+    needs_weight_gradient = True
+
     def __init__(self, model: nn.Module, graph: ChannelGraph, momentum: float) -> None:
         self._history = History(graph, momentum)
         self._unscorable: dict[str, str] = {}

@@ -17,7 +17,7 @@ from lightning_taylor.criteria.base import IdleScorer, Scorer
 from lightning_taylor.errors import TargetUnreachableError, UncoupledChannelsError
 from lightning_taylor.fit.options import Options
 from lightning_taylor.graph.channel_graph import ChannelGraph
-from lightning_taylor.graph.types import Role
+from lightning_taylor.graph.types import Role, Slice
 from lightning_taylor.measure.meter import Meter
 from lightning_taylor.plan.cost import Cost, CostModel
 from lightning_taylor.plan.feasibility import check_reachable
@@ -122,12 +122,18 @@ class Pruner:
 
     def _without_gradient(self) -> dict[str, str]:
         """Return the groups that a criterion of gradients can never score, since none reaches what reads them."""
-        if not self.scorer.needs_input_gradient:
-            return {}
-        readers = {n: {s.tensor.rpartition(".")[0] for s in g.of(Role.CONSUMER)} for n, g in self.graph.groups.items()}
-        # Of what reads without a call of its own, as inside of an attention, nobody knows.
-        known = {n: [self.differentiable.get(layer, True) for layer in layers] for n, layers in readers.items()}
-        return {name: _NO_GRADIENT for name, layers in known.items() if layers and not any(layers)}
+        scorer, trained = self.scorer, {name: p.requires_grad for name, p in self.model.named_parameters()}
+
+        def can_score(s: Slice) -> bool:
+            # Of what reads without a call of its own, as inside of an attention, nobody knows.
+            if self.differentiable.get(s.tensor.rpartition(".")[0], True):
+                return True
+            # A weight alone tells nothing: while one optimizer steps, those of the others may be frozen.
+            frozen = not trained.get(s.tensor, True)
+            return not (scorer.needs_input_gradient or (scorer.needs_weight_gradient and frozen))
+
+        consumers = {name: group.of(Role.CONSUMER) for name, group in self.graph.groups.items()}
+        return {name: _NO_GRADIENT for name, slices in consumers.items() if slices and not any(map(can_score, slices))}
 
     def check_state(self, optimizers: Iterable[torch.optim.Optimizer]) -> None:
         """Check that the optimizers' state of what may lose channels, as far as there is any, can follow.

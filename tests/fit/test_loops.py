@@ -18,7 +18,7 @@ from zoo import conv
 
 from fit.boring import Boring, loader
 from fit.harness import Recording, assert_close, frozen_rate, lands, pruning, scores_of
-from lightning_taylor import Gradual, Taylor, TaylorBatch, WeightMagnitude
+from lightning_taylor import Gradual, TargetUnreachableError, Taylor, TaylorBatch, WeightMagnitude
 
 FIVE = Gradual(every_n_steps=2, start_step=2, end_step=12)
 
@@ -266,6 +266,16 @@ def test_a_frozen_part_is_not_removed_and_the_report_says_why(criterion: Any, tm
     report = json.loads((tmp_path / "pruning.json").read_text())
     assert "net.body.0" in report["unscored"]
     assert "is a part of the model frozen" in report["unscored"]["net.body.0"]
+
+
+@pytest.mark.parametrize("criterion", [Taylor(), TaylorBatch()])
+def test_what_a_frozen_part_keeps_out_of_reach_is_said_before_training(criterion: Any, tmp_path: Path) -> None:
+    net = Pair()
+    net.body.requires_grad_(False)
+    before = net.head[0].weight.detach().clone()
+    with pytest.raises(TargetUnreachableError, match=r"cannot score net\.body\.0"):
+        lands(Boring(net), tmp_path, pruner=pruning(target=0.2, criterion=criterion), still=["net.body"])
+    assert torch.equal(net.head[0].weight, before)
 
 
 class Backboned(Boring):
