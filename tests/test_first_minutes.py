@@ -37,6 +37,14 @@ def test_typing_it_again_keeps_all_but_the_answers(tmp_path: Path) -> None:
     assert commands_of(again) == commands_of(page) == ["cat a.txt", "false"]
 
 
+def test_a_section_that_begins_with_a_file_has_a_folder_of_its_own(tmp_path: Path) -> None:
+    listed = "```console\n$ ls\n```\n"
+    page = f"# A\n\n`a.txt`\n\n```text\n```\n\n## B\n\n{listed}\n## C\n\n`c.txt`\n\n```text\n```\n\n{listed}"
+    (tmp_path / "project").mkdir()
+    again = typed_again(page, Newcomer(tmp_path, tmp_path / "no.whl", 60, "", tmp_path / "project"))
+    assert re.findall(r"^\w\.txt$", again, re.M) == ["a.txt", "c.txt"]
+
+
 def test_an_answer_is_cut_in_the_middle_and_its_paths_are_anybodys() -> None:
     lines = [str(number) for number in range(100)]
     cut = shortened(lines)

@@ -124,7 +124,11 @@ def typed_again(page: str, newcomer: Newcomer, save: Callable[[str], object] = l
     """Work through a page, and give it with the answers of today; save it after each block, as far as it goes."""
     done, position = "", 0
     for block in BLOCK.finditer(page):
-        done += page[position : block.start()] + answered(block, newcomer)
+        between = page[position : block.start()]
+        if block["file"] and "\n## " in between:  # another project
+            newcomer.folder = newcomer.folder.with_name(f"{newcomer.folder.name}_next")
+            newcomer.folder.mkdir()
+        done += between + answered(block, newcomer)
         position = block.end()
         save(done + page[position:])
     return done + page[position:]
@@ -133,9 +137,6 @@ def typed_again(page: str, newcomer: Newcomer, save: Callable[[str], object] = l
 def answered(block: re.Match[str], newcomer: Newcomer) -> str:
     """Write the file that a block is, or type its commands; give the block as it is afterwards."""
     if block["file"]:
-        if (newcomer.folder / block["file"]).exists():  # another project
-            newcomer.folder = newcomer.home / f"{newcomer.folder.name}_next"
-            newcomer.folder.mkdir()
         (newcomer.folder / block["file"]).write_text(block["text"], encoding="utf-8")
     if block["language"] != "console":
         return block[0]
