@@ -161,6 +161,7 @@ def test_a_configuration_with_the_events_of_its_own_schedule_and_nothing_left_be
     assert list(Path().iterdir()) == []
 
 
+@pytest.mark.slow
 def test_the_schedule_of_the_main_job_follows_the_length_of_the_fit(run: Run) -> None:
     for epochs in (1, 2):
         code, out, err = run("--trainer.max_epochs", str(epochs), "--json")

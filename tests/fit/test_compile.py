@@ -110,6 +110,7 @@ def test_coordinates_of_heads_are_scored_in_compiled_code(name: str, criterion: 
     assert torch._dynamo.utils.counters["frames"]["total"] > 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", ["module", *(pytest.param(how, marks=pytest.mark.slow) for how in WAYS[1:])])
 def test_a_compiled_fit_lands_where_the_uncompiled_one_does(how: str, tmp_path: Path) -> None:
     widths = []
@@ -241,6 +242,7 @@ def test_hooks_that_break_the_graph_leave_it_whole_where_nothing_is_scored(crite
     assert breaks[11]
 
 
+@pytest.mark.slow
 def test_what_the_user_asked_of_the_compiler_comes_back(tmp_path: Path) -> None:
     class Stance(L.Callback):
         def on_train_epoch_end(self, run: L.Trainer, *_: Any) -> None:

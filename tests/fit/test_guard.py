@@ -108,6 +108,7 @@ def test_without_a_drop_nothing_is_held_back(tmp_path: Path) -> None:
         assert steps(tmp_path)[:2] == [12, 16]
 
 
+@pytest.mark.slow
 def test_stop_removes_no_more(tmp_path: Path) -> None:
     pruner = guarded("stop")
     # Good when dense, too low after the events at 12 and 16, and good again too late.
@@ -204,6 +205,7 @@ def test_rollback_brings_back_the_last_good_size_bit_by_bit(optimizer: str, aver
     assert module.net(torch.randn(2, 3, 12, 12)).shape == (2, 5)
 
 
+@pytest.mark.slow
 def test_rollback_to_the_dense_network(tmp_path: Path) -> None:
     pruner, module = guarded("rollback"), Told([0.9, 0.5])
     with (
@@ -228,6 +230,7 @@ def test_a_guard_in_a_fit_without_validation_is_an_error(tmp_path: Path) -> None
         fit(Boring(zoo.Residual()), guarded("stop"), tmp_path)
 
 
+@pytest.mark.slow
 def test_a_first_validation_that_would_come_after_the_first_event_comes_before_it(tmp_path: Path) -> None:
     pruner = guarded("stop", Gradual(2, 2, 12))
     with (
@@ -238,6 +241,7 @@ def test_a_first_validation_that_would_come_after_the_first_event_comes_before_i
     assert steps(tmp_path) == [4, 6, 8]
 
 
+@pytest.mark.slow
 def test_a_baseline_of_the_users_takes_the_place_of_that_validation(tmp_path: Path) -> None:
     pruner = TaylorPruning(
         0.5,
@@ -255,6 +259,7 @@ def test_a_baseline_of_the_users_takes_the_place_of_that_validation(tmp_path: Pa
     assert report["baseline"] == {"step": None, "given": ["val_acc"]}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("action", ["stop", "pause", "rollback"])
 def test_a_network_that_was_good_at_the_target_is_not_guarded_any_more(action: str, tmp_path: Path) -> None:
     pruner, module = guarded(action), Told([0.9, 0.9, 0.9, 0.1])

@@ -120,11 +120,13 @@ def dropping(
     return module
 
 
+@pytest.mark.slow
 def test_that_validation_changes_nothing_of_the_training(tmp_path: Path) -> None:
     with_it, without = dropping(tmp_path), dropping(tmp_path, baseline={"val_acc": 0.5})
     assert all(p.equal(q) for p, q in zip(with_it.parameters(), without.parameters(), strict=True))
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:The dirpath has changed")
 @pytest.mark.parametrize("step", [2, 6])
 def test_a_fit_that_is_resumed_around_it_ends_as_if_uninterrupted(tmp_path: Path, step: int) -> None:

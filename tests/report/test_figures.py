@@ -45,6 +45,7 @@ def deep(summary, layers):
     return replace(summary, layers=changes, scores={"first": scores, "last": scores})
 
 
+@pytest.mark.slow
 def test_every_layer_of_a_resnet50_has_its_name(summary):
     """It has 54, and as many groups less one."""
     for name in ("channels", "scores"):

@@ -165,6 +165,7 @@ def in_order(value: Any) -> list[int]:
     return flat
 
 
+@pytest.mark.slow
 @hypothesis.given(NESTED)
 @hypothesis.settings(deadline=None, max_examples=80)
 def test_the_identity_keeps_structure_types_and_tensors(value: Any) -> None:
