@@ -23,7 +23,7 @@ class ScheduleProgress:
         length: of a resumed fit, when its schedule was laid; None before that.
 
     Attributes:
-        schedule: of this fit, in steps; None before it is laid and after the fit.
+        schedule: of this fit, in steps; None before it is laid, and in a fit that has nothing left to remove.
         skips_first_batch: whether the first batch goes to the trace, and is not scored.
 
     Example:
@@ -53,9 +53,10 @@ class ScheduleProgress:
         if self.length is None:
             self.length = remaining
         length, self._window = self.length, None
-        self.schedule = schedule.in_steps(length) if schedule else default_schedule(length.steps)
+        laid = schedule.in_steps(length) if schedule else default_schedule(length.steps)
         if length.steps != float("inf"):
-            self.schedule.check(int(length.steps))
+            laid.check(int(length.steps))
+        self.schedule = laid
 
     @property
     def needs_first_batch(self) -> bool:
@@ -99,9 +100,8 @@ class ScheduleProgress:
         Returns:
             The step of the event that is due now, from this step or an earlier one.
         """
-        assert self.schedule is not None
         self.step += 1
         scored = self.step > 1 or not self.skips_first_batch
-        if scored and self.schedule.is_event(self.step):
+        if scored and self.schedule and self.schedule.is_event(self.step):
             self.due = self.step
         return self.due

@@ -67,6 +67,7 @@ class Session:
             if self._pruner:
                 self._pruner.options = self.options
         self.progress = ScheduleProgress()
+        self._under_way = False
         self._spot_check = SpotCheck()
         self._state_is_checked = False
         self.changed = False
@@ -86,7 +87,7 @@ class Session:
     @property
     def _active_pruner(self) -> Pruner | None:
         """The pruner, if a fit is under way."""
-        return self._pruner if self.progress.schedule is not None else None
+        return self._pruner if self._under_way else None
 
     @property
     def scorer(self) -> Scorer:
@@ -136,6 +137,7 @@ class Session:
         """Fix the events of this fit, unless there is nothing left to remove: see ``ScheduleProgress.set_schedule``."""
         if not self.reached:
             self.progress.set_schedule(schedule, remaining)
+        self._under_way = True
 
     def begin(
         self,
@@ -268,7 +270,7 @@ class Session:
             forget_compiled()  # the hooks that are taken off now were compiled in
         if self._pruner:
             self._pruner.close()
-        self.progress.schedule = None
+        self._under_way = False
 
     def state(self, settings: Mapping[str, str]) -> PruningState:
         """Everything that a resumed fit needs.

@@ -22,7 +22,7 @@ from torch.utils.data import DataLoader
 from fit.boring import Validated, loader, trainer
 from fit.harness import pruning
 from fit.resuming import StatefulLoader
-from lightning_taylor import Gradual, OneShot, TaylorPruning
+from lightning_taylor import Gradual, Guard, OneShot, TaylorPruning
 
 
 class Chatty(Validated):
@@ -151,3 +151,44 @@ def test_other_callbacks_and_the_logger_see_an_ordinary_validation(tmp_path: Pat
         logged = [int(row["step"]) for row in csv.DictReader(file) if row["val_acc"]]
     assert logged == [2, 7]  # Lightning's axis counts steps from zero
     assert not run.validating
+
+
+def kept_going(
+    folder: Path,
+    others: Sequence[L.Callback] = (),
+    resume: str | None = None,
+    kind: type[Validated] = Validated,
+    **kwargs: Any,
+) -> L.Trainer:
+    pruner = TaylorPruning(0.5, schedule=OneShot(3), measure_latency=False, verbose=False, **kwargs)
+    run = trainer([pruner, *others], max_epochs=4 if resume else 1, default_root_dir=folder, enable_checkpointing=True)
+    run.fit(kind(zoo.Residual()), StatefulLoader(), loader(seed=1), ckpt_path=resume, weights_only=True if resume else None)
+    return run
+
+
+@pytest.mark.filterwarnings("ignore:The dirpath has changed")
+def test_a_fit_that_goes_on_after_the_target_reports_its_validations_too(tmp_path: Path) -> None:
+    kept_going(tmp_path, [ModelCheckpoint(tmp_path, "half", save_top_k=-1)])
+    run = kept_going(tmp_path / "later", resume=str(tmp_path / "half.ckpt"))
+    found = json.loads((tmp_path / "later" / "pruning.json").read_text())
+    assert [row["step"] for row in found["curve"]] == [3, 8, 16, 24, 32]
+    assert found["metrics"]["val_acc"]["after"] == run.callback_metrics["val_acc"].item()
+
+
+class Sized(Validated):
+    """Logs how many parameters there are."""
+
+    def validation_step(self, batch: Sequence[Tensor], batch_idx: int) -> None:
+        super().validation_step(batch, batch_idx)
+        self.log("size", float(sum(p.numel() for p in self.parameters())))
+
+
+@pytest.mark.filterwarnings("ignore:The dirpath has changed", "ignore:TaylorPruning at step", "ignore:the target")
+def test_a_guard_judges_the_last_event_in_the_fit_that_goes_on(tmp_path: Path) -> None:
+    # The checkpoint is older than the validation at which the guard goes back.
+    saved = partial(ModelCheckpoint, every_n_train_steps=6, save_top_k=-1)
+    guard = Guard("size", max_drop=1.0, action="rollback")
+    kept_going(tmp_path, [saved(tmp_path, "late")], kind=Sized, guard=guard)
+    late = str(tmp_path / "late.ckpt")
+    run = kept_going(tmp_path, [saved(tmp_path / "again", "late")], resume=late, kind=Sized, guard=guard)
+    assert run.callback_metrics["size"] == sum(p.numel() for p in zoo.Residual().parameters())
