@@ -19,7 +19,7 @@ from lightning_taylor.trace.examples import find_row_layouts
 from lightning_taylor.trace.forward import quiet, unchanged
 from lightning_taylor.trace.freeing import in_words
 from lightning_taylor.trace.groups import build_graph
-from lightning_taylor.trace.observe import observe, settle_precision
+from lightning_taylor.trace.observe import Observation, Paths, observe, settle_precision
 from lightning_taylor.trace.ops.recurrent import tie_recurrent
 from lightning_taylor.trace.ops.table import find_rule
 from lightning_taylor.trace.options import AttentionHeads, ConvGroups, TraceOptions, as_patterns
@@ -186,15 +186,10 @@ def trace_calls(
         graph = build_graph(partition, constraints, parameters, unseen)
         return replace(with_mirrors(graph, scope), rows=rows, apart=frozenset(apart.seen))
 
-    if verify:
-        prove(
-            net,
-            build,
-            partition,
-            constraints.statistics,
-            lambda paths, more: observe(net, two if more else few, dtype, paths),
-        )
-    return build()
+    def run(paths: Paths, more: bool) -> Observation:
+        return observe(net, two if more else few, dtype, paths)
+
+    return prove(net, build, partition, constraints.statistics, run) if verify else build()
 
 
 def require_groups(graph: ChannelGraph) -> ChannelGraph:

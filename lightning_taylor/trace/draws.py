@@ -2,27 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
 
 from lightning_taylor.graph.channel_graph import ChannelGraph
 
-__all__ = ["DRAWS", "draw_removal"]
+__all__ = ["DRAWS", "draw_removal", "turns"]
 
 DRAWS = 4
 """How many trials there are; see ``draw_removal``."""
 
 
-def draw_removal(graph: ChannelGraph, names: Sequence[str], draw: int) -> dict[str, Tensor]:
+def draw_removal(graph: ChannelGraph, names: Sequence[str], draw: int, turn: Mapping[str, int]) -> dict[str, Tensor]:
     """A third of each group, with its last; the first of every other group, then of the rest; all but the last.
 
     Code that cuts channels at positions of its own (a chunk, a slice, a written-out index) often survives when all
-    groups of an axis lose alike, and no more when one of them does.
+    groups of an axis lose alike, and no more when one of them does. ``turn`` is what ``turns`` says of the graph.
     """
     generator = torch.Generator().manual_seed(0)
-    turn = _turns(graph)
     remove = {}
     for name in names:
         size = graph.groups[name].size
@@ -36,7 +35,7 @@ def draw_removal(graph: ChannelGraph, names: Sequence[str], draw: int) -> dict[s
     return remove
 
 
-def _turns(graph: ChannelGraph) -> dict[str, int]:
+def turns(graph: ChannelGraph) -> dict[str, int]:
     """Group -> 0 or 1, neighbours on one axis differently, and those that are alone in turn.
 
     Two layers that are as wide by chance must lose differently, or a number that counts the one could follow the other.

@@ -10,20 +10,21 @@ Only if that fails are the groups tried apart: first those near the module that 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
 
 from lightning_taylor.graph.channel_graph import ChannelGraph
+from lightning_taylor.graph.types import Axis
 from lightning_taylor.modules.attributes import follow_shapes, known
 from lightning_taylor.modules.model_copy import tensor_names
 from lightning_taylor.modules.resize import hold, resized
 from lightning_taylor.trace.compare import input_axes, is_equal, relative_difference, trusted_outputs
 from lightning_taylor.trace.constraints.norm_statistics import MaskedNormMode, NormStatistics
 from lightning_taylor.trace.decisions import DecisionsFollowed, DecisionsNoted
-from lightning_taylor.trace.draws import DRAWS, draw_removal
+from lightning_taylor.trace.draws import DRAWS, draw_removal, turns
 from lightning_taylor.trace.observe import Observation, Paths
 from lightning_taylor.trace.partition import LabelPartition
 from lightning_taylor.trace.reasons import Why
@@ -38,6 +39,9 @@ _TIGHT = 1e-9
 _LOOSE = 1e-2
 
 
+Keep = Mapping[Axis, Tensor]
+"""What stays of every axis that loses something: see ``ChannelGraph.keep``."""
+
 _EVALUATION, _TRAINING, _BOTH = (False,), (True,), (False, True)
 
 
@@ -47,7 +51,7 @@ def prove(
     partition: LabelPartition,
     statistics: NormStatistics,
     outputs: Callable[[Paths, bool], Observation],
-) -> None:
+) -> ChannelGraph:
     """Freeze, in the partition, every group whose removal from ``net`` raises or changes the outputs.
 
     Args:
@@ -56,13 +60,16 @@ def prove(
         partition: gets the failures as reasons.
         statistics: says what stays of what a normalisation averages over.
         outputs: runs the net, each path of those that it is given; on one example, or on two.
+
+    Returns:
+        The graph of what can be removed.
     """
     trial = _Trial(net, outputs, partition, statistics)
     while True:
         graph = build()
         failed = trial.failures(graph, list(graph.groups))
         if not failed:
-            return
+            return graph
         for name, reason in failed.items():
             if not partition.try_next(partition.labels_of(graph.groups[name]), reason):
                 partition.freeze_labels_of(graph.groups[name], reason)
@@ -114,18 +121,20 @@ class _Trial:
         return self._partition.is_open(self._partition.labels_of(graph.groups[name]))
 
     def _fails(self, graph: ChannelGraph, names: Sequence[str]) -> str | None:
+        turn = turns(graph)
         for draw in range(DRAWS):
-            remove = draw_removal(graph, names, draw)
+            remove = draw_removal(graph, names, draw, turn)
             if not remove:
                 continue
+            keep = graph.keep(remove)
             paths = _EVALUATION if draw and self._alike else _BOTH
-            expected, decisions = self._ignoring(graph, remove, paths, two=draw == 0 and self._two)
+            expected, decisions = self._ignoring(graph, remove, keep, paths, two=draw == 0 and self._two)
             try:
-                with self._sliced(graph, remove), DecisionsFollowed(decisions, self._floor):
+                with self._sliced(graph, keep), DecisionsFollowed(decisions, self._floor):
                     smaller = self._run(paths, draw == 0 and self._two)
             except Exception as error:
                 return Why.ASSUMES_WIDTH(error=_first_line(error))
-            reason = self._differ(expected, smaller) or self._read_differently(expected, smaller, graph, remove)
+            reason = self._differ(expected, smaller) or self._read_differently(expected, smaller, graph, keep)
             if reason is not None:
                 return reason
         return None
@@ -143,9 +152,8 @@ class _Trial:
         return None
 
     def _read_differently(
-        self, expected: Observation, smaller: Observation, graph: ChannelGraph, remove: dict[str, Tensor]
+        self, expected: Observation, smaller: Observation, graph: ChannelGraph, keep: Keep
     ) -> str | None:
-        keep = graph.keep(remove)
         for key, one in expected.reads.items():
             tolerance, other = self._read_tolerances.get(key), smaller.reads.get(key)
             axis = self._input_axes.get(key[1])
@@ -161,15 +169,15 @@ class _Trial:
         return None
 
     def _ignoring(
-        self, graph: ChannelGraph, remove: dict[str, Tensor], paths: Paths, *, two: bool
+        self, graph: ChannelGraph, remove: dict[str, Tensor], keep: Keep, paths: Paths, *, two: bool
     ) -> tuple[Observation, DecisionsNoted]:
         """What the net does, and decides, while it ignores the channels: on two examples where it runs on two."""
         decisions = DecisionsNoted()
-        with self._masked(graph, remove), self._statistics(graph, remove), decisions:
+        with self._masked(graph, remove), self._statistics(keep), decisions:
             observation = self._run_on_two(paths) if two else self._run(paths, False)
         if observation is None:
             self._two = False
-            return self._ignoring(graph, remove, paths, two=False)
+            return self._ignoring(graph, remove, keep, paths, two=False)
         return observation, decisions
 
     def _run_on_two(self, paths: Paths) -> Observation | None:
@@ -241,23 +249,22 @@ class _Trial:
             for name, value in kept.items():
                 self._tensors[name].detach().copy_(value)
 
-    def _statistics(self, graph: ChannelGraph, remove: dict[str, Tensor]) -> MaskedNormMode:
+    def _statistics(self, keep: Keep) -> MaskedNormMode:
         """Normalisations over the channels see what stays of every vector that loses something."""
-        keep = graph.keep(remove)
         vectors = {id(self._tensors[name]): kept for (name, dim), kept in keep.items() if dim == 0}
         return MaskedNormMode(vectors, self._statistics_of_norms.kept(keep))
 
     @contextmanager
-    def _sliced(self, graph: ChannelGraph, remove: dict[str, Tensor]) -> Iterator[None]:
+    def _sliced(self, graph: ChannelGraph, keep: Keep) -> Iterator[None]:
         """The channels are really gone."""
-        keep: dict[str, dict[int, Tensor]] = {}
-        for (name, dim), index in graph.keep(remove).items():
-            keep.setdefault(name, {})[dim] = index
-        old = {name: self._tensors[name].detach() for name in keep}
+        kept: dict[str, dict[int, Tensor]] = {}
+        for (name, dim), index in keep.items():
+            kept.setdefault(name, {})[dim] = index
+        old = {name: self._tensors[name].detach() for name in kept}
         changed = []
         try:
             with torch.no_grad():
-                for name, dims in keep.items():
+                for name, dims in kept.items():
                     hold(self._tensors[name], resized(old[name], dims))
             values = known(graph.followers, {name: tuple(t.shape) for name, t in self._tensors.items()})
             for name, module in self._net.named_modules():

@@ -162,7 +162,9 @@ def kept_going(
 ) -> L.Trainer:
     pruner = TaylorPruning(0.5, schedule=OneShot(3), measure_latency=False, verbose=False, **kwargs)
     run = trainer([pruner, *others], max_epochs=4 if resume else 1, default_root_dir=folder, enable_checkpointing=True)
-    run.fit(kind(zoo.Residual()), StatefulLoader(), loader(seed=1), ckpt_path=resume, weights_only=True if resume else None)
+    run.fit(
+        kind(zoo.Residual()), StatefulLoader(), loader(seed=1), ckpt_path=resume, weights_only=True if resume else None
+    )
     return run
 
 

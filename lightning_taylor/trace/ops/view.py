@@ -71,9 +71,12 @@ def _with_first_states(call: Call, slots: list[Tensor | None]) -> list[Tensor | 
     if call.name != "cat":
         return slots
     dim = call.get("dim") % call.out.ndim
+    tensors = [t for t in call.operands if _is_moved(call, t)]
+    # First what asks for no numbers: a dense block joins thousands of tensors.
+    if not any(map(call.state.counting_around, {t.shape[dim] for t in tensors if t.ndim == call.out.ndim})):
+        return slots
     if any(slot is not None and not varying(slot) <= {dim - call.out.ndim} for slot in slots):
         return slots
-    tensors = [t for t in call.operands if _is_moved(call, t)]
     states = [None if slot is None else first_state(call, t, dim) for t, slot in zip(tensors, slots, strict=True)]
     return [
         slot if state is None else spread_along(state, dim, t.shape)
@@ -239,7 +242,8 @@ def _repeated(call: Call, slots: Sequence[Tensor | None]) -> list[int]:
 
 def _one_slot_each(call: Call, operands: Sequence[Labels | None]) -> list[Tensor | None]:
     """Activations have one slot; of a parameter's, the one that varies as the activations do, the rest frozen."""
-    along = frozenset().union(*(varying(x.slots[0]) for x in operands if x and not x.weight))
+    weighed = any(x is not None and x.weight for x in operands)
+    along = frozenset().union(*(varying(x.slots[0]) for x in operands if weighed and x and not x.weight))
     chosen: list[Tensor | None] = []
     for x in operands:
         pick = None
