@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
-from torch.utils import _pytree as pytree
+from torch import nn
 
 from lightning_taylor.errors import ExportError
+from lightning_taylor.export.comparison import Rounding, largest_difference, rounding_of
 from lightning_taylor.utilities.calls import Inputs
 
 __all__ = [
@@ -25,11 +25,10 @@ __all__ = [
     "evaluating",
     "keep",
     "largest_difference",
+    "outputs_of",
+    "told_shortly",
     "uncompiled",
 ]
-
-TOLERANCE = {torch.float64: 1e-8, torch.float32: 1e-4, torch.float16: 1e-2, torch.bfloat16: 5e-2}
-"""Largest difference that is rounding and no mistake, as a share of the output's largest absolute value."""
 
 
 @dataclass(frozen=True)
@@ -42,6 +41,7 @@ class Exported:
         bytes: size of all files.
         inputs: shapes of the tensors that both were run on.
         dynamic_batch: whether the file takes any number of examples, which was tried, or only as many as these.
+        rounding: what a lower precision than the model's costs; None for a file in the model's own.
     """
 
     files: tuple[Path, ...]
@@ -49,6 +49,7 @@ class Exported:
     bytes: int
     inputs: tuple[tuple[int, ...], ...]
     dynamic_batch: bool
+    rounding: Rounding | None = None
 
     @property
     def path(self) -> Path:
@@ -59,7 +60,8 @@ class Exported:
         batch = "any batch size" if self.dynamic_batch else "this batch size only"
         shapes = ", ".join("x".join(map(str, shape)) for shape in self.inputs)
         size = f"{self.bytes / 1e6:.3g} MB"
-        return f"{self.path}: {size}, inputs {shapes} ({batch}), max difference {self.max_difference:.2g}"
+        rounding = f", {self.rounding}" if self.rounding else ""
+        return f"{self.path}: {size}, inputs {shapes} ({batch}), max difference {self.max_difference:.2g}{rounding}"
 
 
 @dataclass(frozen=True)
@@ -71,12 +73,17 @@ class Candidate:
         load: from that first file to a function that runs it on inputs and returns its outputs.
         trials: the inputs to compare on.
         dynamic_batch: whether this way fits any number of examples.
+        rounded: for a file of a lower precision than the model's, how many of the trials hold examples that no other
+            trial repeats; those come first. None for a file that computes what the model does to the last digits.
+        tolerance: what is allowed of such a file, unless the user says otherwise.
     """
 
     write: Callable[[Path], Sequence[Path]]
     load: Callable[[Path], Callable[[Inputs], Any]]
     trials: Sequence[Inputs]
     dynamic_batch: bool
+    rounded: int | None = None
+    tolerance: float = 1e-2
 
 
 def keep(model: nn.Module, path: str | Path, candidates: Sequence[Candidate], tolerance: float | None) -> Exported:
@@ -86,7 +93,7 @@ def keep(model: nn.Module, path: str | Path, candidates: Sequence[Candidate], to
         model: what the file must agree with, in its evaluation mode.
         path: where the file goes; its folder is made.
         candidates: ways to write it, the best one first.
-        tolerance: as for ``largest_difference``.
+        tolerance: as for ``largest_difference``; by default that of the candidate if it is rounded.
 
     Raises:
         ExportError: with the last candidate's reason; ``path`` is then as it was.
@@ -105,72 +112,28 @@ def keep(model: nn.Module, path: str | Path, candidates: Sequence[Candidate], to
 def _keep(model: nn.Module, path: Path, candidate: Candidate, tolerance: float | None) -> Exported:
     # Aside, but in the same folder: a rename is atomic only within one file system.
     with tempfile.TemporaryDirectory(dir=path.parent, prefix=".export-") as folder:
-        with _reason(f"{type(model).__name__} cannot be written as {path.name}"):
+        with told_shortly(f"{type(model).__name__} cannot be written as {path.name}"):
             files = candidate.write(Path(folder))
-        with _reason(f"{path.name} was written and cannot be run"):
+        with told_shortly(f"{path.name} was written and cannot be run"):
             run = candidate.load(files[0])
             found = [run(trial) for trial in candidate.trials]
-        expected = [_outputs(model, trial) for trial in candidate.trials]
-        pairs = zip(expected, found, strict=True)
-        difference = max(largest_difference(e, f, tolerance, path.name) for e, f in pairs)
+        expected = [outputs_of(model, trial) for trial in candidate.trials]
+        difference, rounding = _compare(candidate, expected, found, tolerance, path.name)
         kept = tuple(path.parent / file.name for file in files)
         for file, final in zip(files, kept, strict=True):
             os.replace(file, final)
     size = sum(file.stat().st_size for file in kept)
-    return Exported(kept, difference, size, candidate.trials[0].shapes, candidate.dynamic_batch)
+    return Exported(kept, difference, size, candidate.trials[0].shapes, candidate.dynamic_batch, rounding)
 
 
-def largest_difference(expected: Any, found: Any, tolerance: float | None, what: str = "the file") -> float:
-    r"""Largest absolute difference between two nestings of tensors, if it is small enough.
-
-    .. math::  \max_i |e_i - f_i| \le t \max_i |e_i|
-
-    for each floating-point tensor (``t`` alone where all of ``e`` is zero), with NaN and infinities at the same
-    places; other tensors have to be equal.
-
-    Args:
-        expected: the model's outputs.
-        found: the file's, nested in any way, in the same order.
-        tolerance: ``t``; by default 1e-4 for float32, 1e-8 for float64, 1e-2 for float16 and 5e-2 for bfloat16.
-        what: the name of the file, for the error.
-
-    Raises:
-        ExportError: naming the largest difference.
-
-    Example:
-        >>> largest_difference(torch.tensor([1.0, 100.0]), {"out": torch.tensor([1.0, 100.001])}, None) < 0.002
-        True
-        >>> largest_difference(torch.ones(2), [torch.tensor([1.0, 1.5])], 0.1)
-        Traceback (most recent call last):
-        lightning_taylor.errors.ExportError: the file differs from the model by 0.5 where 0.1 is allowed ...
-    """
-    old, new = _tensors(expected), _tensors(found)
-    if [tuple(t.shape) for t in old] != [tuple(t.shape) for t in new]:
-        shapes = [[tuple(t.shape) for t in side] for side in (new, old)]
-        raise ExportError(f"{what} gives outputs of shapes {shapes[0]}, the model {shapes[1]}")
-    return max((_difference(e, f, tolerance, what) for e, f in zip(old, new, strict=True)), default=0.0)
-
-
-def _difference(expected: Tensor, found: Tensor, tolerance: float | None, what: str) -> float:
-    if not expected.is_floating_point():
-        if not torch.equal(expected, found.to(expected.dtype)):
-            raise ExportError(f"{what} gives another {expected.dtype} output than the model")
-        return 0.0
-    share = TOLERANCE.get(expected.dtype, 1e-2) if tolerance is None else tolerance
-    old, new = expected.double(), found.double()
-    finite = old.isfinite()
-    if not torch.equal(old[~finite].nan_to_num(), new[~finite].nan_to_num()) or not bool(new[finite].isfinite().all()):
-        raise ExportError(f"{what} gives NaN or infinity where the model does not, or the other way round")
-    if not bool(finite.any()):
-        return 0.0
-    difference = float((old[finite] - new[finite]).abs().max())
-    limit = share * (float(old[finite].abs().max()) or 1.0)
-    if difference > limit:
-        raise ExportError(
-            f"{what} differs from the model by {difference:.3g} where {limit:.3g} is allowed ({share:g} of the "
-            "largest output); if that is rounding, give a larger tolerance"
-        )
-    return difference
+def _compare(
+    candidate: Candidate, expected: Sequence[Any], found: Sequence[Any], tolerance: float | None, what: str
+) -> tuple[float, Rounding | None]:
+    if candidate.rounded is None:
+        pairs = zip(expected, found, strict=True)
+        return max(largest_difference(e, f, tolerance, what) for e, f in pairs), None
+    examples = [trial.batch for trial in candidate.trials[: candidate.rounded]]
+    return rounding_of(expected, found, examples, candidate.tolerance if tolerance is None else tolerance, what)
 
 
 def uncompiled(model: nn.Module) -> nn.Module:
@@ -197,18 +160,14 @@ def evaluating(model: nn.Module) -> Iterator[None]:
             module.training = training
 
 
-def _outputs(model: nn.Module, inputs: Inputs) -> Any:
+def outputs_of(model: nn.Module, inputs: Inputs) -> Any:
+    """What a model gives in evaluation mode."""
     with evaluating(model):
         return inputs.run(model)
 
 
-def _tensors(values: Any) -> list[Tensor]:
-    leaves = pytree.tree_leaves(values)
-    return [leaf.detach().cpu() for leaf in leaves if isinstance(leaf, Tensor)]
-
-
 @contextmanager
-def _reason(what: str) -> Iterator[None]:
+def told_shortly(what: str) -> Iterator[None]:
     """Other libraries' exceptions, of any class and of any length, in a line."""
     try:
         yield

@@ -281,6 +281,14 @@ class Inputs:
         rows = torch.arange(batch) % self.batch
         return self._map(lambda t: t[rows.to(t.device)] if self.counts_examples(t) else t)
 
+    def split(self, size: int) -> list[Inputs]:
+        """In pieces of ``size`` examples, of which the last may have fewer; tensors that count none are in each."""
+
+        def piece(first: int) -> Inputs:
+            return self._map(lambda t: t[first : first + size] if self.counts_examples(t) else t)
+
+        return [piece(first) for first in range(0, self.batch, size)]
+
     def to(self, device: torch.device) -> Inputs:
         """The same on another device."""
         return self._map(lambda t: t.to(device))
