@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import inspect
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from importlib import import_module
 from itertools import chain
@@ -35,9 +36,11 @@ __all__ = [
     "Trained",
     "class_path_of",
     "find_inputs",
+    "giving_batches",
     "import_class",
     "random_inputs",
     "read_trained",
+    "validation_loader",
 ]
 
 INSTANTIATOR = "lightning.pytorch.cli.instantiate_module"
@@ -266,16 +269,9 @@ def find_inputs(
 
 def _first_batch(module: nn.Module, config: FitConfig) -> tuple[Inputs, str]:
     """A few examples of what the data module of a configuration gives to validation."""
-    data = config.data_module()
-    name = type(data).__name__
-    try:
-        data.prepare_data()
-        data.setup("validate")
-        batch = next(iter(data.val_dataloader()))
-    except Exception as error:
-        if debugging():
-            raise
-        fail(2, f"{name} gave no batch ({type(error).__name__}: {' '.join(str(error).split())}): give --input-shape")
+    loader, name = validation_loader(config, "--input-shape")
+    with giving_batches(name, "--input-shape"):
+        batch = next(iter(loader))
     known = inspect.signature(module.forward).parameters
     if isinstance(batch, Mapping):
         batch = {key: value for key, value in batch.items() if key in known}
@@ -285,3 +281,32 @@ def _first_batch(module: nn.Module, config: FitConfig) -> tuple[Inputs, str]:
         fail(2, f"{name}'s batches do not tell what forward takes: give --input-shape")
     inputs = Inputs.of(batch)
     return inputs.with_batch(min(inputs.batch, MOST_EXAMPLES)), f"examples of {name}'s validation set"
+
+
+def validation_loader(config: FitConfig, otherwise: str) -> tuple[Any, str]:
+    """What the data module of a configuration validates on, and the name of its class.
+
+    Args:
+        config: one that has data.
+        otherwise: the option that makes it needless.
+
+    Raises:
+        SystemExit: with 2, after a line on stderr, if the data module raises anything.
+    """
+    data = config.data_module()
+    name = type(data).__name__
+    with giving_batches(name, otherwise):
+        data.prepare_data()
+        data.setup("validate")
+        return data.val_dataloader(), name
+
+
+@contextmanager
+def giving_batches(name: str, otherwise: str) -> Iterator[None]:
+    """End the command, with 2 and a line on stderr, if a data module raises anything."""
+    try:
+        yield
+    except Exception as error:
+        if debugging():
+            raise
+        fail(2, f"{name} gave no batch ({type(error).__name__}: {' '.join(str(error).split())}): give {otherwise}")

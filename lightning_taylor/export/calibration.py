@@ -18,14 +18,14 @@ AT_ONCE = 32
 
 
 def calibration_inputs(
-    calibration: Tensor | Inputs | Iterable[Any] | None, example: Inputs, forward: Callable[..., Any]
+    calibration: Tensor | Iterable[Any] | None, example: Inputs, forward: Callable[..., Any]
 ) -> list[Inputs]:
     """What ``forward`` takes of each batch.
 
     Args:
         calibration: batches. Of a list or tuple the first items are taken, as many as ``forward`` is given tensors;
             of a dict those with the names of its arguments. What is no tensor in the example stays as it is there.
-            One tensor, or ``Inputs``, is all examples at once.
+            One tensor is all examples at once.
         example: what ``forward`` is given.
         forward: gives names to the positional arguments.
 
@@ -44,8 +44,8 @@ def calibration_inputs(
             "precision='int8' needs calibration=: batches of real examples, such as a DataLoader, which set the ranges "
             "of the whole numbers; some hundred examples are enough"
         )
-    if isinstance(calibration, Tensor | Inputs):
-        calibration = Inputs.of(calibration).split(AT_ONCE)
+    if isinstance(calibration, Tensor):
+        calibration = calibration.split(AT_ONCE) if calibration.numel() else ()
     elif isinstance(calibration, Mapping | str) or not isinstance(calibration, Iterable):
         raise ValueError(
             f"calibration is a {type(calibration).__name__}, and has to be an iterable of batches, such as a DataLoader"
@@ -59,21 +59,19 @@ def calibration_inputs(
 
 def _arguments(batch: Any, example: Inputs, given: Sequence[str], what: str) -> Inputs:
     """What ``forward`` takes of a batch, in the place of what the example has."""
-    if not isinstance(batch, Inputs):
-        named = [*zip(given, example.args, strict=False), *example.kwargs.items()]
-        if len(named) < len(example.args) + len(example.kwargs):  # of *args, which have no names
-            named = [(f"argument {i}", value) for i, value in enumerate(chain(example.args, example.kwargs.values()))]
-        names = [name for name, value in named if next(tensors_in(value), None) is not None]
-        taken = dict(zip(names, _items(batch, names, dict(named), what), strict=True))
-        values = [taken.get(name, value) for name, value in named]
-        args, by_name = values[: len(example.args)], values[len(example.args) :]
-        batch = Inputs(tuple(args), dict(zip(example.kwargs, by_name, strict=True)))
-    batch = batch.to(example.tensors[0].device)
-    if not batch.tensors or not batch.batch or _described(batch) != _described(example):
+    named = [*zip(given, example.args, strict=False), *example.kwargs.items()]
+    if len(named) < len(example.args) + len(example.kwargs):  # of *args, which have no names
+        named = [(f"argument {i}", value) for i, value in enumerate(chain(example.args, example.kwargs.values()))]
+    names = [name for name, value in named if next(tensors_in(value), None) is not None]
+    taken = dict(zip(names, _items(batch, names, dict(named), what), strict=True))
+    values = [taken.get(name, value) for name, value in named]
+    by_name = zip(example.kwargs, values[len(example.args) :], strict=True)
+    found = Inputs(tuple(values[: len(example.args)]), dict(by_name)).to(example.tensors[0].device)
+    if not found.tensors or not found.batch or _described(found) != _described(example):
         raise ValueError(
-            f"{what} has {_said(batch)}, where forward takes {_said(example)}, with any number of examples"
+            f"{what} has {_said(found)}, where forward takes {_said(example)}, with any number of examples"
         )
-    return batch
+    return found
 
 
 def _items(batch: Any, names: Sequence[str], example: Mapping[str, Any], what: str) -> list[Any]:
