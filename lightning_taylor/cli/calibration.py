@@ -19,7 +19,7 @@ from lightning_taylor.utilities.calls import Inputs, cast
 if TYPE_CHECKING:
     from lightning_taylor.cli.config import FitConfig
 
-__all__ = ["Calibration", "find_calibration"]
+__all__ = ["Calibration", "find_calibration", "spread"]
 
 EXAMPLES = 512
 AT_ONCE = 8
@@ -52,7 +52,7 @@ def find_calibration(file: str | None, config: FitConfig | None) -> Calibration:
         fail(2, "--precision int8 needs examples, and the configuration names no data: give --calibration FILE")
     loader, name = validation_loader(config, "--calibration FILE")
     with giving_batches(name, "--calibration FILE"):
-        batches = list(_spread(loader))
+        batches = list(spread(loader))
     return Calibration(batches, f"examples of {name}'s validation set")
 
 
@@ -73,7 +73,7 @@ def _read(file: str) -> Inputs:
     return Inputs.of(cast(tuple(given) if isinstance(given, list) else given, torch.float32))
 
 
-def _spread(loader: Iterable[Any]) -> Iterable[Any]:
+def spread(loader: Iterable[Any]) -> Iterable[Any]:
     """Examples over all of a data set, which may be sorted by class; the first batches of what has no length."""
     data = getattr(loader, "dataset", None)
     if not isinstance(loader, DataLoader) or not isinstance(data, Sized) or isinstance(data, IterableDataset):

@@ -9,13 +9,16 @@ from collections.abc import Callable
 from pathlib import Path
 
 import lightning as L
+import numpy as np
 import pytest
 import torch
 import yaml
 from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
 
 from cli.trained_nets import Around, Fire, Forwardless, Normalised
 from lightning_taylor import load_pruned
+from lightning_taylor.cli.calibration import spread
 from lightning_taylor.cli.checkpoint_model import INSTANTIATOR
 from lightning_taylor.cli.exit import DEBUG
 from lightning_taylor.recipes.classifier import ImageClassifier
@@ -148,19 +151,114 @@ MISTAKES = {
         "net.json is for the tensors",
     ),
     "tolerance": (["CKPT", "--format=onnx", "--tolerance=low"], "--tolerance: 'low' is not a number above 0"),
+    "precision": (["CKPT", "--format=onnx", "--precision=int4"], "--precision: 'int4' is none of 32, 16, int8"),
+    "no onnx": (
+        ["CKPT", "--format=state_dict", "--precision=16"],
+        "--precision 16 goes with --format onnx, not state_",
+    ),
+    "no examples": (
+        ["CKPT", "--format=onnx", "--precision=int8"],
+        "--precision int8 needs examples: give --calibration",
+    ),
+    "no int8": (["CKPT", "--format=onnx", "--calibration=x.pt"], "give --precision int8 with it"),
+    "no such file": (["CKPT", "--format=onnx", "--precision=int8", "--calibration=x.pt"], "x.pt: no such file"),
+    "no tensor": (
+        ["CKPT", "--format=onnx", "--precision=int8", "--calibration=CKPT"],
+        "--calibration CKPT holds a dict, and not a tensor, or a tuple or dict of tensors",
+    ),
     "no tolerance": (["CKPT", "--format=onnx", "--tolerance=-1"], "--tolerance: '-1' is not a number above 0"),
 }
 
 
 @pytest.mark.parametrize(("args", "message"), MISTAKES.values(), ids=MISTAKES)
 def test_a_mistake_is_answered_in_a_line_or_two(run: Run, checkpoint: Path, args: list[str], message: str) -> None:
-    code, out, err = run("export", *(str(checkpoint) if arg == "CKPT" else arg for arg in args))
+    code, out, err = run("export", *(arg.replace("CKPT", str(checkpoint)) for arg in args))
     assert code == 2
     assert err.startswith("lightning-taylor: error: ")
     assert message.replace("CKPT", str(checkpoint)) in err
     assert len(err.splitlines()) <= 2
     assert "Traceback" not in out + err
     assert [file.name for file in checkpoint.parent.iterdir()] == ["net.ckpt"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("precision", ["16", "int8"])
+def test_a_pruned_fit_is_exported_in_lower_precision_and_the_cost_is_said(
+    run: Run, checkpoint: Path, config: Path, precision: str
+) -> None:
+    code, out, err = run("export", checkpoint, "--format=onnx", "--model", config, "--precision", precision)
+    assert (code, err) == (0, "")
+    stored = sum(t.nbytes for t in torch.load(checkpoint, weights_only=True)["state_dict"].values())
+    assert checkpoint.with_suffix(".onnx").stat().st_size < {"16": 0.6, "int8": 0.4}[precision] * stored
+    assert "% of the largest output (root mean square " in out
+    examples = {"16": 8, "int8": 224}[precision]
+    assert f"% of {examples} examples" in out
+    ranges = ", with ranges of others of them" if precision == "int8" else ""
+    assert f"compared on examples of Digits's validation set{ranges}; " in out
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("ending", ["pt", "npy", "list"])
+def test_the_examples_of_int8_come_from_a_file_of_tensors(run: Run, tmp_path: Path, ending: str) -> None:
+    path, examples = saved(Fire(), tmp_path / "net.ckpt"), torch.rand(24, 3, 32, 32, dtype=torch.float64)
+    file = tmp_path / f"examples.{ending}"
+    if ending == "npy":
+        np.save(file, examples.numpy())
+    else:
+        torch.save([examples, torch.zeros(24)] if ending == "list" else examples, file)
+    given = (
+        "export",
+        path,
+        "--format=onnx",
+        "--model=cli.trained_nets.Fire",
+        "--precision=int8",
+        "--calibration",
+        file,
+    )
+    code, out, err = run(*given)
+    assert (code, err) == (0, "")
+    assert "8 examples" in out
+    assert f"compared on examples of {file}, with ranges of others of them; " in out
+
+
+def test_examples_that_do_not_fit_or_are_none_end_the_command_before_a_file_is_written(
+    run: Run, tmp_path: Path
+) -> None:
+    path = saved(Fire(), tmp_path / "net.ckpt")
+    wrong = {
+        "holds no example": torch.rand(0, 3, 32, 32),
+        "batch 0 of calibration has 8x1x32x32 (float32), where forward takes 2x3x32x32 (float32)": torch.rand(
+            8, 1, 32, 32
+        ),
+        "holds a int, and not a tensor": 5,
+    }
+    given = ("export", path, "--format=onnx", "--model=cli.trained_nets.Fire", "--precision=int8", "--calibration")
+    for said, content in wrong.items():
+        torch.save(content, tmp_path / "examples.pt")
+        code, _, err = run(*given, tmp_path / "examples.pt")
+        assert (code, said in err) == (2, True), err
+    (tmp_path / "examples.npy").write_text("no array")
+    code, _, err = run(*given, tmp_path / "examples.npy")
+    assert (code, "examples.npy cannot be read: give tensors by torch.save, or an array in an .npy" in err) == (2, True)
+    assert not (tmp_path / "net.onnx").exists()
+
+
+def test_a_configuration_without_data_has_no_examples_for_int8(run: Run, tmp_path: Path) -> None:
+    path = saved(Fire(), tmp_path / "net.ckpt")
+    (tmp_path / "mine.yaml").write_text(yaml.safe_dump({"model": {"class_path": "cli.trained_nets.Fire"}}))
+    code, _, err = run("export", path, "--format=onnx", "--model", tmp_path / "mine.yaml", "--precision=int8")
+    assert (code, "the configuration names no data: give --calibration FILE" in err) == (2, True), err
+
+
+def test_examples_are_taken_from_all_over_a_data_set_which_may_be_sorted() -> None:
+    sorted_set = TensorDataset(torch.arange(3000.0))
+    taken = torch.cat([batch[0] for batch in spread(DataLoader(sorted_set, batch_size=100))])
+    assert len(taken) == 512
+    assert (taken[0], taken[-1]) == (0, 2999)
+    assert 4 <= taken.diff().min() <= taken.diff().max() <= 7
+    few = torch.cat([batch[0] for batch in spread(DataLoader(TensorDataset(torch.arange(20.0)), batch_size=6))])
+    assert torch.equal(few, torch.arange(20.0))
+    assert sum(1 for _ in spread(iter(range(1000)))) == 64  # batches of what has no length
 
 
 def test_a_file_that_is_no_checkpoint_is_refused_by_its_name(run: Run, tmp_path: Path) -> None:
@@ -286,5 +384,13 @@ def test_nothing_that_a_checkpoint_names_is_imported_unless_the_user_trusts_it(
 def test_help_reads_like_documentation(run: Run) -> None:
     code, out, _ = run("export", "--help")
     assert code == 0
-    for word in ("examples:", "formats:", "--input-shape", "--submodule", "rebuilds the network without"):
+    for word in (
+        "examples:",
+        "formats:",
+        "--input-shape",
+        "--submodule",
+        "--precision",
+        "--calibration",
+        "rebuilds the network without",
+    ):
         assert word in out

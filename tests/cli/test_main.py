@@ -334,6 +334,17 @@ def test_what_needs_no_network_is_answered_without_torch(word: str) -> None:
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
+def test_a_missing_extra_of_an_export_is_named_before_torch_is_imported() -> None:
+    code = (
+        "import sys; sys.modules['onnxruntime'] = None; from lightning_taylor.cli import main\n"
+        "try: main('export no.ckpt --format onnx --model a.yaml'.split())\n"
+        "except SystemExit as stop: assert stop.code == 1\n"
+        "assert not {'torch', 'lightning', 'numpy', 'jsonargparse'} & set(sys.modules)"
+    )
+    answer = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+    assert answer.stderr.endswith("error: missing onnxruntime: pip install 'lightning-taylor[export,cli]'\n")
+
+
 BARE = """
 import sys
 for name in ("jsonargparse", "docstring_parser", "sklearn", "onnx", "onnxruntime", "onnxscript"):
