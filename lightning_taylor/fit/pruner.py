@@ -33,6 +33,7 @@ from lightning_taylor.surgery.wrapped_optimizers import unwrapped
 from lightning_taylor.trace.freeing import in_words
 from lightning_taylor.utilities.atomic import signals_deferred
 from lightning_taylor.utilities.calls import ForwardCall
+from lightning_taylor.utilities.hooks import hooks_undone
 
 __all__ = [
     "Pruner",
@@ -116,7 +117,7 @@ class Pruner:
     def watch(self) -> None:
         """Start to gather scores at the present widths; the scores so far are dropped."""
         self.close()
-        with signals_deferred():  # a Ctrl-C among its hooks would leave some that nobody knows
+        with signals_deferred(), hooks_undone(self.model):  # some would be left that nobody knows
             self.scorer = self.options.criterion.scorer(self.model, self.graph, event=len(self.record.events))
         self.blind = {**self._without_gradient(), **self.scorer.unscorable}
 

@@ -5,7 +5,8 @@ Deep-copied or pickled, a hook leaves a function that does nothing in its place.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -17,6 +18,7 @@ __all__ = [
     "FunctionHook",
     "InertCopy",
     "InputHook",
+    "hooks_undone",
     "with_input",
 ]
 
@@ -72,6 +74,33 @@ class InputHook(InertCopy):
         """Return the layer's input, unless the pass is to be left alone: paused, or without gradients."""
         x = args[0] if args else kwargs.get("input")
         return x if not self.paused and torch.is_grad_enabled() and isinstance(x, Tensor) else None
+
+
+@contextmanager
+def hooks_undone(model: nn.Module) -> Iterator[None]:
+    """Take off, if the block raises, the hooks that it put on a model: nobody else knows them yet.
+
+    Example:
+        >>> net = nn.Linear(2, 2)
+        >>> with hooks_undone(net):
+        ...     _ = net.register_forward_hook(print)
+        ...     raise ValueError("something else went wrong")
+        Traceback (most recent call last):
+        ValueError: something else went wrong
+        >>> len(net._forward_hooks)
+        0
+    """
+    before = [(hooks, set(hooks)) for module in model.modules() for kind in _KINDS for hooks in [getattr(module, kind)]]
+    try:
+        yield
+    except BaseException:
+        for hooks, known in before:
+            for number in hooks.keys() - known:
+                del hooks[number]
+        raise
+
+
+_KINDS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 
 
 def with_input(args: tuple[Any, ...], kwargs: dict[str, Any], x: Tensor) -> Arguments:

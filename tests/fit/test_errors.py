@@ -19,12 +19,14 @@ import zoo
 from campaigns.killed_fit import disagreements, hooks
 from campaigns.strikes import counting_lines, on_lines
 from lightning.pytorch.callbacks import ModelCheckpoint
-from torch import Tensor
+from torch import Tensor, nn
 
 from fit.boring import Boring, loader, trainer
-from lightning_taylor import Gradual, TaylorBatch, TaylorPruning
+from lightning_taylor import Gradual, Taylor, TaylorBatch, TaylorPruning
+from lightning_taylor.criteria.base import Criterion, Scorer
 from lightning_taylor.errors import OptimizerStateError
 from lightning_taylor.fit.options import CHECKS, check_arguments
+from lightning_taylor.graph.channel_graph import ChannelGraph
 from lightning_taylor.plan.guard import Guard
 from lightning_taylor.report.summary import PruningSummary
 
@@ -107,6 +109,23 @@ def test_a_training_step_that_raises_in_the_first_batch_leaves_no_recorder(tmp_p
     with pytest.raises(LookupError, match="mine"):
         fit(module, pruner, tmp_path)
     assert_whole(module, pruner)
+
+
+@pytest.mark.parametrize("event", [0, 1])
+def test_a_criterion_that_raises_after_it_put_its_hooks_on_leaves_none(event: int, tmp_path: Path) -> None:
+    class Raises(Criterion):
+        def scorer(self, model: nn.Module, graph: ChannelGraph, *, event: int = 0) -> Scorer:
+            scorer = Taylor().scorer(model, graph, event=event)
+            if event == fails_at:
+                raise LookupError("mine")
+            return scorer
+
+    fails_at = event
+    module, pruner = Boring(zoo.Residual()), pruning(criterion=Raises())
+    run = trainer([pruner], default_root_dir=tmp_path)
+    with pytest.raises(LookupError, match="mine"):
+        run.fit(module, loader())
+    assert_whole(module, pruner, run)
 
 
 HOOKS = "on_fit_start on_train_start on_before_backward on_after_backward on_train_batch_end on_train_end".split()
