@@ -96,7 +96,7 @@ def _open(value: Any) -> tuple[list[Any], Rebuild, bool] | None:
         return None
     if type(value) in (tuple, list):  # nearly always
         return list(value), type(value), True
-    kind: Any = namedtuple if pytree.is_namedtuple_instance(value) else type(value)
+    kind: Any = namedtuple if isinstance(value, tuple) and hasattr(value, "_fields") else type(value)
     if kind in pytree.SUPPORTED_NODES:
         node = pytree.SUPPORTED_NODES[kind]
         parts, context = node.flatten_fn(value)

@@ -42,6 +42,7 @@ VARIANTS: dict[str, list[dict[str, Any]]] = {
 }
 # Their step of one entry depends on the whole tensor: on its root mean square, and on its singular vectors.
 MIXING: dict[str, dict[str, Any]] = {"Adafactor": {"lr": 0.05}, "Muon": {"lr": 0.05}}
+MIXING = {name: kwargs for name, kwargs in MIXING.items() if hasattr(torch.optim, name)}  # torch has Muon since 2.9
 CASES = [(name, kwargs) for name, variants in VARIANTS.items() for kwargs in variants]
 
 
