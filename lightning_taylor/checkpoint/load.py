@@ -49,6 +49,7 @@ def load_pruned(cls: type[Module], checkpoint_path: Any, **kwargs: Any) -> Modul
     Raises:
         UncoupledChannelsError: if the checkpoint belongs to another model; the message lists the differences.
         ValueError: if the checkpoint names other classes to be built.
+        TypeError: if ``cls`` is no LightningModule, or needs arguments that the checkpoint does not remember.
     """
     _check_class(cls)
     if kwargs.get("weights_only") is not False:
@@ -59,7 +60,23 @@ def load_pruned(cls: type[Module], checkpoint_path: Any, **kwargs: Any) -> Modul
                 f"{checkpoint_path} names {', '.join(unasked)}, which loading it would import and call: import what "
                 "you know before, or pass weights_only=False if you trust who wrote the file"
             )
-    return load_asked(cls, checkpoint_path, **kwargs)
+    try:
+        return load_asked(cls, checkpoint_path, **kwargs)
+    except TypeError as error:
+        if not (missing := _missing(cls, kwargs)) or "missing" not in str(error):
+            raise
+        raise TypeError(
+            f"{error}: {checkpoint_path} does not say with which arguments the model was made. Pass them, "
+            f"load_pruned({cls.__name__}, path, {', '.join(f'{name}=...' for name in missing)}), or call "
+            f"self.save_hyperparameters() in {cls.__name__}.__init__ before the next fit"
+        ) from error
+
+
+def _missing(cls: type, given: Mapping[str, Any]) -> list[str]:
+    """Return the arguments that a class cannot do without, but for those that are given."""
+    named = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+    every = inspect.signature(cls).parameters.values()
+    return [p.name for p in every if p.kind in named and p.default is p.empty and p.name not in given]
 
 
 def load_asked(cls: type[Module], checkpoint_path: Any, **kwargs: Any) -> Module:

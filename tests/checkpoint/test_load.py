@@ -112,6 +112,17 @@ def test_the_arguments_of_the_class_are_taken_and_an_unpruned_checkpoint_too(tmp
     assert holds(module, weights_of(tmp_path / "dense.ckpt"))
 
 
+def test_a_checkpoint_that_does_not_remember_an_argument_asks_for_it(tmp_path: Path) -> None:
+    run = trainer([pruning()], default_root_dir=tmp_path)
+    run.fit(Boring(zoo.Residual()), loader())
+    path = tmp_path / "last.ckpt"
+    run.save_checkpoint(path)
+    with pytest.raises(TypeError, match=r"last.ckpt does not say .* load_pruned\(Boring, path, net=\.\.\.\), or call"):
+        load_pruned(Boring, path)
+    loaded = load_pruned(Boring, path, net=zoo.Residual()).state_dict()
+    assert all(tensor.equal(loaded[name]) for name, tensor in weights_of(path).items())
+
+
 def test_a_mixed_module_takes_a_state_dict_of_other_widths_by_itself(tmp_path: Path) -> None:
     run = fitted(Mixed(), tmp_path, saving(tmp_path))
     weights = weights_of(run.checkpoint_callback.best_model_path)  # type: ignore[union-attr]
