@@ -61,6 +61,15 @@ def _export_onnx(
         tolerance=asked.tolerance,
         precision={"16": 16, "int8": "int8"}.get(asked.precision),
         calibration=calibration and calibration.batches,
+        metadata={"model": trained.class_path, "checkpoint": Path(trained.path).name, "pruned": _pruned(trained)},
+    )
+
+
+def _pruned(trained: Trained) -> str:
+    """Write, as JSON, the tensors that lost channels: name -> shape before and now."""
+    now = {name: list(tensor.shape) for name, tensor in trained.module.state_dict().items()}
+    return json.dumps(
+        {n: [list(was), now[n]] for n, was in trained.dense.items() if now.get(n, list(was)) != list(was)}
     )
 
 

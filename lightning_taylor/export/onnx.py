@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import io
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal
@@ -55,6 +56,7 @@ def export_onnx(
     tolerance: float | None = None,
     precision: Literal[16, "int8"] | None = None,
     calibration: Tensor | Iterable[Any] | None = None,
+    metadata: Mapping[str, str] | None = None,
 ) -> Exported:
     r"""Write a model's evaluation path as one ONNX file, weights included.
 
@@ -94,6 +96,8 @@ def export_onnx(
             The agreement in the result means something for examples that the model was not trained on.
             Of a list or tuple the first items are taken, as many as ``forward`` takes tensors; of a dict those with
             the names of its arguments. A tensor is all examples at once.
+        metadata: what else the file says of itself, beside the versions of this package and of torch: ONNX Runtime has
+            it as ``session.get_modelmeta().custom_metadata_map``.
 
     Returns:
         The file, the largest difference, its size and the shapes it was compared on; with ``precision`` also the
@@ -124,31 +128,41 @@ def export_onnx(
     _require_extra()
     model, inputs = uncompiled(model), Inputs.of(example_inputs)
     _check_precision(precision, calibration)
+    versions = {"lightning_taylor": version("lightning-taylor"), "torch": str(torch.__version__)}
+    file = _File(Path(path).name, dynamic_batch, opset, {**versions, **(metadata or {})})
     if precision == 16:
-        candidates = _in_float16(model, inputs, Path(path).name, dynamic_batch, opset, tolerance)
+        candidates = _in_float16(model, inputs, file, tolerance)
     elif precision == "int8":
         _check_float32(model, inputs)
         _check_representable(model, inputs)
         batches = calibration_inputs(calibration, inputs, model.forward)
-        candidates = _in_int8(model, inputs, Path(path).name, dynamic_batch, opset, batches)
+        candidates = _in_int8(model, inputs, file, batches)
     else:
-        candidates = _as_it_is(model, inputs, Path(path).name, dynamic_batch, opset)
+        candidates = _as_it_is(model, inputs, file)
     return keep(model, path, candidates, tolerance)
 
 
-def _as_it_is(model: nn.Module, inputs: Inputs, name: str, dynamic_batch: bool, opset: int | None) -> list[Candidate]:
+@dataclass(frozen=True)
+class _File:
+    """What is asked of a file, beside its numbers."""
+
+    name: str
+    dynamic_batch: bool
+    opset: int | None
+    metadata: Mapping[str, str]
+
+
+def _as_it_is(model: nn.Module, inputs: Inputs, file: _File) -> list[Candidate]:
     _check_representable(model, inputs)
 
     def write(program: ExportedProgram, folder: Path) -> Sequence[Path]:
-        _write(program, folder / name, opset)
-        return [folder / name]
+        _write(program, folder / file.name, file)
+        return [folder / file.name]
 
-    return program_candidates(model, inputs, dynamic_batch, write, _load)
+    return program_candidates(model, inputs, file.dynamic_batch, write, _load)
 
 
-def _in_float16(
-    model: nn.Module, inputs: Inputs, name: str, dynamic_batch: bool, opset: int | None, tolerance: float | None
-) -> list[Candidate]:
+def _in_float16(model: nn.Module, inputs: Inputs, file: _File, tolerance: float | None) -> list[Candidate]:
     share, what = TOLERANCES[16] if tolerance is None else tolerance, f"{type(model).__name__} in float16"
     half, half_inputs = deep_copy(model).half(), _half(inputs)
     with told_shortly(f"{what} cannot be run"):
@@ -168,7 +182,7 @@ def _in_float16(
             rounded=1,
             tolerance=TOLERANCES[16],
         )
-        for candidate in _as_it_is(half, half_inputs, name, dynamic_batch, opset)
+        for candidate in _as_it_is(half, half_inputs, file)
     ]
 
 
@@ -176,16 +190,14 @@ def _half(inputs: Inputs) -> Inputs:
     return Inputs(cast(inputs.args, torch.float16), cast(dict(inputs.kwargs), torch.float16))
 
 
-def _in_int8(
-    model: nn.Module, inputs: Inputs, name: str, dynamic_batch: bool, opset: int | None, batches: Sequence[Inputs]
-) -> list[Candidate]:
+def _in_int8(model: nn.Module, inputs: Inputs, file: _File, batches: Sequence[Inputs]) -> list[Candidate]:
     ranges, comparison = ranges_and_comparison(batches)
 
     def write(program: ExportedProgram, folder: Path) -> Sequence[Path]:
         source = folder / "float32.onnx"
-        _write(program, source, opset)
-        quantise(source, folder / name, ranges if _axes(program) else fitted(ranges, inputs.batch))
-        return [folder / name]
+        _write(program, source, file)
+        quantise(source, folder / file.name, ranges if _axes(program) else fitted(ranges, inputs.batch))
+        return [folder / file.name]
 
     def rounded(candidate: Candidate) -> Candidate:
         held = list(comparison) if candidate.dynamic_batch else fitted(comparison, inputs.batch)
@@ -193,10 +205,10 @@ def _in_int8(
         trials = [*held, *(held[0].with_batch(size) for size in sizes)]
         return replace(candidate, trials=trials, rounded=len(held), tolerance=TOLERANCES["int8"])
 
-    return [rounded(each) for each in program_candidates(model, inputs, dynamic_batch, write, _load)]
+    return [rounded(each) for each in program_candidates(model, inputs, file.dynamic_batch, write, _load)]
 
 
-def _write(program: ExportedProgram, path: Path, opset: int | None) -> None:
+def _write(program: ExportedProgram, path: Path, file: _File) -> None:
     """Write a file, in the opset that is asked for and no other."""
     import onnx
 
@@ -206,17 +218,20 @@ def _write(program: ExportedProgram, path: Path, opset: int | None) -> None:
             f=path,
             output_names=_output_names(program),
             dynamic_shapes=_axes(program),
-            opset_version=opset,
+            opset_version=file.opset,
             external_data=False,
             verbose=False,
         )
-    versions = {each.domain: each.version for each in onnx.load(str(path)).opset_import}
+    model = onnx.load(str(path))
+    versions = {each.domain: each.version for each in model.opset_import}
     written = versions.get("") or versions["ai.onnx"]
-    if opset not in (None, written):
+    if file.opset not in (None, written):
         raise ExportError(
-            f"torch {torch.__version__} writes this model in opset {written} and cannot convert it to {opset}: "
+            f"torch {torch.__version__} writes this model in opset {written} and cannot convert it to {file.opset}: "
             f"the lowest that works is {written}"
         )
+    onnx.helper.set_model_props(model, dict(file.metadata))
+    onnx.save(model, str(path))
 
 
 def onnx_session(path: str | Path, threads: int | None = None) -> Callable[[Inputs], list[Tensor]]:

@@ -186,6 +186,8 @@ def test_a_mistake_is_answered_in_a_line_or_two(run: Run, checkpoint: Path, args
 def test_a_pruned_fit_is_exported_in_lower_precision_and_the_cost_is_said(
     run: Run, checkpoint: Path, config: Path, precision: str
 ) -> None:
+    import onnx
+
     code, out, err = run("export", checkpoint, "--format=onnx", "--model", config, "--precision", precision)
     assert (code, err) == (0, "")
     stored = sum(t.nbytes for t in torch.load(checkpoint, weights_only=True)["state_dict"].values())
@@ -195,6 +197,12 @@ def test_a_pruned_fit_is_exported_in_lower_precision_and_the_cost_is_said(
     assert f"% of {examples} examples" in out
     ranges = ", with ranges of others of them" if precision == "int8" else ""
     assert f"compared on examples of Digits's validation set{ranges}; " in out
+    said = {entry.key: entry.value for entry in onnx.load(checkpoint.with_suffix(".onnx")).metadata_props}
+    assert (said["checkpoint"], said["model"].rpartition(".")[2]) == ("net.ckpt", "ImageClassifier")
+    now = {name: list(t.shape) for name, t in torch.load(checkpoint, weights_only=True)["state_dict"].items()}
+    pruned = json.loads(said["pruned"])
+    assert pruned
+    assert all(shapes[1] == now[name] != shapes[0] for name, shapes in pruned.items())
 
 
 @pytest.mark.slow

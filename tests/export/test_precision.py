@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -313,3 +314,18 @@ def test_nothing_is_printed_logged_or_left_behind_by_the_quantisation(
     assert [record for record in caplog.records if record.name == "root"] == []
     assert (list(root.handlers), list(root.filters), root.level) == before
     assert list(tmp_path.iterdir()) == [exported.path]
+
+
+@pytest.mark.parametrize("precision", [None, 16, "int8"])
+def test_the_file_says_what_made_it_and_what_it_is_told(precision: Any, trained: nn.Module, tmp_path: Path) -> None:
+    import onnxruntime
+
+    calibration = batches() if precision == "int8" else None
+    told = {"pruned": "half", "torch": "mine"}
+    export_onnx(
+        trained, images(1)[0], tmp_path / "net.onnx", precision=precision, calibration=calibration, metadata=told
+    )
+    session = onnxruntime.InferenceSession(tmp_path / "net.onnx", providers=["CPUExecutionProvider"])
+    assert {"lightning_taylor": version("lightning-taylor"), **told}.items() <= dict(
+        session.get_modelmeta().custom_metadata_map
+    ).items()
