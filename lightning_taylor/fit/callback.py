@@ -69,6 +69,11 @@ class TaylorPruning(Callback):
     During the user's own training batches every removable channel is scored; at the events of the schedule the least
     important ones are physically removed and the optimizer state is carried along, until the target is reached.
 
+    Most fits need ``target`` alone, and perhaps a ``schedule`` or a ``guard``. What may go is said by ``ignore``,
+    ``scope``, ``max_removed``, ``min_channels`` and ``round_to``; what is told by ``verbose``, ``on_event``,
+    ``baseline`` and ``measure_latency``. The others are advanced: their defaults were measured, or are a matter of the
+    network (``allow_inexact_norms``, ``conv_groups``, ``attention_heads``) or of the Trainer.
+
     Args:
         target: what may remain: a fraction of the dense model's FLOPs in (0, 1], or a ``Target`` with any of
             ``flops``, ``params``, ``channels``, ``latency`` and ``memory``, each such a fraction; all have to hold.
