@@ -19,6 +19,7 @@ from lightning_taylor.graph.channel_graph import ChannelGraph
 from lightning_taylor.graph.types import Axis, ChannelGroup, LinkedAttribute, Role, Slice
 from lightning_taylor.trace.constraints import Constraints
 from lightning_taylor.trace.constraints.query_key import QueryKeyPairs
+from lightning_taylor.trace.distinct import distinct
 from lightning_taylor.trace.partition import VIRTUAL, LabelPartition
 from lightning_taylor.trace.reasons import Why
 
@@ -113,13 +114,13 @@ def _slices(
     ``silenced``: of channels that are contracted, what has to be zero for either side to be zero.
     """
     late = len(partition.order)
-    axes = {i: partition.axes[i] for i in np.unique(number).tolist()}
+    axes = {i: partition.axes[i] for i in distinct(number).tolist()}
     axes = dict(sorted(axes.items(), key=lambda entry: partition.order.get(entry[1], late)))
     roles = {role for axis in axes.values() for role in partition.roles.get(axis, {})}
     if Role.PRODUCER not in roles or not (Role.CONSUMER in roles or silenced):
         return []
     rank = _channel_order(partition, axes, component, number, index)
-    channels = len(np.unique(component))  # each has as many entries on every axis, since all are of one kind
+    channels = len(distinct(component))  # each has as many entries on every axis, since all are of one kind
     order = np.lexsort((index, rank[component], number))
     ends = (np.searchsorted(number[order], list(axes), side=side) for side in ("left", "right"))
     slices: list[Slice] = []
@@ -187,7 +188,7 @@ def _frozen_layers(
             frozen[layer] = Why.SINGLE_CHANNEL()
         elif len(stay):
             counts: dict[str, int] = defaultdict(int)
-            tied = len(np.unique(component[entries]))
+            tied = len(distinct(component[entries]))
             for number, member in zip(frozen_by[component[stay]], component[stay], strict=True):
                 why = partition.reasons[number] if number >= 0 else _why_ungrouped(tied, bool(read[member]))
                 counts[held.get(int(member), why) if number < 0 else why] += 1

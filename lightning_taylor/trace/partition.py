@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from lightning_taylor.graph.types import Axis, ChannelGroup, LinkedAttribute, Operation, Role
+from lightning_taylor.trace.distinct import distinct
 from lightning_taylor.trace.options import TraceOptions
 
 __all__ = [
@@ -179,7 +180,7 @@ class LabelPartition:
     def tied_with(self, labels: np.ndarray) -> np.ndarray:
         """Return what was tied to one of these labels directly."""
         one, other = np.concatenate([np.zeros((2, 0), dtype=np.int64), *self._ties], axis=1)
-        return np.unique(np.concatenate([other[np.isin(one, labels)], one[np.isin(other, labels)]]))
+        return distinct(np.concatenate([other[np.isin(one, labels)], one[np.isin(other, labels)]]))
 
     def settle(self) -> None:
         """Let every constraint decide; call it when all ties are known."""
@@ -220,7 +221,7 @@ class LabelPartition:
 
     def axes_of(self, labels: Tensor) -> list[Axis]:
         """Return the axes that labels belong to, without repetition."""
-        numbers = np.unique(np.searchsorted(self._starts(), _distinct(labels), side="right") - 1)
+        numbers = distinct(np.searchsorted(self._starts(), _distinct(labels), side="right") - 1)
         return [self.axes[i] for i in numbers]
 
     def decode(self, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -320,8 +321,8 @@ class LabelPartition:
 
 def _distinct(labels: Tensor) -> np.ndarray:
     """Return the labels in a tensor, each once, neutral left out, without walking its expanded dimensions."""
-    distinct = np.unique(_squeezed(labels).numpy())
-    return distinct[distinct >= 0]
+    numbers = distinct(_squeezed(labels).numpy())
+    return numbers[numbers >= 0]
 
 
 def _squeezed(labels: Tensor) -> Tensor:

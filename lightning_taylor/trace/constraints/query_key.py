@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from lightning_taylor.graph.types import Role
+from lightning_taylor.trace.distinct import distinct
 from lightning_taylor.trace.partition import Constraint, LabelPartition
 
 __all__ = ["QueryKeyPairs"]
@@ -31,7 +32,7 @@ class QueryKeyPairs(Constraint):
 
     def freeze_unless(self, labels: Tensor, reason: str) -> None:
         """Freeze what is not contracted in the end: of what is, a zero adds nothing to a sum of squares either."""
-        self._open.append((np.unique(labels[labels >= 0].numpy()), reason))
+        self._open.append((distinct(labels[labels >= 0].numpy()), reason))
 
     def settle(self) -> None:
         """Freeze them, when all is known."""
@@ -44,11 +45,11 @@ class QueryKeyPairs(Constraint):
 
     def components(self, component: np.ndarray) -> np.ndarray:
         """Return the components of those."""
-        return np.unique(component[_joined(self._coordinates)])
+        return distinct(component[_joined(self._coordinates)])
 
     def silenced(self, role: Role) -> np.ndarray:
         """Return the entries that have to be zero for one side to be zero: of kernels, and of what is added to it."""
-        made = np.unique(_joined(self._made[role]))
+        made = distinct(_joined(self._made[role]))
         beside = self._partition.tied_with(made)
         number, _ = self._partition.decode(beside)
         vectors = np.array(
