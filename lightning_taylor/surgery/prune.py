@@ -12,6 +12,7 @@ from lightning_taylor.errors import UncoupledChannelsError
 from lightning_taylor.graph.channel_graph import ChannelGraph
 from lightning_taylor.graph.types import Remove
 from lightning_taylor.modules.attributes import concerned, known
+from lightning_taylor.modules.evaluation_caches import renew_caches
 from lightning_taylor.modules.resize import Touched, followed, owners, resized, touched_tensors
 from lightning_taylor.surgery.mirrors import Copy
 from lightning_taylor.surgery.optimizer_state import prepare_state
@@ -82,6 +83,7 @@ def prune_channels(
         )
     """
     _check_types(model, graph)
+    copies = list(copies)
     keep, smaller = graph.cut(remove)
     touched = touched_tensors(model, keep)
     for t in touched:
@@ -101,6 +103,11 @@ def prune_channels(
                 transaction.follow_shapes(module, kept, own)
             for copy in copies:
                 copy.cut(keep, transaction, values)
+    cut = [name for name, _ in keep]
+    renew_caches(model, cut)
+    for copy in copies:
+        if isinstance(copy.tensors, nn.Module):
+            renew_caches(copy.tensors, [name.removeprefix(copy.prefix) for name in cut])
     return smaller
 
 

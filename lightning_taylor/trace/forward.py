@@ -133,6 +133,8 @@ def unchanged(net: nn.Module, training: bool, *, step: bool = False) -> Iterator
     modes = [(m, m.training) for m in net.modules()]
     written = [*net.buffers(), *(p for p in net.parameters() if step or not p.requires_grad)]
     values = [(t, t.detach().clone()) for t in written]
+    # First into training, where modules drop what they kept for evaluation: it is of other values, or other widths.
+    net.train(True)
     net.train(training)
     try:
         yield

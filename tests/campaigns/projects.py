@@ -2,6 +2,7 @@
 
 ``uv run --with timm --with segmentation-models-pytorch --with transformers --with monai --with lightly --with torchgeo
 --with anomalib --with ultralytics --with pytorch-metric-learning --with kornia --with pytorch-tcn --with hydra-core
+--with pycocotools
 python tests/campaigns/projects.py [--models 'timm/*' ...] [--out FILE] [--timeout S] [--table [--write FILE]]``
 
 Nothing is downloaded: all weights and data are random. The environment of the project stays as it is.
