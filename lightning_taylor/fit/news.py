@@ -33,7 +33,7 @@ class News:
         self.verbose = verbose
 
     def trace(self, module: LightningModule, make: Callable[[], ChannelGraph]) -> ChannelGraph:
-        """Say that a trace begins, if it may take long, and what it found.
+        """Say that a trace begins, if it may take long, what it found, and why it did not follow the training step.
 
         Args:
             module: what is traced.
@@ -47,6 +47,11 @@ class News:
         channels = sum(group.size for group in graph.groups.values())
         can_go = f"{channels:,} channels in {len(graph.groups)} groups can go"
         self._say(f"traced {name} in {time.perf_counter() - began:.1f} s: {can_go}{_what_stays(graph)}")
+        if graph.step_failure:
+            self._say(
+                f"the training step of {name} does not run on a copy ({graph.step_failure}), so what it calls was "
+                "traced call by call, and what passes from one call to another stays"
+            )
         return graph
 
     def baseline(self) -> None:

@@ -14,6 +14,7 @@ from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 from torchmetrics import Metric
 
+from lightning_taylor.fit.single_rank import single_rank
 from lightning_taylor.trace.program import Program, Step
 from lightning_taylor.trace.scope import equal_parts
 from lightning_taylor.utilities.atomic import signals_deferred
@@ -25,14 +26,14 @@ __all__ = ["GradientWatch", "repeatable", "step_of"]
 def step_of(trainer: Trainer, pl_module: LightningModule, batch: Any, examples: int) -> Step | None:
     """Return the training step of a fit, as a trace can make it on a copy of the module.
 
-    On the copy nothing is logged, stepped or reduced over ranks. In manual optimization its losses are what it hands to
-    ``manual_backward``, whether it returns them or not.
+    On the copy nothing is logged, stepped or reduced over ranks, of which it knows none but this. In manual
+    optimization its losses are what it hands to ``manual_backward``, whether it returns them or not.
 
     Returns:
-        None if the step fetches its batches by itself, or if there are other ranks, which would wait for this one.
+        None if the step fetches its batches by itself.
     """
     parameters = signature(pl_module.training_step).parameters
-    if "dataloader_iter" in parameters or trainer.world_size > 1:
+    if "dataloader_iter" in parameters:
         return None
     keywords = {"batch_idx": 0} if "batch_idx" in parameters else {}
     numbered = len(parameters) > 1 and not keywords
@@ -41,7 +42,8 @@ def step_of(trainer: Trainer, pl_module: LightningModule, batch: Any, examples: 
         losses = detach(module, trainer)
         losses.clear()
         step: Any = module.training_step
-        returned = step(given, 0) if numbered else step(given, **keywords)
+        with single_rank():
+            returned = step(given, 0) if numbered else step(given, **keywords)
         return [*losses, returned]
 
     return Step(run, batch, examples)
@@ -135,6 +137,7 @@ class _QuietTrainer:
         self.logger = DummyLogger()
         self.loggers = [self.logger]
         self.optimizers = [_Idle(optimizer) for optimizer in trainer.optimizers]
+        self.world_size = 1
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._real, name)

@@ -42,6 +42,7 @@ class ChannelGraph:
         doubtful: number that a module keeps -> its value, and why it stays although it may count removable channels.
         apart: names of the weights that other code than that of their modules reads, too.
         rows: layer -> which rows of its input belong to one example, where that is not one row of each in one call.
+        step_failure: what the training step raised on a copy, so that the calls in it were traced one by one.
     """
 
     groups: Mapping[str, ChannelGroup]
@@ -57,6 +58,7 @@ class ChannelGraph:
     doubtful: Mapping[str, str] = field(default_factory=dict)
     apart: frozenset[str] = frozenset()
     rows: Mapping[str, RowLayout] = field(default_factory=dict)
+    step_failure: str = ""
 
     def __post_init__(self) -> None:
         if not self.dense_sizes:

@@ -33,6 +33,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
+from torch.utils.data.dataloader import _BaseDataLoaderIter
 
 from lightning_taylor.errors import UnsupportedModelError
 
@@ -48,6 +49,7 @@ _SHARED = (logging.Logger, logging.Handler, ModuleType, Dataset, DataLoader)
 
 _LEFT_OUT = (
     GeneratorType, CoroutineType, AsyncGeneratorType, threading.Thread, Executor, subprocess.Popen, socket.socket,
+    _BaseDataLoaderIter,
 )  # fmt: skip
 
 _FRESH: Mapping[type, Callable[[], object]] = {
@@ -75,9 +77,9 @@ def deep_copy(model: nn.Module) -> nn.Module:
     """Copy a module, without gradients, without any autograd graph and without who trains it.
 
     Every tensor with a graph is detached, wherever the module keeps it. Locks and events are new ones; loggers, data
-    sets and objects with a destructor are shared with the original; threads, generators, open files, sockets and
-    other handles of the system are None. Functions among the hooks and attributes see the copy where they saw the
-    original. The original stays as it is.
+    sets and objects with a destructor are shared with the original; threads, generators, iterators over a DataLoader,
+    open files, sockets and other handles of the system are None. Functions among the hooks and attributes see the copy
+    where they saw the original. The original stays as it is.
 
     Raises:
         UnsupportedModelError: naming the attribute that cannot be copied all the same.

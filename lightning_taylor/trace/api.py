@@ -30,6 +30,7 @@ from lightning_taylor.trace.proof import prove
 from lightning_taylor.trace.reads_apart import ReadsApart
 from lightning_taylor.trace.reasons import Why
 from lightning_taylor.trace.scope import equal_parts, find_mirrors, find_scope, narrowed, with_mirrors
+from lightning_taylor.trace.source_line import raised_in_words
 from lightning_taylor.trace.state import TraceState
 from lightning_taylor.trace.tracer import Tracer
 from lightning_taylor.utilities.calls import ForwardCall, tensors_in
@@ -145,7 +146,7 @@ def trace_calls(
     program = Program(tuple(calls), step, forward)
     if not program.examples:
         raise ValueError("the example inputs are a batch without an example; give at least one")
-    dtype, few, two = settle_precision(net, program)
+    dtype, few, two, failure = settle_precision(net, program)
     if trained is not None and equal is None:  # before the values are spread out
         equal = equal_parts(net)
     reveal(net, torch.Generator().manual_seed(0))
@@ -184,7 +185,8 @@ def trace_calls(
 
     def build() -> ChannelGraph:
         graph = build_graph(partition, constraints, parameters, unseen)
-        return replace(with_mirrors(graph, scope), rows=rows, apart=frozenset(apart.seen))
+        step_failure = "" if failure is None else raised_in_words(failure)
+        return replace(with_mirrors(graph, scope), rows=rows, apart=frozenset(apart.seen), step_failure=step_failure)
 
     def run(paths: Paths, more: bool) -> Observation:
         return observe(net, two if more else few, dtype, paths)
@@ -280,7 +282,8 @@ def _watched(net: nn.Module, state: TraceState, leave_network: Callable[[Any, st
         handles.append(module.register_forward_pre_hook(enter))
         handles.append(module.register_forward_hook(leave, always_call=True))
     try:
-        yield
+        with state.told.watching(net):
+            yield
     finally:
         for handle in handles:
             handle.remove()

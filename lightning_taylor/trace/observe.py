@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -71,13 +72,14 @@ def _noting(net: nn.Module, training: bool, reads: dict[tuple[bool, str, int], T
             handle.remove()
 
 
-def settle_precision(net: nn.Module, program: Program) -> tuple[torch.dtype, Program, Program]:
+def settle_precision(net: nn.Module, program: Program) -> tuple[torch.dtype, Program, Program, Exception | None]:
     """Find how a copy can be run: in double precision on one example if it runs that way, and reaches its layers.
 
     A mask over the batch may leave out the first example; then more of them are tried.
 
     Returns:
-        The precision, the program on one example (on all if it knows its batch), and on two (on one).
+        The precision, the program on one example (on all if it knows its batch), and on two (on one); and what the
+        step raised, if only its calls are in them.
 
     Raises:
         UnsupportedModelError: if neither the step nor its calls run.
@@ -86,13 +88,17 @@ def settle_precision(net: nn.Module, program: Program) -> tuple[torch.dtype, Pro
     calls = program.without_step()
     ways = [(torch.float64, calls), (own, calls)]
     failure: Exception | None = None
+    of_step: Exception | None = None
     for dtype, whole in [(torch.float64, program), *ways] if program.step is not None else ways:
         # Not net.to(dtype): that would cut complex numbers to their real part.
         net._apply(lambda t, dtype=dtype: t.to(dtype) if t.is_floating_point() else t)
         settled, error = _settle_examples(net, whole, dtype)
         if settled is not None:
-            return dtype, *settled
-        failure = failure if whole.step is not None else error
+            return dtype, *settled, of_step
+        if whole.step is not None:
+            of_step = error
+        else:
+            failure = error
     raise UnsupportedModelError(
         f"the forward pass of {type(net).__name__} raised {type(failure).__name__} on the example inputs: {failure}"
     ) from failure
@@ -104,7 +110,9 @@ def _settle_examples(
     """Return the program on few examples and on two; or None, and why it does not run."""
     failure: Exception | None = None
     settled: tuple[Program, Program] | None = None
-    for most in (1, 2, 8, 0) if whole.step is not None else (1, 0):
+    for before, most in pairwise((0, 1, 2, 8, 0) if whole.step is not None else (0, 1, 0)):
+        if whole.step is not None and before >= whole.examples:
+            break  # It had all of them already.
         given = _with_forward(net, (whole.few(most) if most else whole).cast(dtype), dtype)
         try:
             seen = observe(net, given, dtype)

@@ -28,7 +28,7 @@ from lightning_taylor.trace.draws import DRAWS, draw_removal, turns
 from lightning_taylor.trace.observe import Observation, Paths
 from lightning_taylor.trace.partition import LabelPartition
 from lightning_taylor.trace.reasons import Why
-from lightning_taylor.trace.source_line import raising_line
+from lightning_taylor.trace.source_line import raised_in_words
 
 __all__ = [
     "prove",
@@ -133,7 +133,7 @@ class _Trial:
                 with self._sliced(graph, keep), DecisionsFollowed(decisions, self._floor):
                     smaller = self._run(paths, draw == 0 and self._two)
             except Exception as error:
-                return Why.ASSUMES_WIDTH(error=_first_line(error))
+                return Why.ASSUMES_WIDTH(error=raised_in_words(error))
             reason = self._differ(expected, smaller) or self._read_differently(expected, smaller, graph, keep)
             if reason is not None:
                 return reason
@@ -277,9 +277,3 @@ class _Trial:
             for module, attributes in changed:
                 for attribute, (was, _) in attributes.items():
                     setattr(module, attribute, was)
-
-
-def _first_line(error: Exception) -> str:
-    text = str(error).strip().splitlines()
-    said = f"{type(error).__name__}: {text[0][:160]}" if text else type(error).__name__
-    return f"{said}{raising_line(error)}"

@@ -12,10 +12,12 @@ from types import FrameType
 import torch
 
 __all__ = [
-    "raising_line",
+    "raised_in_words",
     "running_line",
     "running_place",
 ]
+
+_SAID = 160  # characters of what an exception says
 
 _HERE = Path(__file__).parent
 
@@ -38,10 +40,12 @@ def running_place() -> tuple[str, int] | None:
     return _innermost(_stack(sys._getframe(1)))
 
 
-def raising_line(error: BaseException) -> str:
-    """The same of an exception: the line of the model from which it came."""
+def raised_in_words(error: BaseException) -> str:
+    """Return the type of an exception, the first line of its text, and the line of the model from which it came."""
+    text = str(error).strip().splitlines()
     frames = traceback.extract_tb(error.__traceback__)
-    return _worded(_innermost((frame.filename, frame.lineno or 0) for frame in reversed(frames)))
+    place = _worded(_innermost((frame.filename, frame.lineno or 0) for frame in reversed(frames)))
+    return f"{type(error).__name__}{f': {text[0][:_SAID]}' if text else ''}{place}"
 
 
 def _stack(frame: FrameType | None) -> Iterator[tuple[str, int]]:

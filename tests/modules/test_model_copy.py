@@ -17,6 +17,7 @@ import pytest
 import torch
 import torchmetrics
 from torch import Tensor, nn
+from torch.utils.data import DataLoader
 
 from lightning_taylor.errors import UnsupportedModelError
 from lightning_taylor.modules.model_copy import private_copy
@@ -148,6 +149,7 @@ LEFT_OUT: dict[str, Callable[[], Any]] = {
     "file": lambda: open(__file__),  # noqa: SIM115
     "socket": socket.socket,
     "iterator of a memory": lambda: memoryview(b"x"),
+    "iterator of a loader": lambda: iter(DataLoader(torch.zeros(2, 1))),  # type: ignore[arg-type]
 }
 
 

@@ -8,8 +8,9 @@ after the output counts what the module returns; of the others it is in doubt wh
 refuses a removal is it tried whether they count what the module is given, as in
 ``assert x.shape[1] == self.channels``. Of a list whose entries equal the channels of the tensors that are returned, in
 order, each counts its own; an entry beside the name of a part, as in ``{"num_chs": 64, "module": "layer1"}``, counts
-those that the part returns, of several tensors the one kind that is as wide. What is still in doubt stays, and is
-listed in the graph with the reason.
+those that the part returns, of several tensors the one kind that is as wide. Of the numbers around a removal that the
+proof refuses, those that the code reads when it runs are left as they are; the others cannot be why. What is still in
+doubt stays, and is listed in the graph with the reason.
 
 Shape legend: C = channels of a tensor.
 """
@@ -18,6 +19,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -25,8 +27,9 @@ import numpy as np
 from torch import Tensor, nn
 
 from lightning_taylor.graph.types import Axis, LinkedAttribute
-from lightning_taylor.modules.attribute_paths import numbers_in
+from lightning_taylor.modules.attribute_paths import numbers_in, split_path
 from lightning_taylor.modules.attributes import rule_of
+from lightning_taylor.trace.attribute_reads import attribute_reads
 from lightning_taylor.trace.constraints.attribute_sizes import may_count
 from lightning_taylor.trace.labels import Labels, running
 from lightning_taylor.trace.partition import Constraint, LabelPartition
@@ -83,6 +86,7 @@ class ToldWidths(Constraint):
         self._beside: dict[tuple[str, str], str] = {}
         self._owner_of: dict[str, str] = {}
         self._turn: dict[tuple[str, str], int] = {}
+        self._read: set[tuple[str, str]] = set()
 
     def begin(self, modules: Mapping[str, nn.Module]) -> None:
         """Look for the numbers of every module that has no rule of its own; a no-op the second time."""
@@ -102,6 +106,14 @@ class ToldWidths(Constraint):
             if name and (type(module).forward is nn.Sequential.forward or isinstance(module, _HOLDERS)):
                 around = name.rpartition(".")[0]
                 self._owner_of[name] = self._owner_of.get(around, around)
+
+    @contextmanager
+    def watching(self, net: nn.Module) -> Iterator[None]:
+        """Note which of the numbers the code reads in the block."""
+        wanted = {name: {split_path(path)[0] for path in handled.numbers} for name, handled in self._handled.items()}
+        with attribute_reads(net, wanted) as seen:
+            yield
+        self._read |= seen
 
     def note(
         self, owner: str, module: str, given: Any, returned: Any, labels_of: Callable[[Tensor], Labels | None]
@@ -185,11 +197,13 @@ class ToldWidths(Constraint):
                 seen += [(size, None) for size in channels if size in sizes]
 
     def _around(self, labels: np.ndarray) -> dict[tuple[str, str], int]:
-        """Map the numbers that count some of these channels, or would at their next turn, to that turn."""
+        """Map the numbers that are read, and count some of these channels or would at their next turn, to that turn."""
         component = self._partition.components()
         members = component[labels]
         around: dict[tuple[str, str], int] = {}
         for key, vectors in self._vectors(component):
+            if (key[0], split_path(key[1])[0]) not in self._read:
+                continue
             turn = self._turn.get(key, _SURE)
             guess = turn == _SURE and vectors[_SURE] is None and vectors[_GUESSED] is not None
             after = _GUESSED if guess else _LEFT

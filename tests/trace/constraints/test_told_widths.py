@@ -132,6 +132,30 @@ def test_a_number_stays_where_the_channels_can_go_only_without_it() -> None:
     assert net.one[0].out_channels < 8
 
 
+class ScaledClassifier(Classifier):
+    """Reads one of the numbers that count the same channels, by itself, in a dict or in a part; the others are told."""
+
+    def __init__(self, where: str) -> None:
+        super().__init__()
+        self.where, self.config, self.part = where, {"dim": 12, "of": "body"}, nn.Identity()
+        self.embed_dim, self.part.dim = 12, 12  # type: ignore[assignment]
+
+    def scale(self) -> int:
+        read = {"own": lambda: self.embed_dim, "dict": lambda: self.config["dim"], "part": lambda: self.part.dim}
+        return read[self.where]()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.part(self.body(self.stem(x)).mean((2, 3))) / self.scale())
+
+
+@pytest.mark.parametrize("where", ["own", "dict", "part"])
+def test_a_number_that_is_read_and_must_stay_takes_no_other_with_it(where: str) -> None:
+    net: Any = ScaledClassifier(where)
+    pruned(net)
+    assert net.scale() == 12
+    assert net.num_features == net.head_hidden_size == net.head.in_features == net.info[2]["chs"] < 12
+
+
 class Deep(Classifier):
     """A head of several layers, of which the last one is made anew by a number that the others must have."""
 
