@@ -11,6 +11,7 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.loggers.logger import DummyLogger
 from torch import Tensor, nn
 from torch.optim import Optimizer
+from torch.overrides import TorchFunctionMode
 from torch.utils.hooks import RemovableHandle
 from torchmetrics import Metric
 
@@ -27,7 +28,8 @@ def step_of(trainer: Trainer, pl_module: LightningModule, batch: Any, examples: 
     """Return the training step of a fit, as a trace can make it on a copy of the module.
 
     On the copy nothing is logged, stepped or reduced over ranks, of which it knows none but this. In manual
-    optimization its losses are what it hands to ``manual_backward``, whether it returns them or not.
+    optimization its losses are what it goes back from, by ``manual_backward`` or a loss's own ``backward``, whether it
+    returns them or not.
 
     Returns:
         None if the step fetches its batches by itself.
@@ -42,7 +44,7 @@ def step_of(trainer: Trainer, pl_module: LightningModule, batch: Any, examples: 
         losses = detach(module, trainer)
         losses.clear()
         step: Any = module.training_step
-        with single_rank():
+        with single_rank(), _LossesTaken(losses):
             returned = step(given, 0) if numbered else step(given, **keywords)
         return [*losses, returned]
 
@@ -97,6 +99,20 @@ def repeatable(module: LightningModule, calls: Sequence[ForwardCall]) -> list[Fo
     except Exception:  # its ``forward`` takes something else
         return []
     return [forward]
+
+
+class _LossesTaken(TorchFunctionMode):
+    """Takes each loss in place of going back from it."""
+
+    def __init__(self, losses: list[Tensor]) -> None:
+        super().__init__()
+        self._losses = losses
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is Tensor.backward:
+            self._losses.append(args[0])
+            return None
+        return func(*args, **(kwargs or {}))
 
 
 class _Idle:

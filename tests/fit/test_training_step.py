@@ -166,6 +166,21 @@ class ByHand(InParts):
         optimizer.step()
 
 
+class ByTensor(InParts):
+    """The same by the loss's own method, and another for a second loss, as with two networks that play."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.automatic_optimization = False
+
+    def training_step(self, batch: Any, batch_idx: int) -> None:
+        optimizer: Any = self.optimizers()
+        optimizer.zero_grad()
+        super().training_step(batch, batch_idx).backward()
+        self.head(self.encoder(batch[0].flip(3))).pow(2).mean().backward(retain_graph=True)
+        optimizer.step()
+
+
 class Hooked(Learner):
     """A forward hook carries a layer's maps to the loss, which averages over their channels."""
 
@@ -233,7 +248,7 @@ def test_a_momentum_teacher_loses_the_channels_of_its_student(make: type[WithMom
     assert all(torch.equal(fast, slow) for fast, slow in pairs)
 
 
-@pytest.mark.parametrize("make", [InParts, InThreeParts, ByHand])
+@pytest.mark.parametrize("make", [InParts, InThreeParts, ByHand, ByTensor])
 def test_what_passes_between_parts_that_are_called_apart_can_go(make: type[Learner]) -> None:
     module, callback = fitted(make, 0.2)
     assert module.encoder[2].out_channels < 8
