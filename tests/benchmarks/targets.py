@@ -79,16 +79,23 @@ def highest(changes: list[Change]) -> int:
     return max(accumulate(size for *_, size in changes))
 
 
-def measured(
-    setting: Setting, resource: str, asked: float, steps: int, turns: int, clock: Clock, folder: str
-) -> dict[str, Any]:
+def fitted(
+    setting: Setting, resource: str, asked: float, steps: int, clock: Clock, folder: str
+) -> tuple[dict[str, nn.Module], TaylorPruning]:
+    """A dense net, and one that a short fit pruned to the target; with the callback that did."""
     callback = TaylorPruning(
         Target(**{resource: asked}),
         Gradual(every_n_steps=max(1, steps // 20), start_step=3, end_step=steps // 2),
         measure_latency=False,
     )
     fit = Fit(setting, steps, [callback], folder, clock)
-    nets = {"dense": setting.model().eval().to(setting.device), "pruned": fit.net.eval()}
+    return {"dense": setting.model().eval().to(setting.device), "pruned": fit.net.eval()}, callback
+
+
+def measured(
+    setting: Setting, resource: str, asked: float, steps: int, turns: int, clock: Clock, folder: str
+) -> dict[str, Any]:
+    nets, callback = fitted(setting, resource, asked, steps, clock, folder)
     x = setting.images(setting.batch, setting.side).to(setting.device)
 
     def forward(net: nn.Module) -> Any:

@@ -98,7 +98,7 @@ class ToldWidths(Constraint):
             for path, entry in found.items():
                 inside = [part for text in entry.beside if text and (part := f"{name}.{text}".lstrip(".")) in modules]
                 # What else a dict holds may be what the module was built with.
-                if _names_width(path) and (len(inside) == 1 or not path.endswith("']")):
+                if _may_be_width(path) and (len(inside) == 1 or not path.endswith("']")):
                     numbers[path] = entry.value
                     if len(inside) == 1:
                         self._beside[name, path] = inside[0]
@@ -178,6 +178,8 @@ class ToldWidths(Constraint):
         counted = {(module, path) for module, path, _ in self._counted(component)}
         for module, handled in self._handled.items():
             for path, value in handled.numbers.items():
+                if not _names_width(path):
+                    continue
                 alike = [vector for vector in handled.as_wide(value) if vector is not None]
                 if (module, path) in linked or all(bool((frozen[component[v]] >= 0).all()) for v in alike):
                     continue
@@ -197,19 +199,27 @@ class ToldWidths(Constraint):
                 seen += [(size, None) for size in channels if size in sizes]
 
     def _around(self, labels: np.ndarray) -> dict[tuple[str, str], int]:
-        """Map the numbers that are read, and count some of these channels or would at their next turn, to that turn."""
+        """Map the numbers that are read, and count some of these channels or would at their next turn, to that turn.
+
+        While there are guesses to try, the numbers that surely count are not among them.
+        """
         component = self._partition.components()
         members = component[labels]
-        around: dict[tuple[str, str], int] = {}
+        guesses: dict[tuple[str, str], int] = {}
+        others: dict[tuple[str, str], int] = {}
         for key, vectors in self._vectors(component):
-            if (key[0], split_path(key[1])[0]) not in self._read:
-                continue
             turn = self._turn.get(key, _SURE)
+            if not self._reads(*key):
+                continue
             guess = turn == _SURE and vectors[_SURE] is None and vectors[_GUESSED] is not None
             after = _GUESSED if guess else _LEFT
             if _any_of((vectors[turn], vectors[after]), component, members):
-                around[key] = after
-        return around
+                (guesses if guess else others)[key] = after
+        return guesses or others
+
+    def _reads(self, module: str, path: str) -> bool:
+        """Return whether the code has read a number, or what it is in."""
+        return (module, split_path(path)[0]) in self._read
 
     def _begin_again(self, labels: np.ndarray) -> None:
         component = self._partition.components()
@@ -231,12 +241,15 @@ class ToldWidths(Constraint):
             lists = _lists(handled)
             for path, value in handled.numbers.items():
                 part = self._beside.get((module, path))
+                if not _names_width(path) and not self._reads(module, path):
+                    continue
                 if part is not None:
                     sure = guessed = _only(_as_wide(self._handled[part].returned, value), component)
                 elif path in lists:
                     sure = guessed = lists[path]
                 else:
                     sure, guessed = _alone(handled, path, component)
+                sure = sure if _names_width(path) else None
                 fitting = (v if v is not None and len(v) == value else None for v in (sure, guessed))
                 yield (module, path), (*fitting, None)
 
@@ -282,8 +295,11 @@ def _only(vectors: Sequence[np.ndarray | None], component: np.ndarray) -> np.nda
 
 
 def _names_width(path: str) -> bool:
-    name = path.lower()
-    return may_count(path) and any(word in name for word in _WIDTHS) and not any(word in name for word in _NOT)
+    return _may_be_width(path) and any(word in path.lower() for word in _WIDTHS)
+
+
+def _may_be_width(path: str) -> bool:
+    return may_count(path) and not any(word in path.lower() for word in _NOT)
 
 
 def _channels(labels: Labels | None) -> np.ndarray | None:

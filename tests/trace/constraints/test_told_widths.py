@@ -156,6 +156,31 @@ def test_a_number_that_is_read_and_must_stay_takes_no_other_with_it(where: str) 
     assert net.num_features == net.head_hidden_size == net.head.in_features == net.info[2]["chs"] < 12
 
 
+class Scaling(nn.Module):
+    """Arranges its weight and its input by numbers that are not called after widths, and tells one of the output."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.shape, self.n, self.other = (width, 1, 1), width, (4, 4)
+        self.weight = nn.Parameter(torch.rand(width))
+        self.out_channels = width
+
+    def forward(self, x: Tensor) -> Tensor:
+        flat = x.reshape(len(x), self.n, -1) * self.other[0]
+        return flat.unflatten(2, x.shape[2:]) * self.weight.view(self.shape)
+
+
+def test_a_number_of_any_name_follows_where_the_code_reads_it_and_only_so_the_channels_can_go() -> None:
+    net: Any = nn.Sequential(conv(3, 8), Scaling(8), conv(8, 4), nn.Conv2d(4, 2, 1))
+    net[2].other = (4, 4)  # as wide as its channels, and not read
+    pruned(net)
+    left = net[0][0].out_channels
+    assert left < 8
+    assert (net[1].n, net[1].shape, net[1].out_channels, net[1].other) == (left, (left, 1, 1), left, (4, 4))
+    assert net[2][0].out_channels < 4
+    assert net[2].other == (4, 4)
+
+
 class Deep(Classifier):
     """A head of several layers, of which the last one is made anew by a number that the others must have."""
 
