@@ -4,13 +4,16 @@ No forward pass need run by them, so that no operator shows what they count; but
 it is given, what it gives its parts and gets from them, and what it returns. A number that is called after a width and
 equals the channels of one kind of tensor among these, and of no other, counts those; if it equals those of none, what
 the parts of its ``nn.Sequential`` give each other is looked at alike. Where several are as wide, one that is called
-after the output counts what the module returns; of the others it is in doubt which they count, and only where the proof
-refuses a removal is it tried whether they count what the module is given, as in
-``assert x.shape[1] == self.channels``. Of a list whose entries equal the channels of the tensors that are returned, in
-order, each counts its own; an entry beside the name of a part, as in ``{"num_chs": 64, "module": "layer1"}``, counts
-those that the part returns, of several tensors the one kind that is as wide. Of the numbers around a removal that the
-proof refuses, those that the code reads when it runs are left as they are; the others cannot be why. What is still in
-doubt stays, and is listed in the graph with the reason.
+after the output counts what the module returns, and one by which a new head is made counts what is handled last; of the
+others it is in doubt which they count, and only where the proof refuses a removal is it tried whether they count what
+the module is given, as in ``assert x.shape[1] == self.channels``. Of a list whose entries equal the channels of the
+tensors that are returned, in order, each counts its own; an entry beside the name of a part, as in
+``{"num_chs": 64, "module": "layer1"}``, counts those that the part returns, of several tensors the one kind that is as
+wide. Of the numbers around a removal that the proof refuses, those that the code reads when it runs are left as they
+are; the others cannot be why. What is still in doubt stays, and is listed in the graph with the reason.
+
+A number that is called otherwise, such as ``shape[0]``, follows only where the code reads it and a removal is refused
+without.
 
 Shape legend: C = channels of a tensor.
 """
@@ -44,6 +47,9 @@ _SEVERAL = "tensors of several kinds have as many channels"
 _REFUSED = "the network would compute something else if it followed"
 
 _NO_AXIS = "no tensor dimension has these channels one by one"
+
+_OF_HEAD = ("num_features", "head_hidden_size")
+"""What timm's networks call the width by which they make a new head."""
 
 _NOT = ("base", "img", "image", "patch", "window", "grid", "in_ch", "reduction")
 
@@ -273,6 +279,8 @@ def _alone(handled: _Handled, path: str, component: np.ndarray) -> tuple[np.ndar
     kinds = _kinds(handled.as_wide(value), component)
     if len(kinds) < 2:
         sure = next(iter(kinds.values()), None)
+    elif path in _OF_HEAD:
+        sure = handled.as_wide(value)[-1]
     elif "out" in path.lower():
         sure = _only(_as_wide(handled.returned, value), component)
     else:

@@ -202,11 +202,35 @@ def test_a_number_may_count_what_is_inside_of_a_sequential() -> None:
     assert net(X).shape == (2, 7)
 
 
-def test_a_number_that_may_count_two_layers_of_a_sequential_stays() -> None:
+def test_of_two_layers_of_a_sequential_a_new_head_is_made_by_the_last_and_another_number_stays() -> None:
     net: Any = Deep()
     net.head = nn.Sequential(nn.Linear(12, 20), nn.ReLU(), nn.Linear(20, 20), nn.ReLU(), nn.Linear(20, 4))
-    assert pruned(net).doubtful == {"head_hidden_size": "20: tensors of several kinds have as many channels"}
-    assert net.head_hidden_size == 20
+    net.hidden_dim = 20
+    assert pruned(net).doubtful == {"hidden_dim": "20: tensors of several kinds have as many channels"}
+    assert net.hidden_dim == 20
+    assert net.head_hidden_size == net.head[-1].in_features < 20
+    net.reset_classifier(7)
+    assert net(X).shape == (2, 7)
+
+
+class Isotropic(Classifier):
+    """Several stages of one width, which are pruned apart; a new head is made by that of the last."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.body, self.head = conv(3, 8), nn.Sequential(conv(8, 8), conv(8, 8)), nn.Linear(8, 4)
+        self.num_features = self.head_hidden_size = self.embed_dim = 8
+        self.info = []
+
+
+def test_of_several_stages_a_new_head_is_made_by_the_last() -> None:
+    net: Any = Isotropic()
+    trace = trace_channels(net, X)
+    graph = prune_channels(net, trace, {"stem.0": [0], "body.0.0": [0, 1], "body.1.0": [0, 1, 2]})
+    assert (net.num_features, net.head_hidden_size, net.embed_dim) == (5, 5, 8)
+    assert graph.doubtful == {"embed_dim": "8: tensors of several kinds have as many channels"}
+    net.reset_classifier(7)
+    assert net(X).shape == (2, 7)
 
 
 class Pairs(nn.Module):
