@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, ClassVar
@@ -15,7 +16,7 @@ from torch.distributed import get_world_size
 
 from fit.boring import Boring, loader, trainer
 from fit.rank_fits import Case, Ranked, fit
-from fit.rank_launch import all_well, on_ranks
+from fit.rank_launch import WHERE, all_well, on_ranks
 from fit.test_training_step import Learner
 from lightning_taylor import TaylorPruning, trace_channels
 from lightning_taylor.fit import news
@@ -63,10 +64,16 @@ def parts() -> Any:
     return nn.ModuleDict({"encoder": net.encoder, "head": net.head})
 
 
-def _told(rank: int, case: Case, folder: str) -> dict[str, Any]:
-    lines: list[str] = []
-    news.rank_zero_info = lines.append  # type: ignore[assignment]
-    return {**fit(rank, case, folder), "lines": lines}
+def _told(rank: int, modules: dict[str, type[Ranked]], folder: str) -> dict[str, dict[str, Any]]:
+    """The groups that fits of several modules found, and the lines that they said."""
+    found, where = {}, {name: os.environ[name] for name in WHERE}
+    for name, module in modules.items():
+        os.environ.update(where)
+        lines: list[str] = []
+        news.rank_zero_info = lines.append  # type: ignore[assignment]
+        graph = fit(rank, Case(parts, module), folder)["steps"][0]["graph"]
+        found[name] = {"groups": sorted(graph["groups"]), "apart": [x for x in lines if "does not run on a copy" in x]}
+    return found
 
 
 @pytest.fixture
@@ -102,19 +109,15 @@ def test_a_collective_raises_in_place_of_waiting(group: None, collective: Any) -
 
 
 @pytest.mark.slow
-def test_what_passes_between_parts_goes_on_two_ranks_as_on_one(tmp_path: Path) -> None:
-    alone = all_well(on_ranks(1, _told, Case(parts, InParts), str(tmp_path / "one")))[0]
-    both = all_well(on_ranks(2, _told, Case(parts, InParts), str(tmp_path / "two")))[0]
-    graphs = [found["steps"][0]["graph"] for found in (alone, both)]
-    assert [sorted(graph["groups"]) for graph in graphs] == [["net.encoder.0", "net.encoder.2"]] * 2
-    assert not any("does not run on a copy" in line for line in both["lines"])
-
-
-@pytest.mark.slow
-def test_a_step_that_would_wait_for_other_ranks_is_traced_by_its_calls(tmp_path: Path) -> None:
-    found = all_well(on_ranks(2, _told, Case(parts, Stubborn), str(tmp_path)))[0]
-    assert sorted(found["steps"][0]["graph"]["groups"]) == ["net.encoder.0"]
-    (line,) = (line for line in found["lines"] if "does not run on a copy" in line)
+def test_a_step_is_traced_on_two_ranks_as_on_one_unless_it_would_wait_for_the_other(tmp_path: Path) -> None:
+    found = all_well(on_ranks(2, _told, {"asks": InParts, "waits": Stubborn}, str(tmp_path)))[0]
+    callback = TaylorPruning(0.5, measure_latency=False)
+    trainer([callback], default_root_dir=tmp_path, max_epochs=1).fit(InParts(parts()))
+    assert callback.graph is not None
+    assert found["asks"] == {"groups": sorted(callback.graph.groups), "apart": []}
+    assert found["asks"]["groups"] == ["net.encoder.0", "net.encoder.2"]
+    assert found["waits"]["groups"] == ["net.encoder.0"]  # what it hands from part to part stays
+    (line,) = found["waits"]["apart"]
     assert "c10d.allreduce_" in line
     assert f"{Path(__file__).name}:" in line
 
