@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from lightning_taylor.graph.types import Axis
 from lightning_taylor.trace.observe import READING
 
-__all__ = ["input_axes", "is_equal", "relative_difference", "trusted_outputs"]
+__all__ = ["input_axes", "is_equal", "largest", "relative_difference", "trusted_outputs"]
 
 
 def trusted_outputs(steady: list[bool], evaluation: int) -> list[bool]:
@@ -47,25 +47,33 @@ def is_equal(one: Tensor, other: Tensor) -> bool:
     return one.shape == other.shape and torch.equal(one, other)
 
 
-def relative_difference(one: Tensor, other: Tensor) -> float:
-    """Return the largest difference of two tensors, relative to the largest entry; infinite if their shapes differ."""
+def largest(tensor: Tensor) -> float:
+    """Return the size of the largest finite entry; 0 if there is none."""
+    finite = tensor[tensor.isfinite()]
+    return float(finite.abs().max()) if finite.numel() else 0.0
+
+
+def relative_difference(one: Tensor, other: Tensor, least: float = 0.0) -> float:
+    """Return the largest difference of two tensors, relative to the largest entry; infinite if their shapes differ.
+
+    Args:
+        one: the tensor whose entries count.
+        other: what it is compared with; infinite entries must be the same.
+        least: what the difference is relative to if all entries are smaller.
+    """
     if one.shape != other.shape:
         return float("inf")
     if not one.numel():
         return 0.0
     difference, scale = (one - other).abs_().max(), one.abs().max()
     if bool(difference.isfinite() & scale.isfinite()):
-        return float(difference / scale) if float(scale) else float(difference)
-    return _finite_difference(one, other)
+        return float(difference) / (max(float(scale), least) or 1.0)
+    return _finite_difference(one, other, least)
 
 
-def _finite_difference(one: Tensor, other: Tensor) -> float:
+def _finite_difference(one: Tensor, other: Tensor, least: float) -> float:
     """Compare the finite entries; infinite if others are finite in the other tensor."""
     finite = one.isfinite()
     if not bool((finite == other.isfinite()).all()):
         return float("inf")
-    one, other = one[finite], other[finite]
-    if not one.numel():
-        return 0.0
-    scale = one.abs().max()
-    return float((one - other).abs().max() / scale) if float(scale) else float((one - other).abs().max())
+    return largest((one - other)[finite]) / (max(largest(one), least) or 1.0)

@@ -21,7 +21,7 @@ from lightning_taylor.graph.types import Axis
 from lightning_taylor.modules.attributes import follow_shapes, known
 from lightning_taylor.modules.model_copy import tensor_names
 from lightning_taylor.modules.resize import hold, resized
-from lightning_taylor.trace.compare import input_axes, is_equal, relative_difference, trusted_outputs
+from lightning_taylor.trace.compare import input_axes, is_equal, largest, relative_difference, trusted_outputs
 from lightning_taylor.trace.constraints.norm_statistics import MaskedNormMode, NormStatistics
 from lightning_taylor.trace.decisions import DecisionsFollowed, DecisionsNoted
 from lightning_taylor.trace.draws import DRAWS, draw_removal, turns
@@ -37,6 +37,9 @@ __all__ = [
 _TIGHT = 1e-9
 
 _LOOSE = 1e-2
+
+_VANISHING = 1e-3
+"""Of what a layer reads in the whole net: what is smaller in all its entries is compared with this much of it."""
 
 
 Keep = Mapping[Axis, Tensor]
@@ -97,6 +100,7 @@ class _Trial:
         self._two = True
         self._proven_on_two = False
         self._read_tolerances: dict[tuple[bool, str, int], float] = {}
+        self._sizes: dict[tuple[bool, str, int], float] = {}
         names = tensor_names(net)
         self._input_axes = input_axes(net, names)
         self._tensors = {names[id(t)]: t for t in (*net.parameters(), *net.buffers())}
@@ -164,7 +168,11 @@ class _Trial:
             if kept is not None and one.shape[dim] == graph.width(weight):
                 one = one.index_select(dim, kept.to(one.device))
             # What removes entries along another dimension leaves nothing to compare: a layer over positions, say.
-            if one.shape == other.shape and not (difference := relative_difference(one, other)) <= tolerance:
+            if one.shape != other.shape:
+                continue
+            # A norm over the one channel that is left gives zero, and what is made of it has the size of rounding.
+            difference = relative_difference(one, other, _VANISHING * self._sizes[key])
+            if not difference <= tolerance:
                 return Why.CHANGES_READ(layer=key[1] or "the model", difference=difference)
         return None
 
@@ -225,6 +233,7 @@ class _Trial:
             drift = float("inf") if other is None else relative_difference(one, other)
             if 100 * drift <= _LOOSE:
                 self._read_tolerances[path, layer, number] = max(self._floor, 100 * drift)
+                self._sizes[path, layer, number] = largest(one)
         drifts = [relative_difference(a, b) for a, b in zip(before, after.outputs, strict=False)] * (
             2 if self._alike else 1
         )

@@ -7,6 +7,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lightning_taylor.trace.api import trace_channels
@@ -62,6 +63,30 @@ def test_layers_without_norms_hide_nothing() -> None:
     graph = trace_channels(Attenuated().double(), torch.randn(2, 10, dtype=torch.float64))
     assert list(graph.groups) == ["layers.15"]  # the last one counts the width before it, and none counts its own
     assert "reads by" in graph.frozen["layers.3"]
+
+
+class Vanishing(nn.Module):
+    """Over the last channel that is left the first norm gives zeros, so that the next one normalises rounding."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.first = nn.Conv2d(3, 8, 3), nn.LayerNorm(8, bias=False)
+        self.up, self.down = nn.Conv2d(8, 12, 1), nn.Conv2d(12, 8, 1)
+        self.norms = nn.ModuleList(nn.GroupNorm(1, 8) for _ in range(2))
+        for norm in self.norms:
+            norm.register_parameter("bias", None)
+        self.head = nn.Conv2d(8, 2, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.first(self.stem(x).movedim(1, -1)).movedim(-1, 1)
+        x = x + self.down(self.up(self.norms[0](x)).relu() + 1 / 3)
+        return self.head(self.norms[1](F.avg_pool2d(x, 3, 1, 1, count_include_pad=False)))
+
+
+def test_the_rounding_of_what_vanishes_holds_nothing() -> None:
+    graph = trace_channels(Vanishing(), torch.randn(2, 3, 9, 9), allow_inexact_norms=True)
+    assert list(graph.groups) == ["stem", "up"]
+    assert list(graph.frozen) == ["head"]
 
 
 def test_code_that_knows_its_batch_is_traced_with_all_of_it() -> None:
