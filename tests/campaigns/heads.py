@@ -137,14 +137,15 @@ def main() -> None:
         rows = sorted((store.rows[name] for name in chosen if name in store.rows), key=lambda row: row.model)
         late = sum(row.note.startswith("timeout") for row in rows)
         rows = [row for row in rows if not row.note.startswith("timeout")]
-        right = sum(row.status in ("right", "untouched") for row in rows)
+        untouched = sum(row.status == "untouched" for row in rows)
+        right = untouched + sum(row.status == "right" for row in rows)
         lines = [
             "## New heads after a pruning",
             "",
-            f"{right} of {len(rows)} right. Measured and written by `tests/campaigns/heads.py`, with "
-            f"{versions('torch', 'timm')}. A third of every group goes; `num_features` and `feature_info` must tell "
-            "what is left, and `reset_classifier(7)` must run. *untouched*: these widths may not go. *?*: no part of "
-            "that name is called, so that nobody can check it."
+            f"{right} of {len(rows)} right, {untouched} of them untouched. Measured and written by "
+            f"`tests/campaigns/heads.py`, with {versions('torch', 'timm')}. A third of every group goes; "
+            "`num_features` and `feature_info` must tell what is left, and `reset_classifier(7)` must run. "
+            "*untouched*: these widths may not go. *?*: no part of that name is called, so that nobody can check it."
             + (f" {late} more that were given up on a busy processor are left out." if late else ""),
             "",
             "| model | status | num_features | feature_info | in words |",
