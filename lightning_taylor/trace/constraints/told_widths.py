@@ -246,8 +246,8 @@ class ToldWidths(Constraint):
         for module, handled in self._handled.items():
             lists = _lists(handled)
             for path, value in handled.numbers.items():
-                part = self._beside.get((module, path))
-                if not _names_width(path) and not self._reads(module, path):
+                named, part = _names_width(path), self._beside.get((module, path))
+                if not named and not self._reads(module, path):
                     continue
                 if part is not None:
                     sure = guessed = _only(_as_wide(self._handled[part].returned, value), component)
@@ -255,8 +255,7 @@ class ToldWidths(Constraint):
                     sure = guessed = lists[path]
                 else:
                     sure, guessed = _alone(handled, path, component)
-                sure = sure if _names_width(path) else None
-                fitting = (v if v is not None and len(v) == value else None for v in (sure, guessed))
+                fitting = (v if v is not None and len(v) == value else None for v in (sure if named else None, guessed))
                 yield (module, path), (*fitting, None)
 
     def _axis(self, component: np.ndarray, tied: np.ndarray) -> Axis | None:
