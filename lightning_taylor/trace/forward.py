@@ -35,7 +35,16 @@ _ATTENTION = tuple(inspect.signature(F.multi_head_attention_forward).parameters)
 
 
 class Quiet(TorchFunctionMode):
-    """Dropout is the identity; batch norm uses its running statistics where it has them."""
+    """Dropout is the identity; batch norm uses its running statistics where it has them.
+
+    Args:
+        precision: into which tensors of another are cast where an operator refuses two at once, as when a copy in
+            double precision is given ``x.float()``; None to let it refuse.
+    """
+
+    def __init__(self, precision: torch.dtype | None = None) -> None:
+        super().__init__()
+        self._precision = precision
 
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
@@ -53,7 +62,17 @@ class Quiet(TorchFunctionMode):
         if func is F.scaled_dot_product_attention:
             kwargs.pop("dropout_p", None)
             return func(*args[:4], **kwargs)
-        return func(*args, **kwargs)
+        try:
+            return func(*args, **kwargs)
+        except RuntimeError:
+            given = [t for t in (*args, *kwargs.values()) if isinstance(t, torch.Tensor) and t.is_floating_point()]
+            if self._precision is None or len({t.dtype for t in given}) < 2:
+                raise
+            return func(*map(self._cast, args), **{name: self._cast(value) for name, value in kwargs.items()})
+
+    def _cast(self, value: Any) -> Any:
+        floats = isinstance(value, torch.Tensor) and value.is_floating_point()
+        return value.to(self._precision) if floats else value  # the same tensor if it is of this precision
 
     def _batch_norm(
         self,
@@ -117,7 +136,7 @@ def quiet(seed: int = 0, dtype: torch.dtype | None = None) -> Iterator[None]:
         if dtype is not None:
             torch.set_default_dtype(dtype)
         try:
-            with Quiet():
+            with Quiet(dtype):
                 yield
         finally:
             torch.backends.mha.set_fastpath_enabled(fast)

@@ -181,6 +181,18 @@ class ByTensor(InParts):
         optimizer.step()
 
 
+class InSinglePrecision(InParts):
+    """Writes its precision down, and keeps tensors that are no buffers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.blur, self.prototypes = torch.full((3, 1, 3, 3), 1 / 9), torch.eye(2)
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        x = F.conv2d(batch[0].float(), self.blur, groups=3)
+        return F.cross_entropy(self.head(self.encoder(x)).float() @ self.prototypes, batch[1])
+
+
 class Hooked(Learner):
     """A forward hook carries a layer's maps to the loss, which averages over their channels."""
 
@@ -248,7 +260,7 @@ def test_a_momentum_teacher_loses_the_channels_of_its_student(make: type[WithMom
     assert all(torch.equal(fast, slow) for fast, slow in pairs)
 
 
-@pytest.mark.parametrize("make", [InParts, InThreeParts, ByHand, ByTensor])
+@pytest.mark.parametrize("make", [InParts, InThreeParts, ByHand, ByTensor, InSinglePrecision])
 def test_what_passes_between_parts_that_are_called_apart_can_go(make: type[Learner]) -> None:
     module, callback = fitted(make, 0.2)
     assert module.encoder[2].out_channels < 8
