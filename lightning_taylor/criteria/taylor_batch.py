@@ -44,6 +44,9 @@ class TaylorBatch(Criterion):
     there, plus ``1 - momentum`` times what the steps since then say. Without (the default) they begin anew. When a
     guard goes back to an earlier network, the memory is lost.
 
+    At 30 % of the FLOPs four convolutional networks, five seeds each, kept as much accuracy with it as with ``Taylor``,
+    within the spread of the seeds (``notebooks/accuracy.md``). It costs less, and scores layers that ``Taylor`` cannot.
+
     Args:
         momentum: in [0, 1). The settings published with the paper have 0.9, and a comment that it did not help.
 
