@@ -71,7 +71,7 @@ def test_a_step_without_gradients_counts_for_nothing() -> None:
     assert_same(scorer.scores(), scored(TaylorBatch(), model, graph, x))
 
 
-def after_an_event(momentum: float) -> tuple[Scorer, dict[str, Tensor], dict[str, Tensor]]:
+def after_an_event(momentum: float | None, steps: int = 1) -> tuple[Scorer, dict[str, Tensor], dict[str, Tensor]]:
     """A scorer after one event; what the survivors had at the event; what they have since, by themselves."""
     model, graph, x = case("residual")
     before = TaylorBatch(momentum).scorer(model, graph)
@@ -86,7 +86,8 @@ def after_an_event(momentum: float) -> tuple[Scorer, dict[str, Tensor], dict[str
     smaller = prune_channels(model, graph, remove)
     after = TaylorBatch(momentum).scorer(model, smaller)
     after.carry_over(before, remove)
-    train_batch(model, after, 2 * x)
+    for _ in range(steps):
+        train_batch(model, after, 2 * x)
     after.close()
     return after, past, scored(TaylorBatch(), model, smaller, 2 * x)
 
@@ -94,6 +95,13 @@ def after_an_event(momentum: float) -> tuple[Scorer, dict[str, Tensor], dict[str
 def test_with_momentum_the_survivors_remember_what_they_had_at_the_event() -> None:
     scorer, past, present = after_an_event(momentum=0.75)
     assert_same(scorer.scores(), {name: 0.75 * past[name] + 0.25 * present[name] for name in present})
+
+
+@pytest.mark.parametrize("steps", [1, 7])
+def test_by_default_the_past_fades_with_the_steps_since_the_event(steps: int) -> None:
+    scorer, past, present = after_an_event(momentum=None, steps=steps)
+    kept = 0.98**steps
+    assert_same(scorer.scores(), {name: kept * past[name] + (1 - kept) * present[name] for name in present})
 
 
 def test_without_momentum_the_scores_begin_anew() -> None:
