@@ -99,7 +99,7 @@ class Options:
 
     def on(self, device: torch.device) -> Options:
         """With the device's own multiple."""
-        return replace(self, own_round_to=own_round_to(device))
+        return replace(self, own_round_to=own_round_to(device, timed="latency" in self.target.asked))
 
     @property
     def multiple(self) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import UserList
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -26,6 +27,13 @@ def test_tensor_cores_want_multiples_of_eight(capability: tuple[int, int], multi
     with mock.patch("torch.cuda.get_device_capability", return_value=capability):
         assert own_round_to(torch.device("cuda")) == multiple
     assert own_round_to(torch.device("cpu")) == 1
+
+
+@pytest.mark.parametrize(("target", "multiple"), [(0.5, 1), (Target(latency=0.5), 8), (Target(params=0.5), 1)])
+def test_a_target_of_latency_wants_multiples_of_what_a_cpu_computes_at_once(target: Any, multiple: int) -> None:
+    asked = Options.of(target, Taylor(), None, 0.0, 1, None)
+    assert asked.on(torch.device("cpu")).multiple == multiple
+    assert replace(asked, round_to=3).on(torch.device("cpu")).multiple == 3
 
 
 def widths(asked: int | None, folder: Path, target: float = 0.5, schedule: Schedule | None = None) -> list[int]:

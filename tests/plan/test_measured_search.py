@@ -209,6 +209,14 @@ def test_a_check_measures_the_smallest_network_once(vgg):
         check_reachable(Target(latency=0.3, memory=0.2), vgg, meter=gauge)
 
 
+def test_a_measured_target_that_takes_nearly_all_that_can_go_is_warned_of(vgg):
+    gauge = Gauge(vgg, latency=lambda f: 0.4 + 0.6 * f)
+    least = 0.4 + 0.6 * reachable_minimum(vgg).flops / CostModel(vgg).dense.flops
+    check_reachable(Target(latency=1 - 0.89 * (1 - least)), vgg, meter=gauge)
+    with pytest.warns(UserWarning, match=rf"latency=0\.4.* leaves little .* it measures latency={least:.4g} of"):
+        check_reachable(Target(latency=1 - 0.91 * (1 - least)), vgg, meter=gauge)
+
+
 def test_a_check_does_not_measure_what_fails_already(vgg):
     gauge = Gauge(vgg, latency=lambda f: f)
     with pytest.raises(TargetUnreachableError, match=r"channels=0\.001"):
