@@ -51,6 +51,8 @@ METHODS: dict[str, tuple[Any, dict[str, Any]]] = {
     "Taylor, power 0": (Taylor, {"cost_power": 0.0}),
     "Taylor, power 0.5": (Taylor, {"cost_power": 0.5}),
     "Taylor, power 1": (Taylor, {"cost_power": 1.0}),
+    "Taylor, multiples of 8": (Taylor, {"round_to": 8}),
+    "Taylor, multiples of 16": (Taylor, {"round_to": 16}),
     "Taylor l2": (Taylor, {"normalization": "l2"}),
     "Taylor l2+FLOPs": (Taylor, {"normalization": "l2", "cost_penalty": True}),
     "TaylorBatch": (TaylorBatch, {}),
@@ -74,6 +76,9 @@ class Classifier(L.LightningModule):
     def __init__(self, net: nn.Module, steps: int, lr: float) -> None:
         super().__init__()
         self.net, self.steps, self.lr = net, steps, lr
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.net(x)
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
         x, y = batch
@@ -108,7 +113,8 @@ def flops(net: nn.Module, example: Tensor) -> int:
     return counter.get_total_flops()
 
 
-def fitted(args: argparse.Namespace, seed: int, method: str, target: float) -> dict[str, Any]:
+def fitted(args: argparse.Namespace, seed: int, method: str, target: float, keep: Path | None = None) -> dict[str, Any]:
+    """Fit one net by one method, and say what is left of it; the net itself goes into the file ``keep``."""
     net, data, example = NETS[args.net](argparse.Namespace(**vars(args)), seed)
     dense = flops(net, example)
     L.seed_everything(1000 + seed, verbose=False)
@@ -127,11 +133,13 @@ def fitted(args: argparse.Namespace, seed: int, method: str, target: float) -> d
             options = (
                 {"min_channels": args.min_channels, "measure_latency": False} | options | {"cost_penalty": penalty}
             )
+            if args.measured_batch:
+                options["example_inputs"] = [args.measured_batch, *example.shape[1:]]
             asked = Target(**{args.resource: target})
             callbacks.insert(0, TaylorPruning(asked, schedule, criterion(), **options))
     trainer = L.Trainer(
         max_epochs=1, callbacks=callbacks, accelerator="auto", devices=1, logger=False, enable_checkpointing=False,
-        enable_progress_bar=False, enable_model_summary=False, num_sanity_val_steps=0,
+        enable_progress_bar=False, enable_model_summary=False, num_sanity_val_steps=0, precision=args.precision,
         val_check_interval=args.steps // args.points, default_root_dir=args.folder,
     )  # fmt: skip
     module = Classifier(net, args.steps, args.lr)
@@ -139,6 +147,8 @@ def fitted(args: argparse.Namespace, seed: int, method: str, target: float) -> d
     trainer.fit(module, train, DataLoader(test_images(args, args.part), 250))
     seconds = time.perf_counter() - began
     trainer.validate(module, DataLoader(test_images(args, args.test), 250), verbose=False)
+    if keep:
+        torch.save(net, keep)
     return {
         "accuracy": round(100 * float(trainer.callback_metrics["acc"]), 2),
         "flops": round(flops(net, example) / dense, 4),
@@ -175,13 +185,14 @@ def picture(rows: list[dict[str, Any]], net: str) -> Any:
 
 
 def main() -> None:
-    args = parsed()
+    args = parser().parse_args()
     args.folder.mkdir(parents=True, exist_ok=True)
     torch.set_num_threads(args.threads)
     warnings.filterwarnings("ignore")
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     own = "" if args.resource == "flops" else f"{args.resource}_"
     settings = f"{own}{args.steps}x{args.batch}_lr{args.lr}_every{args.every}_least{args.min_channels}"
+    settings += "" if args.precision == "32-true" else f"_{args.precision}"
     file = args.folder / f"{args.net}_{settings}.jsonl"
     rows = [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
     done = {(row["seed"], row["method"], row["target"]) for row in rows}
@@ -204,8 +215,9 @@ def main() -> None:
         print(f"{method:16} {target:4} mean {mean(values):5.1f} sd {spread:4.1f} {values}")
 
 
-def parsed() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def parser(description: str | None = __doc__) -> argparse.ArgumentParser:
+    """Return what reads the settings of a fit."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("net", choices=NETS)
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--weights", type=Path)
@@ -227,7 +239,9 @@ def parsed() -> argparse.Namespace:
     parser.add_argument("--part", type=int, default=1000, help="test images of a point")
     parser.add_argument("--test", type=int, default=10000, help="test images of the end")
     parser.add_argument("--threads", type=int, default=1)
-    return parser.parse_args()
+    parser.add_argument("--precision", default="32-true", help="of the fit and its validations, as Lightning names it")
+    parser.add_argument("--measured-batch", type=int, help="for latency and memory; the fit's if missing")
+    return parser
 
 
 if __name__ == "__main__":
