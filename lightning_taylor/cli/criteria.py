@@ -32,7 +32,7 @@ def own_criterion(pruning: TaylorPruning) -> str:
     Example:
         >>> from lightning_taylor import TaylorBatch
         >>> own_criterion(TaylorPruning()), own_criterion(TaylorPruning(criterion=TaylorBatch(momentum=0.9)))
-        ('Taylor', 'TaylorBatch(momentum=0.9)')
+        ('TaylorBatch', 'TaylorBatch(momentum=0.9)')
     """
     own = repr(pruning.options.criterion)
     return next((name for name, criterion in every_criterion().items() if repr(criterion) == own), own)

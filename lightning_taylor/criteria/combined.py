@@ -47,7 +47,7 @@ class Combined(Criterion):
     Example:
         >>> from lightning_taylor.criteria import ActivationMean, TaylorBatch
         >>> Combined(TaylorBatch(), ActivationMean(), share=0.25)
-        Combined(first=TaylorBatch(momentum=0.0), second=ActivationMean(), share=0.25, normalization='l2')
+        Combined(first=TaylorBatch(momentum=None), second=ActivationMean(), share=0.25, normalization='l2')
     """
 
     def __init__(

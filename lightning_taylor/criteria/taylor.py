@@ -59,7 +59,7 @@ class Taylor(Criterion):
     layers, raw and after l2, is 0.86 and 0.82 for SqueezeNet on flowers, 0.73 and 0.60 for ResNet-20 and 0.71 and 0.63
     for a VGG-16 with batch norm on CIFAR-10; with the mean over positions 0.64 and 0.82, 0.31 and 0.55, -0.28 and
     0.63. ResNet-20 pruned to 50 % and 30 % of its FLOPs keeps 74.7 and 65.8 % accuracy with raw scores, 73.5 and
-    63.2 % with l2, and 78.1 and 69.1 % with ``cost_power=0.5``, the default for such a target (5 seeds,
+    63.2 % with l2, and 78.1 and 69.1 % with ``cost_power=0.5``, its own power (5 seeds,
     ``tests/benchmarks/accuracy.py``).
 
     Raises:

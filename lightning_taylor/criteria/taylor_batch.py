@@ -59,7 +59,7 @@ class TaylorBatch(Criterion):
 
     Example:
         >>> TaylorBatch(), TaylorBatch(momentum=0.9)
-        (TaylorBatch(), TaylorBatch(momentum=0.9))
+        (TaylorBatch(momentum=None), TaylorBatch(momentum=0.9))
     """
 
     def __init__(self, momentum: float | None = None) -> None:

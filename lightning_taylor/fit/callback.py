@@ -16,7 +16,7 @@ from typing_extensions import override
 
 from lightning_taylor.checkpoint.widths import NO_STATE, STATE_KEY, was_pruned
 from lightning_taylor.criteria.base import Criterion
-from lightning_taylor.criteria.taylor import Taylor
+from lightning_taylor.criteria.taylor_batch import TaylorBatch
 from lightning_taylor.fit import logging as loggers
 from lightning_taylor.fit.distributed import Ranks, check_return, check_strategy
 from lightning_taylor.fit.logging import FitLog
@@ -79,9 +79,11 @@ class TaylorPruning(Callback):
             ``flops``, ``params``, ``channels``, ``latency`` and ``memory``, each such a fraction; all have to hold.
         schedule: when channels are removed: ``Gradual``, ``Iterative`` or ``OneShot``. By default a cubic
             ``Gradual()`` over the fit's own length: the first tenth dense, events until two thirds, then fine-tuning.
-        criterion: how channels are scored; ``Taylor()`` by default.
+        criterion: how channels are scored; ``TaylorBatch()`` by default, which keeps most accuracy
+            (notebooks/accuracy.md). ``Taylor()`` is the criterion of the paper of 2017.
         normalization: of the scores within each group, before the global ranking: "l2", "l1", "minmax" or "none". By
-            default the criterion's own ("none" for ``Taylor``, "l2" for the baselines); with a ``cost_penalty`` "l2".
+            default the criterion's own ("none" for both of Taylor's, "l2" for the baselines); with a ``cost_penalty``
+            "l2".
         cost_penalty: what a channel's normalised score loses per unit of its price (see ``cost_power``), in units of
             the score; the paper uses 1e-3, with FLOPs.
         ignore: name patterns of layers whose output channels stay: "layer4" covers everything inside, "*.conv1"
@@ -102,7 +104,7 @@ class TaylorPruning(Callback):
         allow_inexact_norms: also remove channels that a LayerNorm or GroupNorm averages over, as in ConvNeXt
             and Swin; its statistics then run over those that are left, which changes the outputs a little.
         cost_power: a channel's score is divided by its price to this power: 0 ranks by what a channel is worth, 1 by
-            what it is worth per price, None by the criterion's own (0.5 for ``Taylor()``, 1 for ``TaylorBatch()``:
+            what it is worth per price, None by the criterion's own (1 for ``TaylorBatch()``, 0.5 for ``Taylor()``:
             notebooks/accuracy.md). The price is what the channel's removal saves of the resource that the target asks
             for, of several the one furthest from its limit: MFLOPs (1e6 per example), millions of parameters, MB or
             milliseconds; the last two on this device, by ``lightning_taylor.measure.savings``.
@@ -166,7 +168,7 @@ class TaylorPruning(Callback):
         self._written = as_written(arguments, TaylorPruning)
         cost_penalty, cost_power = present_names(arguments)
         numbers = (cost_penalty, min_channels, round_to, cost_power, max_removed, score_batches)
-        self.options = Options.of(target, criterion or Taylor(), normalization, *numbers)
+        self.options = Options.of(target, criterion or TaylorBatch(), normalization, *numbers)
         self.normalization, self.cost_power = normalization, cost_power
         self.schedule, self.ignore = schedule, tuple(ignore)
         self.example_inputs = as_inputs(example_inputs)

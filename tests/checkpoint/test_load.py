@@ -19,7 +19,7 @@ from fit.nets import Late, LateMixed, Mixed, Net, fitted, holds, layers, pruning
 from fit.resuming import KillAfter, KilledError
 from lightning.pytorch.callbacks import EMAWeightAveraging, ModelCheckpoint
 
-from lightning_taylor import TaylorBatch, TaylorPruning, UncoupledChannelsError
+from lightning_taylor import Taylor, TaylorPruning, UncoupledChannelsError
 from lightning_taylor.checkpoint.load import load_pruned
 
 X = torch.randn(2, 3, 12, 12)
@@ -187,7 +187,7 @@ def test_a_checkpoint_of_another_model_says_what_differs(
     ("changed", "message"),
     [
         ({"target": 0.4}, r"target=.*flops=0.4.*, which was .*flops=0.5"),
-        ({"criterion": TaylorBatch()}, r"criterion=TaylorBatch\(.*\), which was Taylor\("),
+        ({"criterion": Taylor()}, r"criterion=Taylor\(.*\), which was TaylorBatch\("),
         (
             {"normalization": "l1", "min_channels": 2},
             r"normalization='l1', which was 'none'; min_channels=2, which was 1",

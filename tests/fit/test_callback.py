@@ -213,7 +213,7 @@ def test_sharding_strategies_are_refused_by_name() -> None:
 
 def test_channels_that_only_a_bare_parameter_reads_are_named_when_the_target_needs_them(tmp_path: Path) -> None:
     with pytest.raises(TargetUnreachableError, match=r"Taylor\(.*\) cannot score net.stem"):
-        fit(Boring(zoo.Shared()), pruning(), tmp_path)
+        fit(Boring(zoo.Shared()), pruning(criterion=Taylor()), tmp_path)
     callback = pruning(criterion=TaylorBatch())
     fit(Boring(zoo.Shared()), callback, tmp_path)
     assert callback.graph is not None

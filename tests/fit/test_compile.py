@@ -171,7 +171,7 @@ def test_a_fit_that_begins_with_a_smaller_batch_is_compiled_for_the_others(tmp_p
     """As one that is resumed at the last batch of an epoch; what is seen first must not decide for good."""
     small, large = (next(iter(loader(n=n, batch=n))) for n in (4, 8))
     batches: Any = DataLoader([small, small, *[large] * 10], batch_size=None)
-    fit(whole(), pruning(schedule=OneShot(10)), tmp_path, batches, max_epochs=1)
+    fit(whole(), pruning(schedule=OneShot(10), criterion=Taylor()), tmp_path, batches, max_epochs=1)
     # Scored as one graph, and once more when nothing is scored any more.
     assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 2
 

@@ -17,7 +17,7 @@ from torch import Tensor
 from fit.boring import Boring, loader, trainer
 from fit.harness import Survivors, fit, hooks_on, pruning, report_in
 from fit.resuming import StatefulLoader, differences
-from lightning_taylor import Gradual, Guard, Iterative, TaylorPruning
+from lightning_taylor import Gradual, Guard, Iterative, Taylor, TaylorPruning
 
 EVENTS = Gradual(every_n_steps=4, start_step=8, end_step=24)  # at 12, 16, 20 and 24 of 48 steps in epochs of eight
 LATE = Gradual(every_n_steps=4, start_step=8, end_step=28, curve="linear")
@@ -144,7 +144,8 @@ def test_pause_waits_for_the_metric_and_then_catches_up(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_pause_lets_iterative_events_go_on_one_by_one(tmp_path: Path) -> None:
-    pruner = guarded("pause", Iterative(every_n_steps=3, channels_per_event=1, start_step=8))
+    one_by_one = Iterative(every_n_steps=3, channels_per_event=1, start_step=8)
+    pruner = pruning(schedule=one_by_one, guard=Guard("val_acc", 0.1, "pause"), criterion=Taylor())
     with (
         pytest.warns(UserWarning, match="events wait"),
         pytest.warns(UserWarning, match="pruning goes on"),

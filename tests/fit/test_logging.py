@@ -33,8 +33,8 @@ SETTINGS = {
     "TaylorPruning/target/flops": "0.5",
     "TaylorPruning/schedule/class": "Gradual",
     "TaylorPruning/schedule/end_step": "18",
-    "TaylorPruning/criterion/class": "Taylor",
-    "TaylorPruning/criterion/positions": "sum",
+    "TaylorPruning/criterion/class": "TaylorBatch",
+    "TaylorPruning/criterion/momentum": "None",
     "TaylorPruning/round_to": "1",
     "TaylorPruning/guard": "None",
 }

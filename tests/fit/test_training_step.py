@@ -301,7 +301,7 @@ def test_a_target_that_no_gradient_can_reach_is_an_error_before_the_first_step()
     module = FrozenEncoder()
     before = copy.deepcopy(module.state_dict())
     with pytest.raises(TargetUnreachableError, match="gradient"):
-        trainer([TaylorPruning(0.5)], max_epochs=1).fit(module, loader(32))
+        trainer([TaylorPruning(0.5, criterion=Taylor())], max_epochs=1).fit(module, loader(32))
     assert all(torch.equal(value, before[name]) for name, value in module.state_dict().items())
 
 

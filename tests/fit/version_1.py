@@ -19,7 +19,7 @@ import zoo_sizes
 from torch import Tensor
 
 from fit.boring import Boring, loader, trainer
-from lightning_taylor import Gradual, Guard, TaylorPruning
+from lightning_taylor import Gradual, Guard, Taylor, TaylorPruning
 
 FILE = Path(__file__).with_name("version_1.ckpt.gz")
 STEP = 21
@@ -53,7 +53,7 @@ class _Save(L.Callback):
 
 def pruner() -> TaylorPruning:
     schedule = Gradual(every_n_steps=4, start_step=8, end_step=28, curve="linear")
-    return TaylorPruning(0.5, schedule, guard=Guard("val_acc", 0.1, "rollback"), measure_latency=False)
+    return TaylorPruning(0.5, schedule, Taylor(), guard=Guard("val_acc", 0.1, "rollback"), measure_latency=False)
 
 
 def fit(callbacks: Sequence[L.Callback], resume: Path | None = None) -> L.LightningModule:
