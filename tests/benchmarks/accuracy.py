@@ -51,8 +51,6 @@ METHODS: dict[str, tuple[Any, dict[str, Any]]] = {
     "Taylor, power 0": (Taylor, {"cost_power": 0.0}),
     "Taylor, power 0.5": (Taylor, {"cost_power": 0.5}),
     "Taylor, power 1": (Taylor, {"cost_power": 1.0}),
-    "Taylor, multiples of 8": (Taylor, {"round_to": 8}),
-    "Taylor, multiples of 16": (Taylor, {"round_to": 16}),
     "Taylor l2": (Taylor, {"normalization": "l2"}),
     "Taylor l2+FLOPs": (Taylor, {"normalization": "l2", "cost_penalty": True}),
     "TaylorBatch": (TaylorBatch, {}),
@@ -133,6 +131,7 @@ def fitted(args: argparse.Namespace, seed: int, method: str, target: float, keep
             options = (
                 {"min_channels": args.min_channels, "measure_latency": False} | options | {"cost_penalty": penalty}
             )
+            options["round_to"] = args.round_to
             if args.measured_batch:
                 options["example_inputs"] = [args.measured_batch, *example.shape[1:]]
             asked = Target(**{args.resource: target})
@@ -193,6 +192,7 @@ def main() -> None:
     own = "" if args.resource == "flops" else f"{args.resource}_"
     settings = f"{own}{args.steps}x{args.batch}_lr{args.lr}_every{args.every}_least{args.min_channels}"
     settings += "" if args.precision == "32-true" else f"_{args.precision}"
+    settings += f"_multiples{args.round_to}" if args.round_to else ""
     file = args.folder / f"{args.net}_{settings}.jsonl"
     rows = [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
     done = {(row["seed"], row["method"], row["target"]) for row in rows}
@@ -235,6 +235,7 @@ def parser(description: str | None = __doc__) -> argparse.ArgumentParser:
     parser.add_argument("--epochs", type=int, default=8, help="of fine-tuning before it, for the SqueezeNet")
     parser.add_argument("--cost-penalty", type=float, default=0.1, help="of Taylor l2+FLOPs, per MFLOP of a channel")
     parser.add_argument("--min-channels", type=int, default=1)
+    parser.add_argument("--round-to", type=int, help="multiple of the widths; by default what TaylorPruning takes")
     parser.add_argument("--points", type=int, default=10, help="of the curve")
     parser.add_argument("--part", type=int, default=1000, help="test images of a point")
     parser.add_argument("--test", type=int, default=10000, help="test images of the end")

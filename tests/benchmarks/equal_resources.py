@@ -42,13 +42,7 @@ from lightning_taylor.measure.meter import Meter
 from lightning_taylor.measure.operator_times import OperatorTimes, timer_on
 from lightning_taylor.utilities.calls import ForwardCall
 
-METHODS = {
-    "price": "Taylor",
-    "raw": "Taylor, power 0",
-    "FLOPs": "Taylor",
-    "price, 8": "Taylor, multiples of 8",
-    "price, 16": "Taylor, multiples of 16",
-}
+METHODS = {"price": "Taylor", "raw": "Taylor, power 0", "FLOPs": "Taylor"}
 
 
 def priced(way: str) -> AbstractContextManager[Any]:
@@ -91,7 +85,7 @@ def measured(dense: nn.Module, pruned: nn.Module, x: Tensor, resource: str, turn
 
 
 def table(args: argparse.Namespace, rows: list[dict[str, Any]]) -> None:
-    """Write one line for each way and target, with means and standard deviations over the seeds."""
+    """Write one line for each way, multiple and target, with means and standard deviations over the seeds."""
     found: dict[Any, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
     for row in rows:
         net, _, example = NETS[args.net](argparse.Namespace(**vars(args)), row["seed"])
@@ -100,12 +94,12 @@ def table(args: argparse.Namespace, rows: list[dict[str, Any]]) -> None:
         new = measured(net.eval(), pruned.eval(), x, args.resource, args.turns)
         told = {"accuracy": row["accuracy"], "the fit says": row["remaining"][args.resource], **new}
         told |= {"FLOPs left": row["flops"], "parameters left": row["remaining"]["params"]}
-        print(row["way"], row["seed"], told, flush=True)
+        print(row["way"], row["widths"], row["seed"], told, flush=True)
         for name, value in told.items():
-            found[row["target"], row["way"]][name].append(value)
+            found[row["target"], row["way"], row["widths"]][name].append(value)
     lines = []
-    for (target, way), columns in found.items():
-        line = {"net": args.net, "asked": f"{args.resource} {target:g}", "ranked by": way}
+    for (target, way, widths), columns in found.items():
+        line = {"net": args.net, "asked": f"{args.resource} {target:g}", "ranked by": way, "widths": widths}
         for name, values in columns.items():
             digits = 1 if name == "accuracy" else 3
             spread = f" ± {stdev(values):.{digits}f}" if len(values) > 1 else ""
@@ -129,14 +123,15 @@ def main() -> None:
     kept.mkdir(parents=True, exist_ok=True)
     file = args.folder / f"equal_{args.net}_{args.resource}_{args.steps}x{args.batch}_at{args.measured_batch}.jsonl"
     rows = [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
-    done = {(row["seed"], row["target"], row["way"]) for row in rows}
+    widths = "own" if args.round_to is None else f"multiples of {args.round_to}"
+    done = {(row["seed"], row["target"], row["way"], row["widths"]) for row in rows}
     for seed, target, way in itertools.product(args.seeds, args.targets, args.ways):
-        if args.measure or (seed, target, way) in done:
+        if args.measure or (seed, target, way, widths) in done:
             continue
-        net = kept / f"{args.net}_{args.resource}_{target}_{way}_{seed}.pt"
+        net = kept / f"{args.net}_{args.resource}_{target}_{way}_{widths}_{seed}.pt"
         with priced(way):
             row = fitted(args, seed, METHODS[way], target, net)
-        rows.append({"seed": seed, "way": way, "target": target, "file": str(net)} | row)
+        rows.append({"seed": seed, "way": way, "widths": widths, "target": target, "file": str(net)} | row)
         with file.open("a") as lines:
             lines.write(json.dumps(rows[-1]) + "\n")
         print(json.dumps({k: v for k, v in rows[-1].items() if k != "curve"}), flush=True)
