@@ -79,8 +79,8 @@ class TaylorPruning(Callback):
             ``flops``, ``params``, ``channels``, ``latency`` and ``memory``, each such a fraction; all have to hold.
         schedule: when channels are removed: ``Gradual``, ``Iterative`` or ``OneShot``. By default a cubic
             ``Gradual()`` over the fit's own length: the first tenth dense, events until two thirds, then fine-tuning.
-        criterion: how channels are scored; ``TaylorBatch()`` by default, which keeps most accuracy
-            (notebooks/accuracy.md). ``Taylor()`` is the criterion of the paper of 2017.
+        criterion: how channels are scored; ``TaylorBatch()`` by default, which kept more accuracy on most of the
+            networks that were measured (notebooks/accuracy.md). ``Taylor()`` is the criterion of the paper of 2017.
         normalization: of the scores within each group, before the global ranking: "l2", "l1", "minmax" or "none". By
             default the criterion's own ("none" for both of Taylor's, "l2" for the baselines); with a ``cost_penalty``
             "l2".

@@ -34,8 +34,8 @@ def own_round_to(device: torch.device, *, timed: bool = False) -> int:
     that a width that is no multiple of eight is slower than no pruning at all. Time per FLOP over the full width's is
     2.2 at odd widths and at multiples of 2 and 4, 1.6 at multiples of 8, 1.5 of 16, 1.4 of 32.
 
-    A CPU's vectors hold eight or sixteen floats. Where FLOPs are asked for, multiples would cost accuracy for nothing;
-    where time is, SqueezeNet and ResNet-20 have a seventh to a fifth more FLOPs left in the same time.
+    A CPU's vectors hold eight or sixteen floats: with multiples of eight, SqueezeNet and ResNet-20 have a seventh to a
+    fifth more FLOPs left in the same time (``notebooks/accuracy.md``). A target of FLOPs gains nothing by them.
 
     Args:
         device: that the network is on.
