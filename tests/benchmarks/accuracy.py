@@ -64,7 +64,11 @@ METHODS: dict[str, tuple[Any, dict[str, Any]]] = {
     "WeightMagnitude, power 0.5": (WeightMagnitude, {"cost_power": 0.5}),
     "Random": (Random, {}),
     "TP Taylor": ("taylor", {}),
+    "TP Taylor, per layer": ("taylor", {"global_pruning": False}),
+    "TP Taylor, isomorphic": ("taylor", {"isomorphic": True}),
     "TP magnitude": ("magnitude", {}),
+    "TP magnitude, per layer": ("magnitude", {"global_pruning": False}),
+    "TP magnitude, isomorphic": ("magnitude", {"isomorphic": True}),
 }
 
 
@@ -125,7 +129,7 @@ def fitted(args: argparse.Namespace, seed: int, method: str, target: float, keep
         schedule = Gradual(every_n_steps=args.every, start_step=5, end_step=args.steps // 2)
         criterion, options = METHODS[method]
         if isinstance(criterion, str):
-            callbacks.insert(0, TorchPruning(criterion, target, schedule, example, dense, flops))
+            callbacks.insert(0, TorchPruning(criterion, target, schedule, example, dense, flops, **options))
         else:
             penalty = args.cost_penalty if options.get("cost_penalty") else 0.0
             options = (

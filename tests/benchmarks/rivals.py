@@ -15,10 +15,10 @@ from lightning_taylor import Gradual, Target
 class TorchPruning(L.Callback):
     """Prunes at the events of the same schedule to the same FLOPs; the optimizer goes on with what is left.
 
-    Scores are of the weights ("magnitude", L2) or of the weights and the gradients of the last batch ("taylor"), all
-    groups ranked together, as its documentation recommends for each. At every event it takes small steps until the
-    FLOPs are as low as the schedule asks; ``rounds`` of them would remove all. Momentum of parameters that it replaced
-    is lost.
+    Scores are of the weights ("magnitude", L2) or of the weights and the gradients of the last batch ("taylor"). All
+    groups are ranked together, as its documentation recommends for each, unless ``options`` of its pruner say
+    otherwise. At every event it takes small steps until the FLOPs are as low as the schedule asks; ``rounds`` of them
+    would remove all. Momentum of parameters that it replaced is lost.
 
     Its rounds count what was removed since the start, and a step takes every channel that scores no more than the last
     one it needs. Where many score exactly 0 (dead ReLUs of a net that was never trained: a third of VGG-16's channels)
@@ -34,9 +34,11 @@ class TorchPruning(L.Callback):
         dense: int,
         flops: Callable[[nn.Module, Tensor], int],
         rounds: int = 400,
+        **options: Any,
     ) -> None:
         self.importance, self.target, self.schedule, self.rounds = importance, Target(flops=target), schedule, rounds
         self.example, self.dense, self.flops = example, dense, flops
+        self.options = {"global_pruning": True} | options
         self.pruner: Any = None
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -45,8 +47,8 @@ class TorchPruning(L.Callback):
         kinds = {"taylor": tp.importance.GroupTaylorImportance, "magnitude": tp.importance.GroupMagnitudeImportance}
         classes = [m for m in pl_module.net.modules() if isinstance(m, nn.Linear | nn.Conv2d)][-1]
         self.pruner = tp.pruner.BasePruner(
-            pl_module.net, self.example, kinds[self.importance](), global_pruning=True, pruning_ratio=0.99,
-            max_pruning_ratio=0.95, iterative_steps=self.rounds, ignored_layers=[classes],
+            pl_module.net, self.example, kinds[self.importance](), pruning_ratio=0.99, max_pruning_ratio=0.95,
+            iterative_steps=self.rounds, ignored_layers=[classes], **self.options,
         )  # fmt: skip
 
     def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *_: Any) -> None:
