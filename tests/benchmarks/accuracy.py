@@ -14,21 +14,22 @@ The methods "TP ..." need Torch-Pruning: ``uv run --with torch-pruning python te
 from __future__ import annotations
 
 import argparse
-import itertools
-import json
 import logging
 import time
 import warnings
 from collections import defaultdict
+from functools import partial
 from pathlib import Path
-from statistics import mean, stdev
+from statistics import mean
 from typing import Any
 
 import lightning as L
 import torch
 import torch.nn.functional as F
+from lines import by_method, fill, methods_and_targets
 from nets import NETS, test_images
 from rivals import TorchPruning
+from subjects import write
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Subset
 from torch.utils.flop_counter import FlopCounterMode
@@ -189,7 +190,6 @@ def picture(rows: list[dict[str, Any]], net: str) -> Any:
 
 def main() -> None:
     args = parser().parse_args()
-    args.folder.mkdir(parents=True, exist_ok=True)
     torch.set_num_threads(args.threads)
     warnings.filterwarnings("ignore")
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
@@ -198,25 +198,11 @@ def main() -> None:
     settings += "" if args.precision == "32-true" else f"_{args.precision}"
     settings += f"_multiples{args.round_to}" if args.round_to else ""
     file = args.folder / f"{args.net}_{settings}.jsonl"
-    rows = [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
-    done = {(row["seed"], row["method"], row["target"]) for row in rows}
-    pruned = itertools.product([method for method in args.methods if method != "dense"], args.targets)
-    jobs = [*([("dense", 1.0)] if "dense" in args.methods else []), *pruned]
-    for seed, job in itertools.product(args.seeds, jobs):
-        if (seed, *job) in done:
-            continue
-        rows.append({"seed": seed, "method": job[0], "target": job[1]} | fitted(args, seed, *job))
-        with file.open("a") as lines:
-            lines.write(json.dumps(rows[-1]) + "\n")
-        print(json.dumps({k: v for k, v in rows[-1].items() if k != "curve"}), flush=True)
+    jobs = methods_and_targets(args.seeds, args.methods, args.targets)
+    rows = fill(file, jobs, partial(fitted, args))
     if "dense" in args.methods:
         picture(rows, args.net).savefig(file.with_suffix(".png"), dpi=120)
-    table: dict[tuple[str, float], list[float]] = defaultdict(list)
-    for row in rows:
-        table[row["method"], row["target"]].append(row["accuracy"])
-    for (method, target), values in table.items():
-        spread = stdev(values) if len(values) > 1 else float("nan")
-        print(f"{method:16} {target:4} mean {mean(values):5.1f} sd {spread:4.1f} {values}")
+    write(by_method(rows, "accuracy"), f"{args.net}: test accuracy in %", args.folder, file.stem, "cpu")
 
 
 def parser(description: str | None = __doc__) -> argparse.ArgumentParser:

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import argparse
 import itertools
-import json
 import logging
 import sys
 import tempfile
@@ -22,7 +21,6 @@ import warnings
 from collections import defaultdict
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from statistics import mean, stdev
 from typing import Any
 from unittest import mock
 
@@ -30,6 +28,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 import torch
 from accuracy import fitted, parser
+from lines import fill, spread
 from nets import NETS
 from subjects import in_turns, ratios, write
 from targets import peak
@@ -102,8 +101,7 @@ def table(args: argparse.Namespace, rows: list[dict[str, Any]]) -> None:
         line = {"net": args.net, "asked": f"{args.resource} {target:g}", "ranked by": way, "widths": widths}
         for name, values in columns.items():
             digits = 1 if name == "accuracy" else 3
-            spread = f" ± {stdev(values):.{digits}f}" if len(values) > 1 else ""
-            line[name] = f"{mean(values):.{digits}f}{spread}"
+            line[name] = spread(values, digits)
         lines.append(line | {"seeds": len(columns["accuracy"])})
     title = f"Accuracy at equal {args.resource}, at a batch of {args.measured_batch or args.batch}"
     write(lines, title, args.folder, f"equal_{args.net}_{args.resource}", "cpu")
@@ -122,19 +120,16 @@ def main() -> None:
     kept = args.folder / "kept"
     kept.mkdir(parents=True, exist_ok=True)
     file = args.folder / f"equal_{args.net}_{args.resource}_{args.steps}x{args.batch}_at{args.measured_batch}.jsonl"
-    rows = [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
     widths = "own" if args.round_to is None else f"multiples of {args.round_to}"
-    done = {(row["seed"], row["target"], row["way"], row["widths"]) for row in rows}
-    for seed, target, way in itertools.product(args.seeds, args.targets, args.ways):
-        if args.measure or (seed, target, way, widths) in done:
-            continue
+
+    def run(seed: int, way: str, widths: str, target: float) -> dict[str, Any]:
         net = kept / f"{args.net}_{args.resource}_{target}_{way}_{widths}_{seed}.pt"
         with priced(way):
-            row = fitted(args, seed, METHODS[way], target, net)
-        rows.append({"seed": seed, "way": way, "widths": widths, "target": target, "file": str(net)} | row)
-        with file.open("a") as lines:
-            lines.write(json.dumps(rows[-1]) + "\n")
-        print(json.dumps({k: v for k, v in rows[-1].items() if k != "curve"}), flush=True)
+            return {"file": str(net)} | fitted(args, seed, METHODS[way], target, net)
+
+    wanted = itertools.product(args.seeds, args.targets, args.ways)
+    jobs = [{"seed": seed, "way": way, "widths": widths, "target": target} for seed, target, way in wanted]
+    rows = fill(file, [] if args.measure else jobs, run)
     if args.measure:
         table(args, rows)
 

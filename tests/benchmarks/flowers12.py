@@ -11,17 +11,17 @@ from __future__ import annotations
 
 import argparse
 import copy
-import json
 import logging
 import time
 import warnings
-from collections import defaultdict
+from functools import cache
 from pathlib import Path
-from statistics import mean, stdev
 from typing import Any
 
 import lightning as L
 import torch
+from lines import by_method, fill, methods_and_targets
+from subjects import write
 
 from lightning_taylor import Gradual, Random, Taylor, TaylorBatch, TaylorPruning, WeightMagnitude
 from lightning_taylor.recipes.classifier import ImageClassifier
@@ -106,31 +106,17 @@ def main() -> None:
         torch.set_num_threads(args.threads)
     warnings.filterwarnings("ignore")
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
-    rows = [json.loads(line) for line in args.out.read_text().splitlines()] if args.out.exists() else []
-    keys = ("seed", "criterion", "target", "normalization", "cost_penalty", "min_channels", "lr", "epochs")
-    done = {tuple(row[k] for k in keys) for row in rows}
-    jobs = [("dense", 1.0)] if args.dense else []
-    jobs += [(criterion, target) for target in args.targets for criterion in args.criteria]
-    for seed in args.seeds:
-        data = ImageFolder(str(args.root), size=128, batch_size=32, num_workers=0, cache=True)
-        start: tuple[ImageClassifier, float] | None = None
-        for name, target in jobs:
-            settings = (args.normalization, args.cost_penalty, args.min_channels, args.lr, args.epochs)
-            key = (seed, name, target, *settings)
-            if key in done:
-                continue
-            start = start or fine_tuned(args, seed, data)
-            row = dict(zip(keys, key, strict=True)) | {"start": start[1]}
-            rows.append(row | continued(args, seed, data, start[0], name, target))
-            with args.out.open("a") as file:
-                file.write(json.dumps(rows[-1]) + "\n")
-            print(json.dumps(rows[-1]), flush=True)
-    table: dict[tuple[str, float], list[float]] = defaultdict(list)
-    for row in rows:
-        table[row["criterion"], row["target"]].append(row["accuracy"])
-    for (name, target), values in table.items():
-        spread = stdev(values) if len(values) > 1 else float("nan")
-        print(f"{name:16} {target:4} mean {mean(values):5.1f} sd {spread:4.1f} n={len(values)} {values}")
+    settings = {name: getattr(args, name) for name in ("normalization", "cost_penalty", "min_channels", "lr", "epochs")}
+    data = ImageFolder(str(args.root), size=128, batch_size=32, num_workers=0, cache=True)
+    start = cache(lambda seed: fine_tuned(args, seed, data))
+
+    def run(seed: int, method: str, target: float, **_: Any) -> dict[str, Any]:
+        model, before = start(seed)
+        return {"start": before} | continued(args, seed, data, model, method, target)
+
+    jobs = methods_and_targets(args.seeds, ["dense"] * args.dense + args.criteria, args.targets)
+    rows = fill(args.out, [job | settings for job in jobs], run)
+    write(by_method(rows, "accuracy"), "SqueezeNet: test accuracy in %", args.out.parent, args.out.stem, "cpu")
 
 
 if __name__ == "__main__":

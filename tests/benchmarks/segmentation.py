@@ -11,14 +11,10 @@ done again.
 from __future__ import annotations
 
 import argparse
-import itertools
-import json
 import logging
 import sys
 import warnings
-from collections import defaultdict
 from pathlib import Path
-from statistics import mean, stdev
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -26,6 +22,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 import lightning as L
 import torch
 import torch.nn.functional as F
+from lines import by_method, fill, methods_and_targets
 from subjects import write
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
@@ -131,42 +128,21 @@ def main() -> None:
     asked.add_argument("--threads", type=int, default=1)
     asked.add_argument("--out", type=Path, default=Path("benchmarks"))
     args = asked.parse_args()
-    args.out.mkdir(parents=True, exist_ok=True)
     torch.set_num_threads(args.threads)
     warnings.filterwarnings("ignore")
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
-    file = args.out / "segmentation.jsonl"
-    rows = [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
-    done = {(row["seed"], row["method"], row["target"]) for row in rows}
-    pruned = itertools.product([m for m in args.methods if m != "dense"], args.targets)
-    jobs = [*([("dense", 1.0)] if "dense" in args.methods else []), *pruned]
-    for seed, (method, target) in itertools.product(args.seeds, jobs):
-        if (seed, method, target) in done:
-            continue
+
+    def run(seed: int, method: str, target: float) -> dict[str, Any]:
         callbacks = []
         if method != "dense":
             schedule = Gradual(every_n_steps=args.every, start_step=5, end_step=args.steps // 2)
             callbacks = [TaylorPruning(target, schedule, METHODS[method](), measure_latency=False, verbose=False)]
         iou = fit(started(args, seed, args.steps), args.steps, 200 + seed, args.out, *callbacks)
-        row = {"seed": seed, "method": method, "target": target, "iou": iou}
-        row |= callbacks[0].remaining if callbacks else {}
-        rows.append(row)
-        with file.open("a") as lines:
-            lines.write(json.dumps(row) + "\n")
-        print(json.dumps(row), flush=True)
-    found: dict[str, dict[float, list[float]]] = defaultdict(lambda: defaultdict(list))
-    for row in rows:
-        found[row["method"]][row["target"]].append(row["iou"])
-    lines = [
-        {"method": method} | {f"{target:.0%}": spread(values) for target, values in sorted(of.items(), reverse=True)}
-        for method, of in found.items()
-    ]
+        return {"iou": iou} | (callbacks[0].remaining if callbacks else {})
+
+    jobs = methods_and_targets(args.seeds, args.methods, args.targets)
+    lines = by_method(fill(args.out / "segmentation.jsonl", jobs, run), "iou")
     write(lines, "LR-ASPP, MobileNetV3-Large: mean intersection over union in %", args.out, "segmentation", "cpu")
-
-
-def spread(values: list[float]) -> str:
-    """Mean and standard deviation."""
-    return f"{mean(values):.1f} ± {stdev(values):.1f}" if len(values) > 1 else f"{values[0]:.1f}"
 
 
 if __name__ == "__main__":
