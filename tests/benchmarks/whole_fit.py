@@ -34,22 +34,23 @@ from lightning_taylor import Gradual, TaylorPruning
 
 
 class Module(L.LightningModule):
-    """Trains on one batch that stays on the device."""
+    """Trains on one batch, which stays on the device, with labels of chance."""
 
     def __init__(self, setting: Setting) -> None:
         super().__init__()
         self.setting, self.net = setting, setting.model()
-        self.made: Training | None = None
+        self.batches: list[tuple[Tensor, Tensor]] = []
 
     def on_fit_start(self) -> None:
-        self.made = Training(self.setting, self.net)
+        made = Training(self.setting, self.net)
+        self.batches.append((made.x, made.y))
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
-        assert self.made is not None
-        return F.cross_entropy(self.net(self.made.x), torch.randint_like(self.made.y, 10))
+        x, y = batch
+        return F.cross_entropy(self.net(x), torch.randint_like(y, 10))
 
     def train_dataloader(self) -> Any:
-        return torch.utils.data.DataLoader(torch.zeros(10**6, 1), self.setting.batch)
+        return torch.utils.data.DataLoader(self.batches * 10**6, batch_size=None)
 
     def configure_optimizers(self) -> Any:
         return torch.optim.SGD(self.parameters(), lr=1e-3, momentum=0.9)
