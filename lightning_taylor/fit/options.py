@@ -17,6 +17,7 @@ from lightning_taylor.graph.channel_graph import ChannelGraph
 from lightning_taylor.plan.feasibility import own_round_to
 from lightning_taylor.plan.guard import Guard
 from lightning_taylor.plan.limits import MaxRemoved, WidthLimits
+from lightning_taylor.plan.price import power_of_price
 from lightning_taylor.plan.schedule import Schedule
 from lightning_taylor.plan.score_batches import DEFAULT, ScoreBatches, Scored
 from lightning_taylor.plan.target import Target
@@ -57,12 +58,15 @@ class Options:
     cost_penalty: float = 0.0
     min_channels: int = 1
     round_to: int | None = 1
-    cost_power: float = 0.0
+    cost_power: float | None = 0.0
+    """None for the criterion's own, which depends on the resource."""
     max_removed: MaxRemoved | None = None
     score_batches: ScoreBatches | None = None
     """None for every optimizer step."""
     own_round_to: int = 1
     """Of the device; holds where the user left ``round_to`` open."""
+    own_cost_power: float = 0.0
+    """Of the criterion, for FLOPs; holds where the user left ``cost_power`` open."""
 
     @classmethod
     def of(
@@ -86,16 +90,16 @@ class Options:
             >>> from lightning_taylor.criteria import Taylor
             >>> [Options.of(0.5, Taylor(), None, penalty, 1, 1).normalization for penalty in (0.0, 1e-3)]
             ['none', 'l2']
-            >>> [Options.of(0.5, Taylor(), scale, 0.0, 1, 1, None).cost_power for scale in (None, "l2")]
+            >>> [Options.of(0.5, Taylor(), scale, 0.0, 1, 1, None).power("flops") for scale in (None, "l2")]
             [0.5, 0.0]
         """
         target = Target.of(target)
         scale = normalization or ("l2" if cost_penalty else criterion.default_normalization)
-        if cost_power is None:
-            own = scale == criterion.default_normalization and not cost_penalty
-            cost_power = criterion.default_cost_power if own else 0.0
+        as_it_wants = scale == criterion.default_normalization and not cost_penalty
+        own = criterion.default_cost_power if as_it_wants else 0.0
         steps = _scored(score_batches)
-        return cls(target, criterion, scale, cost_penalty, min_channels, round_to, cost_power, max_removed, steps)
+        given = (target, criterion, scale, cost_penalty, min_channels, round_to, cost_power, max_removed, steps)
+        return cls(*given, own_cost_power=own)
 
     def on(self, device: torch.device) -> Options:
         """With the device's own multiple."""
@@ -105,6 +109,10 @@ class Options:
     def multiple(self) -> int:
         """What the widths are kept at multiples of."""
         return self.round_to or self.own_round_to
+
+    def power(self, resource: str) -> float:
+        """Return the power of a channel's price that its score is divided by, where the price is of this resource."""
+        return power_of_price(self.own_cost_power, resource) if self.cost_power is None else self.cost_power
 
     def limits(self, graph: ChannelGraph) -> WidthLimits:
         """How narrow the groups of a graph may become."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -171,21 +172,21 @@ class Pruner:
                 now=self.measured,
                 cost=self._cost,
                 limits=replace(limits, round_to=1) if few else limits,
-                cost_penalty=options.cost_penalty,
-                cost_power=options.cost_power,
-                prices=self._prices(),
+                **self._weights(),
             )
         except TargetUnreachableError as error:
             if not unscored:
                 raise
             return f"{error}. No gradient has reached the consumers of {', '.join(unscored[:8])}: are they frozen?"
 
-    def _prices(self) -> dict[str, float] | None:
-        """Return what a channel of each group costs, where the ranking asks for it."""
+    def _weights(self) -> dict[str, Any]:
+        """Return how the ranking weighs scores by what a channel costs, where it does."""
         options = self.options
-        if not options.cost_power and not options.cost_penalty:
-            return None
-        return channel_prices(options.target, self.graph, self._cost, self._meter, self.measured)
+        if not options.cost_penalty and not options.power("flops"):
+            return {}
+        prices = channel_prices(options.target, self.graph, self._cost, self._meter, self.measured)
+        power = options.power(prices.resource)
+        return {"cost_penalty": options.cost_penalty, "cost_power": power, "prices": prices.by_group}
 
     def remove(
         self,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping
+from dataclasses import dataclass
 
 from lightning_taylor.errors import UnsupportedModelError
 from lightning_taylor.graph.channel_graph import ChannelGraph
@@ -12,14 +13,48 @@ from lightning_taylor.plan.cost import CostModel
 from lightning_taylor.plan.target import Target
 
 __all__ = [
+    "ChannelPrices",
     "channel_prices",
     "furthest",
+    "power_of_price",
 ]
 
 _UNITS = {"flops": 1e6, "params": 1e6, "channels": 1.0, "memory": 1e6, "latency": 1e-3}
 """What one unit of a price is: MFLOPs per example, millions of entries, channels, MB, milliseconds."""
 
+_LINEAR = ("memory",)
+"""What grows as the widths do, and not as their square."""
+
 _LEAST = 1e-3  # of the mean price: what seems to cost nothing was measured where it does not count, or not well enough
+
+
+@dataclass(frozen=True)
+class ChannelPrices:
+    """What one channel of each group costs of one resource."""
+
+    resource: str
+    """That the prices are of."""
+    by_group: Mapping[str, float]
+    """Group name -> price above 0, in MFLOPs (1e6 per example), millions of parameters, channels, MB (1e6 bytes) or
+    milliseconds."""
+
+
+def power_of_price(own: float, resource: str) -> float:
+    """Return the power of the price that a criterion's scores are divided by, where the user gives none.
+
+    FLOPs and parameters are products of two widths: what one channel saves becomes less when others go, so that a
+    criterion's own power is below that of a loss for each unit saved. Memory is a sum of widths, and the power is
+    twice as large.
+
+    Args:
+        own: of the criterion, for FLOPs.
+        resource: that the price is of.
+
+    Example:
+        >>> [power_of_price(0.5, resource) for resource in ("flops", "params", "memory")]
+        [0.5, 0.5, 1.0]
+    """
+    return 2 * own if resource in _LINEAR else own
 
 
 def furthest(target: Target, cost: CostModel, measured: Mapping[str, float]) -> str:
@@ -51,7 +86,7 @@ def channel_prices(
     cost: CostModel,
     meter: Meter | None = None,
     measured: Mapping[str, float] | None = None,
-) -> dict[str, float]:
+) -> ChannelPrices:
     r"""Return what one channel of each group costs.
 
     .. math::  \pi_g = R(w) - R(w - 1_g)
@@ -66,17 +101,13 @@ def channel_prices(
         meter: knows memory and latency; without one, or where the network cannot run without data, FLOPs stand in.
         measured: as for ``furthest``.
 
-    Returns:
-        Group name -> price above 0, in MFLOPs (1e6 per example), millions of parameters, channels, MB (1e6 bytes) or
-        milliseconds.
-
     Example:
         >>> import torch
         >>> from lightning_taylor.trace.api import trace_channels
         >>> net = torch.nn.Sequential(torch.nn.Linear(3, 8), torch.nn.Linear(8, 2))
         >>> graph = trace_channels(net, torch.rand(1, 3))
         >>> channel_prices(Target(params=0.5), graph, CostModel(graph))
-        {'0': 6e-06}
+        ChannelPrices(resource='params', by_group={'0': 6e-06})
     """
     resource = furthest(target, cost, measured or {})
     found = _measured(target, resource, graph, meter) if resource in target.to_measure else None
@@ -86,7 +117,7 @@ def channel_prices(
     else:
         least = _LEAST * sum(found.values()) / max(1, len(found))
     unit = _UNITS[resource]
-    return {name: (max(least, saved) or 1.0) / unit for name, saved in found.items()}
+    return ChannelPrices(resource, {name: (max(least, saved) or 1.0) / unit for name, saved in found.items()})
 
 
 def _measured(target: Target, resource: str, graph: ChannelGraph, meter: Meter | None) -> dict[str, float] | None:

@@ -127,7 +127,7 @@ class Selector:
         self.cost = cost or CostModel(graph)
         weighed = checked_scores(scores, graph)
         if any([_checked("cost_penalty", cost_penalty), _checked("cost_power", cost_power)]):
-            price = prices or channel_prices(Target(flops=1.0), graph, self.cost)
+            price = prices or channel_prices(Target(flops=1.0), graph, self.cost).by_group
             weighed = {n: s_C / price[n] ** cost_power - cost_penalty * price[n] for n, s_C in weighed.items()}
         self._ranking = Ranking.of(weighed, graph, limits)
 

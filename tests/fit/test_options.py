@@ -90,6 +90,9 @@ def test_a_grouped_convolution_loses_one_of_three_things_and_an_attention_one_of
         (0.0, {"target": 0.5, "criterion": Taylor(positions="mean")}),
         (0.0, {"target": 0.5, "criterion": WeightMagnitude()}),
         (0.5, {"target": 0.5, "criterion": Taylor()}),
+        (1.0, {"target": Target(memory=0.5), "criterion": Taylor()}),
+        (2.0, {"target": Target(memory=0.5)}),
+        (0.7, {"target": Target(memory=0.5), "cost_power": 0.7}),
         (0.0, {"target": 0.5, "cost_power": 0.0}),
         (0.7, {"target": Target(params=0.5), "cost_power": 0.7}),
         (0.7, {"target": 0.5, "flops_power": 0.7}),
@@ -100,7 +103,7 @@ def test_scores_are_weighed_against_prices_as_the_criterion_or_the_user_says(
     power: float, arguments: dict[str, object]
 ) -> None:
     found: Options = TaylorPruning(**arguments).options  # type: ignore[arg-type]
-    assert found.cost_power == power
+    assert [found.power(resource) for resource in found.target.asked] == [power] * len(found.target.asked)
 
 
 def test_the_former_names_of_power_and_penalty_say_the_same() -> None:
