@@ -63,7 +63,7 @@ class Criterion(ABC):
 
     @property
     def default_cost_power(self) -> float:
-        """What ``TaylorPruning(cost_power=None)`` takes."""
+        """What ``TaylorPruning(cost_power=None)`` takes, of FLOPs and parameters; of memory and latency twice that."""
         return 0.0
 
     @abstractmethod

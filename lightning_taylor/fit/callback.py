@@ -104,10 +104,11 @@ class TaylorPruning(Callback):
         allow_inexact_norms: also remove channels that a LayerNorm or GroupNorm averages over, as in ConvNeXt
             and Swin; its statistics then run over those that are left, which changes the outputs a little.
         cost_power: a channel's score is divided by its price to this power: 0 ranks by what a channel is worth, 1 by
-            what it is worth per price, None by the criterion's own (1 for ``TaylorBatch()``, 0.5 for ``Taylor()``:
-            notebooks/accuracy.md). The price is what the channel's removal saves of the resource that the target asks
-            for, of several the one furthest from its limit: MFLOPs (1e6 per example), millions of parameters, MB or
-            milliseconds; the last two on this device, by ``lightning_taylor.measure.savings``.
+            what it is worth per price, None by the criterion's own: 1 for ``TaylorBatch()``, 0.5 for ``Taylor()``, and
+            twice that where the price is of memory or latency (notebooks/accuracy.md). The price is what the channel's
+            removal saves of the resource that the target asks for, of several the one furthest from its limit: MFLOPs
+            (1e6 per example), millions of parameters, MB or milliseconds; the last two on this device, by
+            ``lightning_taylor.measure.savings``.
         conv_groups: what goes from a grouped convolution, as in ResNeXt and RegNet: "whole" for whole groups, "spread"
             for the same channels of every group, "auto" for whole groups where they are many; see ``trace_channels``.
         attention_heads: what goes from an attention: "whole" heads, or with "spread" the same coordinates of each.

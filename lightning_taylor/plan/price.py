@@ -22,8 +22,8 @@ __all__ = [
 _UNITS = {"flops": 1e6, "params": 1e6, "channels": 1.0, "memory": 1e6, "latency": 1e-3}
 """What one unit of a price is: MFLOPs per example, millions of entries, channels, MB, milliseconds."""
 
-_LINEAR = ("memory",)
-"""What grows as the widths do, and not as their square."""
+_LINEAR = ("memory", "latency")
+"""What grows more as the widths do than as their square."""
 
 _LEAST = 1e-3  # of the mean price: what seems to cost nothing was measured where it does not count, or not well enough
 
@@ -43,16 +43,18 @@ def power_of_price(own: float, resource: str) -> float:
     """Return the power of the price that a criterion's scores are divided by, where the user gives none.
 
     FLOPs and parameters are products of two widths: what one channel saves becomes less when others go, so that a
-    criterion's own power is below that of a loss for each unit saved. Memory is a sum of widths, and the power is
-    twice as large.
+    criterion's own power is below that of a loss for each unit saved. Memory is a sum of widths, and the time of layers
+    that wait for memory or for their calls grows little faster: there the power is twice as large.
+
+    Evidence: ResNet-20 and SqueezeNet at equal peak memory and at equal latency (``notebooks/accuracy.md``).
 
     Args:
         own: of the criterion, for FLOPs.
         resource: that the price is of.
 
     Example:
-        >>> [power_of_price(0.5, resource) for resource in ("flops", "params", "memory")]
-        [0.5, 0.5, 1.0]
+        >>> [power_of_price(0.5, resource) for resource in ("flops", "params", "memory", "latency")]
+        [0.5, 0.5, 1.0, 1.0]
     """
     return 2 * own if resource in _LINEAR else own
 

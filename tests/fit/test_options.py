@@ -91,7 +91,7 @@ def test_a_grouped_convolution_loses_one_of_three_things_and_an_attention_one_of
         (0.0, {"target": 0.5, "criterion": WeightMagnitude()}),
         (0.5, {"target": 0.5, "criterion": Taylor()}),
         (1.0, {"target": Target(memory=0.5), "criterion": Taylor()}),
-        (2.0, {"target": Target(memory=0.5)}),
+        (2.0, {"target": Target(memory=0.5, latency=0.5)}),
         (0.7, {"target": Target(memory=0.5), "cost_power": 0.7}),
         (0.0, {"target": 0.5, "cost_power": 0.0}),
         (0.7, {"target": Target(params=0.5), "cost_power": 0.7}),
