@@ -4,8 +4,8 @@
     python tests/benchmarks/equal_resources.py ... --measure
 
 The same fits as in ``accuracy.py``, to a share of the dense net's latency or peak memory. Channels are ranked by their
-scores over the square root of what they cost of that resource ("price"), by their scores alone ("raw"), or by their
-scores over the square root of their FLOPs. The pruned nets are kept. With ``--measure``, on a machine that does
+scores over what they cost of that resource ("price"), over its square root ("root"), by their scores alone ("raw"), or
+by their scores over the square root of their FLOPs. The pruned nets are kept. With ``--measure``, on a machine that does
 nothing else, each is timed in turns with the dense net, or its peak is taken from torch's profiler. Beside it stand
 what the fit said and, for latency, what the sum of the operators' times predicts.
 """
@@ -41,7 +41,7 @@ from lightning_taylor.measure.meter import Meter
 from lightning_taylor.measure.operator_times import OperatorTimes, timer_on
 from lightning_taylor.utilities.calls import ForwardCall
 
-METHODS = {"price": "Taylor", "raw": "Taylor, power 0", "FLOPs": "Taylor"}
+METHODS = {"price": "Taylor", "root": "Taylor, power 0.5", "raw": "Taylor, power 0", "FLOPs": "Taylor"}
 
 
 def priced(way: str) -> AbstractContextManager[Any]:
