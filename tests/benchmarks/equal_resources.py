@@ -5,9 +5,9 @@
 
 The same fits as in ``accuracy.py``, to a share of the dense net's latency or peak memory. Channels are ranked by their
 scores over what they cost of that resource ("price"), over its square root ("root"), by their scores alone ("raw"), or
-by their scores over the square root of their FLOPs. The pruned nets are kept. With ``--measure``, on a machine that does
-nothing else, each is timed in turns with the dense net, or its peak is taken from torch's profiler. Beside it stand
-what the fit said and, for latency, what the sum of the operators' times predicts.
+by their scores over the square root of their FLOPs. The pruned nets are kept. With ``--measure``, on a machine that
+does nothing else, each is timed in turns with the dense net, or its peak is taken from torch's profiler. Beside it
+stand what the fit said and, for latency, what the sum of the operators' times predicts.
 """
 
 from __future__ import annotations
