@@ -131,7 +131,7 @@ def main() -> None:
     jobs = [{"seed": seed, "way": way, "widths": widths, "target": target} for seed, target, way in wanted]
     rows = fill(file, [] if args.measure else jobs, run)
     if args.measure:
-        table(args, rows)
+        table(args, [row for row in rows if row["way"] in args.ways])
 
 
 if __name__ == "__main__":
