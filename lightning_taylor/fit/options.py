@@ -58,15 +58,14 @@ class Options:
     cost_penalty: float = 0.0
     min_channels: int = 1
     round_to: int | None = 1
-    cost_power: float | None = 0.0
-    """None for the criterion's own, which depends on the resource."""
+    cost_power: float = 0.0
     max_removed: MaxRemoved | None = None
     score_batches: ScoreBatches | None = None
     """None for every optimizer step."""
     own_round_to: int = 1
     """Of the device; holds where the user left ``round_to`` open."""
-    own_cost_power: float = 0.0
-    """Of the criterion, for FLOPs; holds where the user left ``cost_power`` open."""
+    is_own_power: bool = False
+    """Whether the user left ``cost_power`` open: then it is the criterion's, for FLOPs, and another for memory."""
 
     @classmethod
     def of(
@@ -95,11 +94,13 @@ class Options:
         """
         target = Target.of(target)
         scale = normalization or ("l2" if cost_penalty else criterion.default_normalization)
-        as_it_wants = scale == criterion.default_normalization and not cost_penalty
-        own = criterion.default_cost_power if as_it_wants else 0.0
+        is_own = cost_power is None
+        if cost_power is None:
+            as_it_wants = scale == criterion.default_normalization and not cost_penalty
+            cost_power = criterion.default_cost_power if as_it_wants else 0.0
         steps = _scored(score_batches)
-        given = (target, criterion, scale, cost_penalty, min_channels, round_to, cost_power, max_removed, steps)
-        return cls(*given, own_cost_power=own)
+        chosen = (target, criterion, scale, cost_penalty, min_channels, round_to, cost_power, max_removed, steps)
+        return cls(*chosen, is_own_power=is_own)
 
     def on(self, device: torch.device) -> Options:
         """With the device's own multiple."""
@@ -112,7 +113,7 @@ class Options:
 
     def power(self, resource: str) -> float:
         """Return the power of a channel's price that its score is divided by, where the price is of this resource."""
-        return power_of_price(self.own_cost_power, resource) if self.cost_power is None else self.cost_power
+        return power_of_price(self.cost_power, resource) if self.is_own_power else self.cost_power
 
     def limits(self, graph: ChannelGraph) -> WidthLimits:
         """How narrow the groups of a graph may become."""
