@@ -201,6 +201,8 @@ class Search:
         return self._allow(low.flops + share * (high.flops - low.flops))
 
     def _allow(self, flops: float) -> dict[str, Tensor]:
+        if flops <= self._bottom:  # as a share of the dense model's it could be rounded to one that is out of reach
+            return self._selector.everything()
         exact = self._target.exact
         limit = min(1.0, flops / self._dense)
         if exact is None:

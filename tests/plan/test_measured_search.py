@@ -269,3 +269,15 @@ def test_what_no_careful_measurement_meets_is_unreachable(vgg):
     with pytest.raises(TargetUnreachableError, match=r"latency=0\.8"):
         select_measured(some_scores(vgg), vgg, Target(latency=0.7), lucky)
     assert lucky.asked_carefully[-1][0] < 0.01
+
+
+@pytest.mark.parametrize("least", range(3, 23))
+def test_a_search_may_end_at_the_smallest_network_whatever_its_share_is_rounded_to(make_graph, least):
+    graph = make_graph([24, 27, 31], [1, 2, 1], [700, 330, 90])
+    cost = CostModel(graph)
+    limits = WidthLimits(least, 1)
+    bottom = cost.at({name: group.size - least for name, group in graph.groups.items()}).flops / cost.dense.flops
+    gauge = Gauge(graph, latency=lambda f: f, careful={"latency": lambda f: f + 0.3 * (f > bottom + 1e-9)})
+    asked = bottom + 0.02
+    found = select_measured(some_scores(graph), graph, Demand(Target(latency=asked)), gauge, limits=limits)
+    assert found.measured["latency"] <= asked
