@@ -65,7 +65,7 @@ class Options:
     own_round_to: int = 1
     """Of the device; holds where the user left ``round_to`` open."""
     is_own_power: bool = False
-    """Whether the user left ``cost_power`` open: then it is the criterion's, for FLOPs, and another for memory."""
+    """Whether the user left ``cost_power`` open: then it is the criterion's, for FLOPs; see ``power``."""
 
     @classmethod
     def of(
