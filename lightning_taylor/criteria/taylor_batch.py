@@ -46,9 +46,9 @@ class TaylorBatch(Criterion):
     back to an earlier network, the memory is lost.
 
     Evidence for the defaults (``notebooks/accuracy.md``): at 30 % of the FLOPs SqueezeNet, EfficientNet-Lite1,
-    ResNet-20 and a VGG-16 with batch norm keep 0.7, 2.1, 1.5 and 0.1 points more with a momentum of 0.9 (an event every
-    four or five steps) than with 0, which is -0.3, 1.2, 0.9 and 0.8 to ``Taylor`` (five seeds; the VGG four). At 50 %
-    it is 0.6, 2.5, 1.3 and 0.4 to ``Taylor`` (two seeds). It costs less than ``Taylor``, and scores layers that
+    ResNet-20 and a VGG-16 with batch norm keep 0.7, 2.1, 1.5 and 0.4 points more with a momentum of 0.9 (an event every
+    four or five steps) than with 0, which is -0.3, 1.2, 0.9 and 0.9 to ``Taylor``; at 50 % it is 0.9, 1.4, 1.3 and 0.0
+    to ``Taylor`` (means of five seeds). It costs less than ``Taylor``, and scores layers that
     ``Taylor`` cannot.
 
     Args:

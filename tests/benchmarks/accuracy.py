@@ -28,6 +28,7 @@ import torch
 import torch.nn.functional as F
 from lines import by_method, fill, methods_and_targets
 from nets import NETS, test_images
+from remembered import Remembered
 from rivals import TorchPruning
 from subjects import write
 from torch import Tensor, nn
@@ -58,6 +59,7 @@ METHODS: dict[str, tuple[Any, dict[str, Any]]] = {
     "TaylorBatch": (TaylorBatch, {}),
     "TaylorBatch, power 0": (TaylorBatch, {"cost_power": 0.0}),
     "TaylorBatch, momentum 0.9": (lambda: TaylorBatch(0.9), {}),
+    "Taylor, momentum 0.9": (lambda: Remembered(Taylor(), 0.9), {}),
     "Taylor, window": (lambda: Taylor(absolute="window"), {}),
     "TaylorBatch, power 1": (TaylorBatch, {"cost_power": 1.0}),
     "TaylorBatch, power 2": (TaylorBatch, {"cost_power": 2.0}),
