@@ -2,7 +2,8 @@
 
 Measured resources grow with the network's FLOPs, roughly. So the FLOPs that may remain are the knob: a selection is
 made for a fraction of them, measured, and the knob is turned along the line through what was measured so far, kept
-inside the bracket that closes from both sides.
+inside the bracket that closes from both sides. The line deceives where the peak of the memory lies in another layer, or
+a device's steps are coarse. So a guess that did not halve the bracket is followed by the bracket's middle.
 
 Noise: the candidate that a search ends on is likely to be one that was measured too fast. On a machine with three
 processes for each core, a measurement of two seconds had a standard deviation of 4 %, and two fits that said 0.681 and
@@ -42,6 +43,8 @@ _MARGIN = 0.1  # of the bracket: no guess comes nearer to its ends
 _LEAST = 0.02  # of what can go: no step down is smaller, and what is this near to the bottom is the bottom
 
 _FLATTEST = 0.1  # of latency per FLOPs, both of the dense model: no step follows a flatter line
+
+_COUNTED = 3  # times as many measurements where none takes time: memory is counted by passes without data
 
 _CAREFUL = 3  # measurements with care, after which the best that meets the limit is taken
 
@@ -97,7 +100,7 @@ class Search:
         self._graph = graph
         self._target, self._goal = demand.target, demand.goal or demand.target
         self._meter = meter
-        self._left = most
+        self._left = most if "latency" in demand.target.to_measure else _COUNTED * most
         self._dense = max(1, selector.cost.dense.flops)
         self._bottom = selector.cost.at(_counts(selector.everything())).flops
         self._room = 1 - min(demand.target.asked[name] for name in demand.target.to_measure)
@@ -132,20 +135,24 @@ class Search:
         high = self._point(self._selector.choose(Demand(exact, goal=self._goal)) if exact else {})
         if high.met:
             return high
-        above, low = self._anchor(high), None
-        while low is None:
-            found = self._point(self._down(above, high))
+        above, low, span = self._anchor(high), None, 2 * (high.flops - self._bottom)
+        while low is None or (self._left and low.excess < -_NEAR and high.flops - low.flops > _NARROW * self._dense):
+            before, span = span, high.flops - (low.flops if low else self._bottom)
+            if low is None and self._left <= 1:
+                remove = self._selector.everything()
+            elif 2 * span > before:
+                remove = self._allow(high.flops - span / 2)
+            else:
+                remove = self._between(low, high) if low else self._down(above, high)
+            found = self._point(remove)
+            if low and not low.flops < found.flops < high.flops:
+                break
             if found.met:
                 low = found
             elif found.flops <= self._bottom:
                 raise self._unreachable(found)
             else:
                 above, high = high, found
-        while self._left and low.excess < -_NEAR and high.flops - low.flops > _NARROW * self._dense:
-            found = self._point(self._between(low, high))
-            if not low.flops < found.flops < high.flops:
-                break
-            low, high = (found, high) if found.met else (low, found)
         return low
 
     def _would_end(self, found: Point) -> bool:
@@ -190,7 +197,7 @@ class Search:
         slope = (above.excess - high.excess) / (above.flops - high.flops) if above.flops != high.flops else 0.0
         step = (high.excess + _NEAR / 2) / slope if slope > 0 else room / 2
         step = max(step, _LEAST * room)
-        if self._left <= 1 or step >= (1 - _LEAST) * room:
+        if step >= (1 - _LEAST) * room:
             return self._selector.everything()
         return self._allow(high.flops - step)
 
@@ -270,7 +277,8 @@ def select_measured(
         now: what was measured of the present widths, at the last event; measured if missing. The dense model needs
             none: it is 1 by definition.
         cost: that of the graph, if it is there already.
-        most: measurements of the search at the most, at least 2; careful ones come on top.
+        most: measurements of latency at the most, at least 2; careful ones come on top. Of memory alone three times as
+            many.
         limits: of the widths.
         cost_penalty: as for ``select``.
         cost_power: as for ``select``.

@@ -145,6 +145,20 @@ def test_a_demand_that_is_met_already_removes_and_measures_nothing(vgg):
     assert not gauge.asked
 
 
+@pytest.mark.parametrize("level", [0.51, 0.55, 0.7])
+@pytest.mark.parametrize("edge", [0.05, 0.1, 0.2, 0.4])
+def test_a_plateau_above_the_limit_does_not_end_at_the_smallest_network(vgg, level, edge):
+    # As where one layer makes the peak, and the next channels that go are of others.
+    def plateau(f):
+        return level + 0.02 * (f - edge) + 1.3 * max(0.0, f - 0.7) if f > edge else level * f / edge
+
+    gauge = Gauge(vgg, memory=plateau)
+    found = select_measured(some_scores(vgg), vgg, Target(memory=0.5), gauge)
+    assert 0.5 * edge * 0.5 / level <= remaining(vgg, found.remove)["flops"]
+    assert found.measured["memory"] <= 0.5
+    assert len(gauge.asked) <= 3 * 8
+
+
 def test_the_same_measurements_give_the_same_answer(vgg):
     samples = [0.9, 0.4, 0.7, 0.55, 0.6, 0.58, 0.595]
     found = []
