@@ -19,6 +19,7 @@ from lightning_taylor.errors import TargetUnreachableError, UncoupledChannelsErr
 from lightning_taylor.fit.options import Options
 from lightning_taylor.graph.channel_graph import ChannelGraph
 from lightning_taylor.graph.types import Role, Slice
+from lightning_taylor.measure.memory_curve import MemoryCurve
 from lightning_taylor.measure.meter import Meter
 from lightning_taylor.plan.cost import Cost, CostModel
 from lightning_taylor.plan.feasibility import check_reachable
@@ -171,6 +172,7 @@ class Pruner:
                 self._meter,
                 now=self.measured,
                 cost=self._cost,
+                curve=self._memory_curve() if demand.channels is None else None,
                 limits=replace(limits, round_to=1) if few else limits,
                 **self._weights(),
             )
@@ -178,6 +180,9 @@ class Pruner:
             if not unscored:
                 raise
             return f"{error}. No gradient has reached the consumers of {', '.join(unscored[:8])}: are they frozen?"
+
+    def _memory_curve(self) -> MemoryCurve | None:
+        return self._meter.memory_curve(self.graph) if self._meter and self.options.target.memory else None
 
     def _weights(self) -> dict[str, Any]:
         """Return how the ranking weighs scores by what a channel costs, where it does."""

@@ -133,6 +133,13 @@ class DryPass:
         self._followers = tuple(followers)
         self._known: dict[Any, Any] = {}
 
+    @property
+    def entry_bytes(self) -> float:
+        """How many bytes an entry of a parameter takes, on average."""
+        parameters = list(self._net.parameters())
+        entries = sum(p.numel() for p in parameters)
+        return sum(p.numel() * p.element_size() for p in parameters) / max(1, entries)
+
     def __call__(self, shapes: Mapping[str, tuple[int, ...]]) -> tuple[list[OperatorCall], list[int]]:
         """Make a pass of the network with these shapes.
 

@@ -12,10 +12,12 @@ from typing import Any, Protocol, final
 import torch
 from torch import nn
 
+from lightning_taylor.errors import UnsupportedModelError
 from lightning_taylor.graph.channel_graph import ChannelGraph
 from lightning_taylor.measure.dry_pass import DryPass
 from lightning_taylor.measure.latency import compare_latency, measure_latency
 from lightning_taylor.measure.memory import peak_bytes
+from lightning_taylor.measure.memory_curve import MemoryCurve
 from lightning_taylor.measure.operator_times import timer_on
 from lightning_taylor.measure.savings import Savings
 from lightning_taylor.modules.model_copy import private_copy
@@ -144,10 +146,26 @@ class Meter:
             UnsupportedModelError: where the network cannot run without data.
         """
         with _undisturbed(self._device):
-            if self._savings is None:
-                dry = DryPass(self._net, self._calls, self._batch, self._followers)
-                self._savings = Savings(dry, graph, timer_on(self._device))
-            return self._savings.latency(graph) if resource == "latency" else self._savings.memory(graph, limit)
+            savings = self._of_parts(graph)
+            return savings.latency(graph) if resource == "latency" else savings.memory(graph, limit)
+
+    def memory_curve(self, graph: ChannelGraph) -> MemoryCurve | None:
+        """The bytes alive at any smaller widths, by passes without data; None where it cannot be told so.
+
+        Args:
+            graph: at the present widths.
+        """
+        with _undisturbed(self._device):
+            try:
+                return self._of_parts(graph).memory_curve(graph)
+            except UnsupportedModelError:
+                return None
+
+    def _of_parts(self, graph: ChannelGraph) -> Savings:
+        if self._savings is None:
+            dry = DryPass(self._net, self._calls, self._batch, self._followers)
+            self._savings = Savings(dry, graph, timer_on(self._device))
+        return self._savings
 
     def _latency(self, dense: nn.Module, other: nn.Module, calls: Sequence[ForwardCall]) -> float:
         before, after = self._inside(runner(dense, calls)), self._inside(runner(other, calls))

@@ -1,15 +1,21 @@
-"""What a channel is worth in memory and latency: how much less a network takes without a part of its group."""
+"""What a channel is worth in memory and latency: how much less a network takes without a part of its group.
+
+Shape legend: G = groups, T = moments of a pass.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import final
 
 import numpy as np
+from numpy.typing import NDArray
 
 from lightning_taylor.errors import UnsupportedModelError
 from lightning_taylor.graph.channel_graph import ChannelGraph
 from lightning_taylor.measure.dry_pass import DryPass, OperatorCall
+from lightning_taylor.measure.memory_curve import MemoryCurve
 from lightning_taylor.measure.operator_times import OperatorTimes, Timer
 
 __all__ = [
@@ -48,6 +54,7 @@ class Savings:
         self._dry, self._timer = dry, timer
         self._dense = dict(graph.dense)
         self._times: OperatorTimes | None = None
+        self._passes_at: tuple[ChannelGraph, _MemoryPasses] | None = None
 
     def memory(self, graph: ChannelGraph, limit: float) -> dict[str, float]:
         """Return the bytes that one channel of each group saves where more than the limit is alive.
@@ -59,14 +66,39 @@ class Savings:
         Returns:
             Group name -> bytes; over all moments where none is above the limit.
         """
-        dense, now = max(self._pass(self._dense)[1]), np.array(self._pass(graph.shapes)[1])
-        floor = limit * dense if now.max() > limit * dense else 0.0
-        above = max(1, int((now > floor).sum()))
-        over = np.maximum(0, now - floor).sum() / above
+        passes = self._memory_passes(graph)
+        floor = limit * passes.dense if passes.now.max() > limit * passes.dense else 0.0
+        above = max(1, int((passes.now > floor).sum()))
+        over = np.maximum(0, passes.now - floor).sum() / above
         return {
-            name: max(0.0, over - float(np.maximum(0, np.array(self._pass(shapes)[1]) - floor).sum() / above)) / count
-            for name, (shapes, count) in self._halved(graph).items()
+            name: max(0.0, over - float(np.maximum(0, half_T - floor).sum() / above)) / count
+            for name, (half_T, count) in passes.halves.items()
         }
+
+    def memory_curve(self, graph: ChannelGraph) -> MemoryCurve | None:
+        """Return the bytes alive as a function of the widths; None where other widths make a pass of other moments.
+
+        Args:
+            graph: at the present widths.
+        """
+        passes = self._memory_passes(graph)
+        now_T, zero_T = passes.now, np.zeros_like(passes.now)
+        if any(len(half_T) != len(now_T) for half_T, _ in passes.halves.values()):
+            return None
+        saved = {name: (now_T - half_T) / count for name, (half_T, count) in passes.halves.items()}
+        saved_GT = np.array([saved.get(name, zero_T) for name in graph.groups]).reshape(-1, len(now_T))
+        return MemoryCurve(tuple(graph.groups), now_T, saved_GT, passes.dense, self._dry.entry_bytes)
+
+    def _memory_passes(self, graph: ChannelGraph) -> _MemoryPasses:
+        """Make the passes at these widths, or give those that were made for them before."""
+        if self._passes_at is None or self._passes_at[0] is not graph:
+            halves = {
+                name: (np.array(self._pass(shapes)[1], dtype=np.float64), count)
+                for name, (shapes, count) in self._halved(graph).items()
+            }
+            now_T = np.array(self._pass(graph.shapes)[1], dtype=np.float64)
+            self._passes_at = graph, _MemoryPasses(max(self._pass(self._dense)[1]), now_T, halves)
+        return self._passes_at[1]
 
     def latency(self, graph: ChannelGraph) -> dict[str, float]:
         """Return the seconds that one channel of each group saves, as group name -> seconds.
@@ -100,6 +132,15 @@ class Savings:
             return self._dry(shapes)
         except Exception as error:  # a detector counts its boxes, and finds none: what it raises then is its own affair
             raise UnsupportedModelError(f"it cannot run without data: {error}") from error
+
+
+@dataclass(frozen=True, eq=False)
+class _MemoryPasses:
+    """The peak of the dense network, the bytes alive now, and without half of each group, and how many that are."""
+
+    dense: int
+    now: NDArray[np.float64]
+    halves: Mapping[str, tuple[NDArray[np.float64], int]]
 
 
 def _lost(graph: ChannelGraph, fraction: float) -> dict[str, range]:

@@ -115,11 +115,11 @@ class CostModel:
         Raises:
             ValueError: for an unknown group or a number outside its range.
         """
-        return self.at_counts(self._counts(removed))
+        return self.at_counts(self.counts(removed))
 
     def after(self, removed: Mapping[str, int]) -> CostModel:
         """The model of the smaller graph, which has the same sums of products; what ``at`` takes and raises."""
-        removed_G, smaller = self._counts(removed), copy(self)
+        removed_G, smaller = self.counts(removed), copy(self)
         smaller.sizes, smaller.now = self.sizes - removed_G, self.at_counts(removed_G)
         smaller._now_A = self._widths(removed_G[None])[0]
         return smaller
@@ -159,7 +159,8 @@ class CostModel:
         left_G = (self._flops if resource == "flops" else self._params)(self._widths(one_GG))
         return {name: getattr(self.now, resource) - float(left_G[g]) for g, name in enumerate(self.groups)}
 
-    def _counts(self, removed: Mapping[str, int]) -> NDArray[np.int64]:
+    def counts(self, removed: Mapping[str, int]) -> NDArray[np.int64]:
+        """The same numbers as shape ``(G,)``, in the order of ``groups``; what ``at`` takes and raises."""
         removed_G = np.zeros_like(self.sizes)
         for name, count in removed.items():
             if name not in self._position:

@@ -14,16 +14,18 @@ knob is turned until that measurement is within the limit; it is the one that is
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 from torch import Tensor
 
 from lightning_taylor.errors import TargetUnreachableError
 from lightning_taylor.graph.channel_graph import ChannelGraph
+from lightning_taylor.measure.memory_curve import MemoryCurve
 from lightning_taylor.measure.meter import Measure
 from lightning_taylor.plan.cost import CostModel
 from lightning_taylor.plan.feasibility import unreachable_message
 from lightning_taylor.plan.limits import NO_LIMITS, WidthLimits
+from lightning_taylor.plan.memory_limit import MemoryLimit
 from lightning_taylor.plan.schedule import Demand
 from lightning_taylor.plan.select import Selector
 from lightning_taylor.plan.target import Target
@@ -45,6 +47,8 @@ _LEAST = 0.02  # of what can go: no step down is smaller, and what is this near 
 _FLATTEST = 0.1  # of latency per FLOPs, both of the dense model: no step follows a flatter line
 
 _COUNTED = 3  # times as many measurements where none takes time: memory is counted by passes without data
+
+_CORRECTIONS = 3  # of the memory's curve, at most
 
 _CAREFUL = 3  # measurements with care, after which the best that meets the limit is taken
 
@@ -85,6 +89,7 @@ class Search:
         meter: measures the candidates.
         now: what was measured of the present widths.
         most: as for ``select_measured``.
+        curve: as for ``select_measured``.
     """
 
     def __init__(
@@ -95,6 +100,7 @@ class Search:
         meter: Measure,
         now: dict[str, float],
         most: int,
+        curve: MemoryCurve | None,
     ) -> None:
         self._selector = selector
         self._graph = graph
@@ -104,6 +110,8 @@ class Search:
         self._dense = max(1, selector.cost.dense.flops)
         self._bottom = selector.cost.at(_counts(selector.everything())).flops
         self._room = 1 - min(demand.target.asked[name] for name in demand.target.to_measure)
+        self._curve = curve if demand.target.memory is not None else None
+        self._memory: MemoryLimit | None = None
         self._now = now
         if dict(graph.shapes) == dict(graph.dense):
             self._now = dict.fromkeys(demand.target.to_measure, 1.0)
@@ -131,8 +139,7 @@ class Search:
         return self._settled(found).selection
 
     def _search(self) -> Point:
-        exact = self._target.exact
-        high = self._point(self._selector.choose(Demand(exact, goal=self._goal)) if exact else {})
+        high = self._known()
         if high.met:
             return high
         above, low, span = self._anchor(high), None, 2 * (high.flops - self._bottom)
@@ -154,6 +161,38 @@ class Search:
             else:
                 above, high = high, found
         return low
+
+    def _known(self) -> Point:
+        """What the parts that need no measurement ask for: the exact ones, and memory as far as its curve is right.
+
+        The curve is corrected by what was measured where it led, and left alone where that leads nowhere.
+        """
+        limit, error = self._target.memory, 0.0
+        for _ in range(_CORRECTIONS):
+            if limit is None or self._curve is None:
+                break
+            self._memory = MemoryLimit(self._curve, self._selector.cost, limit - error)
+            try:
+                remove = self._choose()
+            except TargetUnreachableError:
+                break
+            found = self._point(remove)
+            has = found.selection.measured["memory"]
+            error = has - self._memory.share - self._memory.over(self._selector.cost.counts(_counts(remove)))
+            if has <= limit and error >= -_NEAR / 2:
+                return found
+        self._memory = None
+        return self._point(self._choose() if self._target.exact else {})
+
+    def _choose(self, flops: float | None = None) -> dict[str, Tensor]:
+        """Choose by the parts that need no measurement, and by a share of the FLOPs."""
+        parts = dict(self._target.exact.asked) if self._target.exact else {}
+        if self._memory:
+            parts["memory"] = self._memory.share
+        if flops is None:
+            return self._selector.choose(Demand(Target(**parts), goal=self._goal), self._memory)
+        parts["flops"] = min(flops, parts.get("flops", 1.0))
+        return self._selector.choose(Demand(Target(**parts)), self._memory)
 
     def _would_end(self, found: Point) -> bool:
         """Whether a figure that is noisy, and was taken at this event, says that the goal is reached."""
@@ -210,11 +249,7 @@ class Search:
     def _allow(self, flops: float) -> dict[str, Tensor]:
         if flops <= self._bottom:  # as a share of the dense model's it could be rounded to one that is out of reach
             return self._selector.everything()
-        exact = self._target.exact
-        limit = min(1.0, flops / self._dense)
-        if exact is None:
-            return self._selector.choose(Demand(Target(flops=limit)))
-        return self._selector.choose(Demand(replace(exact, flops=min(limit, exact.flops or 1.0))))
+        return self._choose(min(1.0, flops / self._dense))
 
     def _point(self, remove: dict[str, Tensor], *, careful: bool = False) -> Point:
         names = self._target.to_measure
@@ -251,6 +286,7 @@ def select_measured(
     now: Mapping[str, float] | None = None,
     cost: CostModel | None = None,
     most: int = 8,
+    curve: MemoryCurve | None = None,
     limits: WidthLimits = NO_LIMITS,
     cost_penalty: float = 0.0,
     cost_power: float = 0.0,
@@ -279,6 +315,8 @@ def select_measured(
         cost: that of the graph, if it is there already.
         most: measurements of latency at the most, at least 2; careful ones come on top. Of memory alone three times as
             many.
+        curve: of the memory, at the graph's widths: then the channels that memory asks for are chosen as those that
+            FLOPs ask for, and the result is measured once, or until the curve is corrected.
         limits: of the widths.
         cost_penalty: as for ``select``.
         cost_power: as for ``select``.
@@ -319,5 +357,5 @@ def select_measured(
         raise ValueError(f"{demand.target} needs a meter to measure {', '.join(demand.target.to_measure)}")
     if most < 2:
         raise ValueError(f"a search takes at least 2 measurements, got most={most}")
-    search = Search(selector, graph, demand, meter, dict(now or {}), most)
+    search = Search(selector, graph, demand, meter, dict(now or {}), most, curve)
     return search.number(demand.channels) if demand.channels is not None else search.target()

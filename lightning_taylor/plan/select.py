@@ -22,6 +22,7 @@ from lightning_taylor.plan.cost import CostModel
 from lightning_taylor.plan.feasibility import unreachable_message
 from lightning_taylor.plan.landing import landed
 from lightning_taylor.plan.limits import Least, WidthLimits
+from lightning_taylor.plan.memory_limit import MemoryLimit
 from lightning_taylor.plan.price import channel_prices
 from lightning_taylor.plan.ranking import Counts, Ranking, checked_scores
 from lightning_taylor.plan.schedule import Demand
@@ -131,16 +132,21 @@ class Selector:
             weighed = {n: s_C / price[n] ** cost_power - cost_penalty * price[n] for n, s_C in weighed.items()}
         self._ranking = Ranking.of(weighed, graph, limits)
 
-    def choose(self, demand: Demand) -> dict[str, Tensor]:
+    def choose(self, demand: Demand, memory: MemoryLimit | None = None) -> dict[str, Tensor]:
         """The least important channels whose removal meets a demand; as ``select``.
 
+        Args:
+            demand: what the event has to do.
+            memory: the limit of the memory that the demand asks for, if it does.
+
         Raises:
-            ValueError: if the demand asks for latency or memory, which this cannot tell.
+            ValueError: if the demand asks for latency, which this cannot tell, or for memory without a limit.
             TargetUnreachableError: if the demand is not met with every scored group at its minimum.
         """
-        if demand.target.to_measure:
-            raise ValueError(f"{demand.target} needs a measurement of {demand.target.to_measure}; see select_measured")
-        goal, ranking = _Goal(self.cost, demand, demand.target.limits(self.cost.dense)), self._ranking
+        unknown = [name for name in demand.target.to_measure if name != "memory" or memory is None]
+        if unknown:
+            raise ValueError(f"{demand.target} needs a measurement of {', '.join(unknown)}; see select_measured")
+        goal, ranking = _Goal(self.cost, demand, demand.target.limits(self.cost.dense), memory), self._ranking
         best_G: Counts | None = None
         order = np.arange(len(ranking))
         while (length := _shortest(ranking, order, goal)) is not None:
@@ -173,17 +179,21 @@ class _Goal:
     cost: CostModel
     demand: Demand
     limits: Mapping[str, int]
+    memory: MemoryLimit | None = None
 
     def met(self, removed_G: Counts) -> bool:
         if self.demand.channels is not None and removed_G.sum() >= self.demand.channels:
             return True
         cost = self.cost.at_counts(removed_G)
-        return all(getattr(cost, name) <= limit for name, limit in self.limits.items())
+        if not all(getattr(cost, name) <= limit for name, limit in self.limits.items()):
+            return False
+        return self.memory is None or self.memory.over(removed_G) <= 0
 
     def undercut(self, removed_G: Counts) -> float:
         """How far a removal goes below the fit's target, in dense models; 0 if that is not at stake."""
         target = self.demand.goal
-        if target is None or target.exact is None or self.demand.channels is not None:
+        # Not of memory: where one layer makes the peak, what could go in place of its channel saves next to nothing.
+        if target is None or target.exact is None or self.demand.channels is not None or self.memory:
             return 0.0
         has = target.exact.achieved(self.cost.at_counts(removed_G), self.cost.dense)
         return min(fraction - has[name] for name, fraction in target.exact.asked.items())
