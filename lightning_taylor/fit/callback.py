@@ -400,4 +400,4 @@ class TaylorPruning(Callback):
         own = {name: getattr(self, name) for name in ("schedule", "guard", "measure_latency", *OF_THE_TRACE)}
         options = self._session.options
         chosen = {"target": options.target.asked, "round_to": options.multiple}
-        return {**{k: v for k, v in vars(options).items() if k != "own_round_to"}, **own, **chosen}
+        return {**{k: v for k, v in vars(options).items() if k not in ("own_round_to", "lowered_to")}, **own, **chosen}

@@ -64,6 +64,8 @@ class Options:
     """None for every optimizer step."""
     own_round_to: int = 1
     """Of the device; holds where the user left ``round_to`` open."""
+    lowered_to: int | None = None
+    """What the device's multiple was lowered to, as the target cannot be met with it; None if it can."""
     is_own_power: bool = False
     """Whether the user left ``cost_power`` open: then it is the criterion's, for FLOPs; see ``power``."""
 
@@ -109,7 +111,7 @@ class Options:
     @property
     def multiple(self) -> int:
         """What the widths are kept at multiples of."""
-        return self.round_to or self.own_round_to
+        return self.round_to or min(self.own_round_to, self.lowered_to or self.own_round_to)
 
     def power(self, resource: str) -> float:
         """Return the power of a channel's price that its score is divided by, where the price is of this resource."""
@@ -121,7 +123,7 @@ class Options:
 
     def finer(self) -> Options | None:
         """With half the multiple, where it was not the user who chose it and it can be halved."""
-        return replace(self, own_round_to=self.own_round_to // 2) if not self.round_to and self.multiple > 1 else None
+        return replace(self, lowered_to=self.multiple // 2) if not self.round_to and self.multiple > 1 else None
 
 
 def _scored(asked: Scored | None) -> ScoreBatches | None:

@@ -6,6 +6,7 @@ The callback says what happened in the Trainer; the session knows what is due. I
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, final
 
@@ -65,7 +66,7 @@ class Session:
         if device is not None:
             self.options = self.options.on(device)
             if self._pruner:
-                self._pruner.options = self.options
+                self._pruner.options = self._pruner.options.on(device)
         self.progress = ScheduleProgress()
         self._under_way = False
         self._spot_check = SpotCheck()
@@ -294,6 +295,7 @@ class Session:
             guard=self._guard.state if self._guard else None,
             widths=widths_of(self.graph),
             settings=settings,
+            lowered_to=pruner.options.lowered_to if pruner else None,
         )
 
     def load(self, plain: Any, model: nn.Module) -> PruningState:
@@ -317,7 +319,8 @@ class Session:
         if state.pruned is None:
             return
         graph, record = state.pruned
-        self._pruner = Pruner(model, graph, self.options, record)  # first, since only this can fail
+        options = replace(self.options, lowered_to=state.lowered_to)
+        self._pruner = Pruner(model, graph, options, record)  # first, since only this can fail
         # Sums of another criterion have another unit; the next event waits for its own.
         self._scores = state.scores if state.criterion == repr(self.options.criterion) else {}
         self.progress = ScheduleProgress(state.step, state.pending, state.fit_length)

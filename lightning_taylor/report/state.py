@@ -82,6 +82,8 @@ class PruningState:
         guard: None if there is no guard.
         widths: what the metadata of the state dict says as well; for those who rebuild the state dict.
         settings: name -> ``repr`` of every argument of the callback that a second fit should not change.
+        lowered_to: the multiple of channels that the device's own was lowered to, as the target could not be met with
+            it; None if it could.
     """
 
     version: int = VERSION
@@ -99,6 +101,7 @@ class PruningState:
     guard: GuardState | None = None
     widths: Widths = field(default_factory=lambda: Widths({}, {}))
     settings: Mapping[str, Any] = field(default_factory=dict)
+    lowered_to: int | None = None
 
     def __post_init__(self) -> None:
         if (self.graph is None) != (self.record is None):

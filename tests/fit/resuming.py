@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from fit.boring import Boring, trainer
 from fit.rank_launch import WHERE, all_well, on_ranks
-from lightning_taylor import Gradual, TaylorBatch, TaylorPruning
+from lightning_taylor import Gradual, Target, TaylorBatch, TaylorPruning
 from lightning_taylor.plan import ScoreBatches
 
 BATCHES, EPOCHS = 8, 3
@@ -160,14 +160,15 @@ def run(
     kill: int | None = None,
     resume: Path | None = None,
     extra: Sequence[L.Callback] = (),
+    target: float | Target = 0.5,
     **kwargs: Any,
 ) -> L.Trainer:
     """One fit; leaves ``kept_<rank>.pt``, or the checkpoint ``kill.ckpt`` if it is killed."""
     torch.manual_seed(0)
     settings = KINDS[kind]
-    pruner = TaylorPruning(0.5, SCHEDULE, measure_latency=False, **settings.get("pruning", {}))
+    pruner = TaylorPruning(target, SCHEDULE, measure_latency=False, **settings.get("pruning", {}))
     if "accumulate_grad_batches" in settings.get("trainer", {}):
-        pruner = TaylorPruning(0.5, Gradual(2, 1, 6), measure_latency=False)
+        pruner = TaylorPruning(target, Gradual(2, 1, 6), measure_latency=False)
     others = settings["callbacks"]() if "callbacks" in settings else []
     callbacks = [*others, pruner] if settings.get("first") else [pruner, *others]
     callbacks += [*extra, Keep(folder)]

@@ -6,10 +6,13 @@ from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pytest
 
 from fit.resuming import KINDS, KilledError, differences, kept, run
+from lightning_taylor import Target
+from lightning_taylor.fit import options
 
 # Killed at the end of the epoch before its averaging starts, SWA does not resume alike, with or without pruning.
 CASES = [(kind, kill) for kind in KINDS for kill in (4, 8) if (kind, kill) != ("swa", 8)]
@@ -37,3 +40,15 @@ def test_resume_equals_uninterrupted(
         run(tmp_path, kind, kill=kill)
     run(tmp_path, kind, resume=tmp_path / "kill.ckpt")
     assert differences(uninterrupted(kind), kept(tmp_path)) == []
+
+
+@pytest.mark.parametrize("target", [Target(flops=0.09), Target(memory=0.3)], ids=["checked at the start", "measured"])
+def test_a_multiple_that_was_lowered_for_the_target_stays_what_it_was(target: Target, tmp_path: Path) -> None:
+    with mock.patch.object(options, "own_round_to", return_value=4):
+        run(tmp_path, "plain", target=target)
+        whole = kept(tmp_path)
+        with pytest.raises(KilledError):
+            run(tmp_path, "plain", target=target, kill=9)
+        run(tmp_path, "plain", target=target, resume=tmp_path / "kill.ckpt")
+    assert any(len(tensor) % 4 for name, tensor in whole["model"].items() if name.endswith("0.weight"))
+    assert differences(whole, kept(tmp_path)) == []
