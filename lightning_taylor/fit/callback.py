@@ -44,7 +44,7 @@ from lightning_taylor.fit.trainer_state import (
     remaining_scale,
     trace_step,
 )
-from lightning_taylor.fit.training_step import GradientWatch, repeatable, step_of
+from lightning_taylor.fit.training_step import GradientWatch, step_of
 from lightning_taylor.graph.channel_graph import ChannelGraph
 from lightning_taylor.plan.guard import Guard
 from lightning_taylor.plan.schedule import Schedule
@@ -373,14 +373,14 @@ class TaylorPruning(Callback):
         recording = self._listener.end()
         if recording is None:
             return
+        recording = replace(recording, forward=self._forward)
         if self._session.traced:
-            self._ranks.go_on(trainer, self._session, repeatable(pl_module, recording.calls))
+            self._ranks.go_on(trainer, pl_module, self._session, recording)
             return
         self._session.progress.skip_first_batch()
         trained = self._gradients.end(pl_module, self._steps.optimizers) or None
         step = None if self._batch is None else step_of(trainer, pl_module, self._batch, self._examples)
         self._batch = None
-        recording = replace(recording, forward=self._forward)
         self._begin(trainer, pl_module, recording, step=step, trained=trained, equal=self._gradients.equal)
 
     def _begin(self, trainer: Trainer, pl_module: LightningModule, recording: Recording, **known: Any) -> None:

@@ -106,18 +106,21 @@ class Ranks:
                 raise with_way_out(error, graph, session.options, options, retrace) from None
 
         graph = self._news.trace(pl_module, lambda: share(trainer.strategy, traced))
-        calls = [recording.forward] if recording.forward else repeatable(pl_module, recording.calls)
+        called = _measured_calls(pl_module, session, recording)
         later = any(isinstance(c, either(BaseFinetuning)) for c in trainer.callbacks)  # type: ignore[attr-defined]
         try:
-            session.begin(pl_module, graph, calls, None if later else recording.differentiable)
+            session.begin(pl_module, graph, None if later else recording.differentiable)
         except TargetUnreachableError as error:
             raise with_way_out(error, graph, session.options, options, retrace) from error
-        share(trainer.strategy, lambda: session.pruner.measure_with(calls))
+        self._measure_with(trainer, session, *called)
 
-    def go_on(self, trainer: Trainer, session: Session, calls: list[ForwardCall]) -> None:
+    def go_on(self, trainer: Trainer, pl_module: LightningModule, session: Session, recording: Recording) -> None:
         """A model that was traced before is called as ever: note with what, for the report and the measurements."""
-        session.report.begin(calls)
-        share(trainer.strategy, lambda: session.pruner.measure_with(calls))
+        self._measure_with(trainer, session, *_measured_calls(pl_module, session, recording))
+
+    def _measure_with(self, trainer: Trainer, session: Session, calls: list[ForwardCall], batch: int | None) -> None:
+        session.report.begin(calls, batch)
+        share(trainer.strategy, lambda: session.pruner.measure_with(calls, batch))
 
     def event(
         self,
@@ -183,6 +186,19 @@ class Ranks:
 
 
 T = TypeVar("T")
+
+
+def _measured_calls(
+    pl_module: LightningModule, session: Session, recording: Recording
+) -> tuple[list[ForwardCall], int | None]:
+    """Return the calls that are measured, and at how many examples; None for as many as they have.
+
+    These are the user's example inputs; without any, what the step called, at the batch of the first step of the fit: a
+    resume may begin with the last batch of an epoch, which is often a smaller one.
+    """
+    if recording.forward:
+        return [recording.forward], None
+    return repeatable(pl_module, recording.calls), session.report.notes.batch
 
 
 def comes_back(strategy: Strategy) -> bool:

@@ -69,10 +69,16 @@ class FitReport:
         self._calls: list[ForwardCall] = []
         self._batch = 1
 
-    def begin(self, calls: Sequence[ForwardCall]) -> None:
-        """Keep one example of what the model is called with, for the latency at the end."""
-        self._calls, batch = one_example(calls)
-        self._batch = min(batch, _LARGEST_BATCH)
+    def begin(self, calls: Sequence[ForwardCall], batch: int | None = None) -> None:
+        """Keep one example of what the model is called with, for the latency at the end.
+
+        Args:
+            calls: of the model.
+            batch: examples of each that count; as many as it has if None.
+        """
+        self._calls, examples = one_example(calls)
+        self.notes.batch = batch or examples
+        self._batch = min(self.notes.batch, _LARGEST_BATCH)
         self.notes.called_with = [template for call in self._calls if (template := call_template(call))]
 
     def note(self, metrics: Mapping[str, float], step: int, pruner: Pruner) -> None:

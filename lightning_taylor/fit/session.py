@@ -5,7 +5,7 @@ The callback says what happened in the Trainer; the session knows what is due. I
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, final
@@ -31,7 +31,6 @@ from lightning_taylor.report.state import PruningState, check_version, read_stat
 from lightning_taylor.report.summary import PruningSummary, Size, widths_now
 from lightning_taylor.study.spot_check import SpotCheck
 from lightning_taylor.surgery.mirrors import Copy
-from lightning_taylor.utilities.calls import ForwardCall
 from lightning_taylor.utilities.compile import EagerMode, compiled_graphs, forget_compiled
 
 __all__ = [
@@ -140,19 +139,12 @@ class Session:
             self.progress.set_schedule(schedule, remaining)
         self._under_way = True
 
-    def begin(
-        self,
-        model: nn.Module,
-        graph: ChannelGraph,
-        calls: Sequence[ForwardCall],
-        differentiable: Mapping[str, bool] | None = None,
-    ) -> None:
+    def begin(self, model: nn.Module, graph: ChannelGraph, differentiable: Mapping[str, bool] | None = None) -> None:
         """Check what can be reached, now that the graph is known, and start to score.
 
         Args:
             model: at its dense widths.
             graph: its channels.
-            calls: what the step calls.
             differentiable: name of a module -> whether its input needs a gradient, of those that were called.
         """
         self._pruner = Pruner(model, graph, self.options)
@@ -161,7 +153,6 @@ class Session:
         forget_compiled()  # it does not look out for the hooks
         if self.progress.skips_first_batch:
             self._pruner.scorer.pause()  # its backward pass is still to come
-        self.report.begin(calls)
 
     def go_on(self) -> None:
         """Go on with a model that was traced before, in an earlier fit or before a checkpoint; else a no-op."""

@@ -26,6 +26,7 @@ class ReportNotes:
         oracle: of each event that was checked, "step" and the scores' "correlation" with the oracle.
         called_with: shapes and types of what the model was called with, as ``call_template`` has them.
         baseline: metric -> its value of the dense model, where the user knows it.
+        batch: how many examples the model is measured with; None if the release did not say.
     """
 
     before: dict[str, float]
@@ -35,6 +36,7 @@ class ReportNotes:
     oracle: list[dict[str, float]] = field(default_factory=list)
     called_with: list[dict[str, Any]] = field(default_factory=list)
     baseline: dict[str, float] = field(default_factory=dict)
+    batch: int | None = None
 
     def summary(self, graph: ChannelGraph, target: Target | None, record: Record, **known: Any) -> PruningSummary:
         """Put the notes beside the graph and its events; the rest as for ``PruningSummary.of``."""

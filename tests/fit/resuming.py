@@ -79,6 +79,23 @@ class Module(Boring):
             torch.set_rng_state(self.rng)
 
 
+class WithForward(Module):
+    """Has a ``forward``, which takes example inputs."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.net(x)
+
+
+class ShortBatch(Module):
+    """The fifth batch has one example; the last of an epoch often has fewer than the others."""
+
+    def train_dataloader(self) -> StatefulLoader:
+        batches = super().train_dataloader()
+        x, y = batches.data[4]
+        batches.data[4] = (x[:1], y[:1])
+        return batches
+
+
 class TwoOptimizers(Module):
     """Manual optimization: one optimizer for the body, one for the head, the body's every other batch."""
 
@@ -150,6 +167,11 @@ KINDS: dict[str, dict[str, Any]] = {
     "two optimizers": {"module": TwoOptimizers},
     "last steps scored": {"pruning": {"score_batches": 2}},
     "spread steps scored": {"pruning": {"score_batches": ScoreBatches(2), "criterion": TaylorBatch()}},
+    "memory of example inputs": {
+        "pruning": {"target": Target(memory=0.5), "example_inputs": [1, 3, 12, 12]},
+        "module": WithForward,
+    },
+    "memory of the first batch": {"pruning": {"target": Target(memory=0.5)}, "module": ShortBatch},
 }
 
 
@@ -166,7 +188,9 @@ def run(
     """One fit; leaves ``kept_<rank>.pt``, or the checkpoint ``kill.ckpt`` if it is killed."""
     torch.manual_seed(0)
     settings = KINDS[kind]
-    pruner = TaylorPruning(target, SCHEDULE, measure_latency=False, **settings.get("pruning", {}))
+    pruner = TaylorPruning(
+        **{"target": target, "measure_latency": False, **settings.get("pruning", {})}, schedule=SCHEDULE
+    )
     if "accumulate_grad_batches" in settings.get("trainer", {}):
         pruner = TaylorPruning(target, Gradual(2, 1, 6), measure_latency=False)
     others = settings["callbacks"]() if "callbacks" in settings else []
