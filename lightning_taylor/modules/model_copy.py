@@ -6,7 +6,8 @@ norm starts at zero would make any mistake inside it invisible.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -35,20 +36,28 @@ def private_copy(model: nn.Module) -> nn.Module:
         UnsupportedModelError: for scripted, quantized or lazy modules, or one that cannot be copied.
     """
     _check_supported(model)
-    return _uncompiled(deep_copy(model))
+    copied = deep_copy(model)
+    _forget_compiled(copied, {id(function) for *_, function in _compiled_steps(model)})
+    return copied
 
 
-def _uncompiled(net: nn.Module) -> nn.Module:
-    """Without the compiled functions of the model that it is a copy of, which call that model and not the copy."""
-    own = {id(module) for module in net.modules()}
-    for module in net.modules():
+def _forget_compiled(copied: nn.Module, of_the_model: Collection[int]) -> None:
+    """Drop the compiled functions that a copy shares with its model, which they call; it keeps those of its own."""
+    for module in copied.modules():
         if vars(module).get("_compiled_call_impl") is not None:
             module._compiled_call_impl = None
+    for module, step, function in list(_compiled_steps(copied)):
+        if id(function) in of_the_model:
+            delattr(module, step)
+
+
+def _compiled_steps(model: nn.Module) -> Iterator[tuple[nn.Module, str, Any]]:
+    """Yield each compiled function that a module keeps: its module, its name there, and what it was compiled from."""
+    for module in model.modules():
         for step in _STEPS:
-            compiled = getattr(vars(module).get(step), "_torchdynamo_orig_callable", None)
-            if compiled is not None and id(getattr(compiled, "__self__", None)) not in own:
-                delattr(module, step)
-    return net
+            function = getattr(vars(module).get(step), "_torchdynamo_orig_callable", None)
+            if function is not None:
+                yield module, step, function
 
 
 def reveal(model: nn.Module, generator: torch.Generator) -> None:

@@ -129,6 +129,16 @@ def test_a_compiled_fit_lands_where_the_uncompiled_one_does(how: str, tmp_path: 
     assert widths[0] == widths[1]
 
 
+@pytest.mark.parametrize("backend", ["eager", pytest.param("inductor", marks=pytest.mark.slow)])
+def test_a_compiled_net_of_torchs_own_class_is_pruned(backend: str, tmp_path: Path) -> None:
+    """The compiler wraps those in a function of its own, by which nobody sees whose they are."""
+    net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 8, 3), nn.ReLU(), nn.Conv2d(8, 2, 3))
+    pruner = pruning(schedule=OneShot(4), criterion=TaylorBatch())
+    fit(Boring(torch.compile(net, backend=backend)), pruner, tmp_path, max_steps=6)  # type: ignore[arg-type]
+    assert pruner.reached
+    assert [module.out_channels < 8 for module in net if isinstance(module, nn.Conv2d)] == [True] * 3
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("how", ["module", "child in place"])
 def test_more_sizes_than_the_compiler_keeps(how: str, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

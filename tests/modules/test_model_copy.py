@@ -296,3 +296,31 @@ def test_a_forward_that_was_patched_on_the_instance_runs_the_copy(patch: Callabl
         parameter.detach().zero_()
     assert not copied(x).any()
     assert net(x).any()
+
+
+def _wrapped(net: nn.Module) -> nn.Module:
+    return torch.compile(net, backend="eager")  # type: ignore[return-value]
+
+
+def _in_place(net: nn.Module) -> nn.Module:
+    net.compile(backend="eager")
+    return net
+
+
+def _on_the_instance(net: nn.Module) -> nn.Module:
+    net.forward = torch.compile(net.forward, backend="eager")  # type: ignore[method-assign]
+    return net
+
+
+@pytest.mark.parametrize("compiled", [_wrapped, _in_place, _on_the_instance])
+@pytest.mark.parametrize("make", [Net, lambda: nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 2))], ids=["own", "torch's"])
+def test_the_copy_of_a_compiled_module_runs_the_copy(
+    make: Callable[[], nn.Module], compiled: Callable[[nn.Module], nn.Module]
+) -> None:
+    holder, x = nn.ModuleList([compiled(make())]), torch.rand(5, 3)
+    copied = private_copy(holder)[0]  # type: ignore[index]
+    torch.testing.assert_close(copied(x), holder[0](x))
+    for parameter in copied.parameters():
+        parameter.detach().zero_()
+    assert not copied(x).any()
+    assert holder[0](x).any()
