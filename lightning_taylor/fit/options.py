@@ -44,6 +44,9 @@ OF_THE_TRACE = ("ignore", *(field.name for field in fields(TraceOptions)))
 FORMER_NAMES = {"flops_penalty": "cost_penalty", "flops_power": "cost_power"}
 """Arguments of ``TaylorPruning`` that were called otherwise -> their present names."""
 
+_LEFT_OPEN = {"cost_penalty": 0.0, "cost_power": None}
+"""What the present names hold where the user gave nothing; any other value was given, a power of 0 too."""
+
 Check = Callable[[str, Any], Iterator[str]]
 """From an argument's name and value to what is wrong with it, in words."""
 
@@ -153,7 +156,8 @@ def check_arguments(arguments: Mapping[str, Any]) -> None:
         - round_to must be a whole number of at least 1, got 0
     """
     problems = [text for name, value in arguments.items() if name in CHECKS for text in CHECKS[name](name, value)]
-    twice = {k: v for k, v in FORMER_NAMES.items() if arguments.get(k) is not None and arguments.get(v)}
+    given = {k for k, left in _LEFT_OPEN.items() if k in arguments and arguments[k] != left}
+    twice = {k: v for k, v in FORMER_NAMES.items() if arguments.get(k) is not None and v in given}
     problems += [f"{old} is the former name of {new}: give one of them" for old, new in twice.items()]
     if len(problems) > 1:
         listed = "\n- ".join(problems)

@@ -111,8 +111,11 @@ def test_the_former_names_of_power_and_penalty_say_the_same() -> None:
         return TaylorPruning(**arguments).options  # type: ignore[arg-type]
 
     assert (told(flops_penalty=1e-3).cost_penalty, told(flops_power=0.7).cost_power) == (1e-3, 0.7)
-    with pytest.raises(ValueError, match="flops_power is the former name of cost_power: give one of them"):
-        told(flops_power=0.7, cost_power=0.5)
+    for power in (0.5, 0, 0.0):
+        with pytest.raises(ValueError, match="flops_power is the former name of cost_power: give one of them"):
+            told(flops_power=0.7, cost_power=power)
+    with pytest.raises(ValueError, match="flops_penalty is the former name of cost_penalty: give one of them"):
+        told(flops_penalty=1e-3, cost_penalty=1e-4)
 
 
 def test_a_shape_may_come_in_the_list_of_whatever_reads_a_configuration() -> None:
