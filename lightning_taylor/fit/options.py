@@ -64,7 +64,7 @@ class Options:
     cost_power: float = 0.0
     max_removed: MaxRemoved | None = None
     score_batches: ScoreBatches | None = None
-    """None for every optimizer step."""
+    """None for every optimizer step before an event."""
     own_round_to: int = 1
     """Of the device; holds where the user left ``round_to`` open."""
     lowered_to: int | None = None

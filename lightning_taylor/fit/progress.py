@@ -82,17 +82,17 @@ class ScheduleProgress:
             )
 
     def scores_next(self, chosen: ScoreBatches | None) -> bool:
-        """Whether the batches of the optimizer step that comes next are to be scored.
+        """Whether the batches of the optimizer step that comes next are to be scored; none are if no event follows.
 
         Args:
-            chosen: which steps are; None for all.
+            chosen: which steps before an event are; None for all.
         """
-        if chosen is None or self.schedule is None or self.due is not None:
+        if self.schedule is None or self.due is not None:
             return True  # what an event waits for may be a score
         step = self.step + 1
         if self._window is None or step not in self._window:
             self._window = window_at(self.schedule, step, self.length.steps if self.length else float("inf"))
-        return chosen.takes(step, self._window)
+        return chosen.takes(step, self._window) if chosen else self._window.event
 
     def advance(self) -> int | None:
         """An optimizer step was taken.

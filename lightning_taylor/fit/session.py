@@ -117,6 +117,11 @@ class Session:
         return self._pruner is not None and self._pruner.done
 
     @property
+    def _is_over(self) -> bool:
+        """Whether nothing more is removed, whatever the schedule says: the target is met, or the guard ended it."""
+        return self.reached or (self._guard is not None and self._guard.ended)
+
+    @property
     def shortfall(self) -> str:
         """What was asked for and what was reached, where that is not enough."""
         reached = ", ".join(f"{name}={value:.3f}" for name, value in self.fractions().items())
@@ -167,7 +172,7 @@ class Session:
 
         It runs uncompiled if compiled code cannot gather what its scores need.
         """
-        self._scores_batch = self.progress.scores_next(self.options.score_batches)
+        self._scores_batch = not self._is_over and self.progress.scores_next(self.options.score_batches)
         if self._active_pruner and self._scores_batch:
             self._active_pruner.scorer.resume()
         elif self._active_pruner:

@@ -20,7 +20,7 @@ from typing_extensions import override
 
 from fit.boring import Boring, loader, trainer
 from fit.harness import assert_close, fit, frozen_rate, lands, pruning, scores_of
-from lightning_taylor import OBD, ActivationMean, Criterion, Gradual, Iterative, OneShot, Taylor, TaylorBatch
+from lightning_taylor import OBD, ActivationMean, Criterion, Gradual, Guard, Iterative, OneShot, Taylor, TaylorBatch
 from lightning_taylor.criteria import Combined, Scorer
 from lightning_taylor.graph.channel_graph import ChannelGraph
 from lightning_taylor.plan import ScoreBatches
@@ -95,15 +95,18 @@ class _NotedScorer(Scorer):
         return {name: torch.arange(1.0, group.size + 1) for name, group in self.graph.groups.items()}
 
 
-def noted(folder: Path, waits: int = 0, **kwargs: Any) -> dict[str, list[int]]:
+def noted(
+    folder: Path, *loaders: Any, waits: int = 0, module: Boring | None = None, **kwargs: Any
+) -> dict[str, list[int]]:
     """Call -> the steps in which it was made, in a fit of 24 steps."""
     now = Now()
     criterion = Noted(now, waits)
     options = {"schedule": EVENTS, "criterion": criterion, **kwargs.pop("options")}
     fit(
-        Boring(zoo.OptionA()),
+        module or Boring(zoo.OptionA()),
         pruning(**options),
         folder,
+        *loaders,
         others=[now],
         first=True,
         max_steps=24,
@@ -143,6 +146,24 @@ def test_scoring_goes_on_while_an_event_has_to_wait(tmp_path: Path) -> None:
     with pytest.warns(UserWarning, match="the event of step 10 has to wait"):
         calls = noted(tmp_path, waits=3, options={"score_batches": 1})
     assert calls["end_batch"] == [10, 11, 12, 13, 15, 20]
+
+
+class Worse(Boring):
+    """Says after each epoch, of eight steps, that it got worse."""
+
+    def validation_step(self, batch: Any, batch_idx: int) -> None:
+        self.log("val_acc", 1 - self.global_step / 10)
+
+
+@pytest.mark.parametrize("action", ["stop", "rollback"])
+@pytest.mark.parametrize(("score_batches", "steps"), [(1, [10, 15]), ("all", list(range(2, 17)))])
+def test_nothing_is_scored_once_a_guard_ended_the_pruning(
+    score_batches: Any, steps: list[int], action: Any, tmp_path: Path
+) -> None:
+    options = {"guard": Guard("val_acc", max_drop=0.1, action=action), "score_batches": score_batches}
+    with pytest.warns(UserWarning, match="at step 16: val_acc is"), pytest.warns(UserWarning, match="was not reached"):
+        calls = noted(tmp_path, loader(), loader(n=8), module=Worse(zoo.OptionA()), options=options)
+    assert [step for step in calls["before_step"] if step > 1] == steps
 
 
 class Nodes(Boring):

@@ -72,15 +72,16 @@ def test_a_window_has_as_many_as_are_asked_for_and_spread_ones_lie_evenly(
         assert max(gaps) - min(gaps) <= 1
 
 
-def test_nothing_is_scored_once_no_event_follows() -> None:
+@pytest.mark.parametrize(("scored", "steps"), [(ScoreBatches(2), [3, 5]), (None, [1, 2, 3, 4, 5])])
+def test_nothing_is_scored_once_no_event_follows(scored: ScoreBatches | None, steps: list[int]) -> None:
     progress = ScheduleProgress()
     progress.set_schedule(OneShot(step=5), FitLength(steps=float("inf")))
     found = []
     for _ in range(9):
-        found.append(progress.scores_next(ScoreBatches(2)))
+        found.append(progress.scores_next(scored))
         progress.advance()
         progress.due = None
-    assert [step for step, is_scored in enumerate(found, start=1) if is_scored] == [3, 5]
+    assert [step for step, is_scored in enumerate(found, start=1) if is_scored] == steps
 
 
 def test_an_event_that_waits_is_scored_for_until_it_happens() -> None:
