@@ -27,7 +27,7 @@ from lightning_taylor.report.notes import ReportNotes
 from lightning_taylor.report.summary import PruningSummary
 from lightning_taylor.report.summary_table import summary_tables
 from lightning_taylor.utilities.call_template import call_template
-from lightning_taylor.utilities.calls import ForwardCall, one_example, repeated, runner, tensors_in
+from lightning_taylor.utilities.calls import ForwardCall, copied_like, examples_in, runner, tensors_in, with_examples
 
 __all__ = [
     "QUANTILES",
@@ -67,19 +67,18 @@ class FitReport:
     def __init__(self, baseline: Mapping[str, float] | None = None) -> None:
         self.notes = ReportNotes({}, {}, [], baseline=dict(baseline or {}))
         self._calls: list[ForwardCall] = []
-        self._batch = 1
 
     def begin(self, calls: Sequence[ForwardCall], batch: int | None = None) -> None:
-        """Keep one example of what the model is called with, for the latency at the end.
+        """Keep what the model is called with, for the latency at the end; a checkpoint notes it of one example.
 
         Args:
             calls: of the model.
             batch: examples of each that count; as many as it has if None.
         """
-        self._calls, examples = one_example(calls)
-        self.notes.batch = batch or examples
-        self._batch = min(self.notes.batch, _LARGEST_BATCH)
-        self.notes.called_with = [template for call in self._calls if (template := call_template(call))]
+        self.notes.batch = batch or examples_in(calls)
+        self._calls = with_examples(calls, min(self.notes.batch, _LARGEST_BATCH))
+        one = with_examples(calls, 1)
+        self.notes.called_with = [template for call in one if (template := call_template(call))]
 
     def note(self, metrics: Mapping[str, float], step: int, pruner: Pruner) -> None:
         """Take down what a validation logged; the last one before the first event is of the dense model."""
@@ -175,10 +174,10 @@ class FitReport:
             about["state_dict_bytes"] = {name: state_dict_bytes(net) for name, net in nets.items()}
             if not self._calls:
                 return None, about
-            calls = [repeated(call, self._batch, next(pruned.parameters())) for call in self._calls]
+            calls = copied_like(self._calls, next(pruned.parameters()))
             runs = {name: runner(net, calls) for name, net in nets.items()}
             inputs = list(tensors_in([(call.args, dict(call.kwargs)) for call in calls]))
-            about["batch_size"] = self._batch
+            about["batch_size"] = examples_in(calls)
             with _own_warnings_only():
                 about["peak_bytes"] = {name: peak_memory(nets[name], run, inputs) for name, run in runs.items()}
             if latency:

@@ -20,7 +20,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from lightning_taylor.graph.types import LinkedAttribute
 from lightning_taylor.measure.memory import byte_curve
 from lightning_taylor.modules.resize import with_shapes
-from lightning_taylor.utilities.calls import ForwardCall, moved, repeated, runner, tensors_in
+from lightning_taylor.utilities.calls import ForwardCall, copied_like, moved, runner, tensors_in, with_examples
 
 __all__ = [
     "DryPass",
@@ -106,8 +106,8 @@ class DryPass:
 
     Args:
         net: at any widths, in evaluation mode; copied.
-        calls: what it is called with, of one example.
-        batch: examples per pass.
+        calls: what it is called with.
+        batch: examples per pass, see ``with_examples``; those of ``calls`` if None.
         followers: as ``ChannelGraph.followers``.
 
     Raises:
@@ -124,11 +124,15 @@ class DryPass:
     """
 
     def __init__(
-        self, net: nn.Module, calls: Sequence[ForwardCall], batch: int, followers: Iterable[LinkedAttribute] = ()
+        self,
+        net: nn.Module,
+        calls: Sequence[ForwardCall],
+        batch: int | None = None,
+        followers: Iterable[LinkedAttribute] = (),
     ) -> None:
         like = next(net.parameters())
         self._net = _without_data(net)
-        whole = [repeated(call, batch, like) for call in calls]
+        whole = copied_like(with_examples(calls, batch) if batch else calls, like)
         self._calls = [ForwardCall(c.module, moved(c.args, _META), moved(dict(c.kwargs), _META)) for c in whole]
         self._followers = tuple(followers)
         self._known: dict[Any, Any] = {}

@@ -22,7 +22,7 @@ from lightning_taylor.measure.operator_times import timer_on
 from lightning_taylor.measure.savings import Savings
 from lightning_taylor.modules.model_copy import private_copy
 from lightning_taylor.modules.resize import with_shapes
-from lightning_taylor.utilities.calls import ForwardCall, one_example, repeated, runner, tensors_in
+from lightning_taylor.utilities.calls import ForwardCall, copied_like, runner, tensors_in, with_examples
 
 __all__ = [
     "Measure",
@@ -70,8 +70,8 @@ class Meter:
     Args:
         model: at any widths; its evaluation path is what counts.
         graph: the model's channel graph, for the dense shapes.
-        calls: what the model is called with, as the trace saw it; one example is kept.
-        batch: examples per forward pass; those of ``calls`` if None.
+        calls: what the model is called with, as the trace saw it.
+        batch: examples per forward pass, see ``with_examples``; those of ``calls`` if None.
         context: entered around every forward pass, e.g. Lightning's ``precision_plugin.forward_context``.
 
     Raises:
@@ -101,8 +101,7 @@ class Meter:
             raise ValueError("a meter needs at least one call of the model to measure it by; pass example_inputs=")
         if batch is not None and batch < 1:
             raise ValueError(f"batch must be at least 1, got {batch}")
-        self._calls, own_batch = one_example(calls)
-        self._batch = batch or own_batch
+        self._calls = with_examples(calls, batch) if batch else list(calls)
         self._context = context
         self._device = next(model.parameters()).device
         self._net = with_shapes(private_copy(model).eval(), graph.dense, graph.followers).to("cpu")
@@ -128,7 +127,7 @@ class Meter:
         with _undisturbed(self._device):
             dense = copy.deepcopy(self._net).to(self._device)
             other = with_shapes(dense, shapes, self._followers)
-            calls = [repeated(call, self._batch, next(dense.parameters())) for call in self._calls]
+            calls = copied_like(self._calls, next(dense.parameters()))
             return {name: measures[name](dense, other, calls) for name in resources}
 
     def savings(self, graph: ChannelGraph, resource: str, limit: float) -> dict[str, float]:
@@ -163,7 +162,7 @@ class Meter:
 
     def _of_parts(self, graph: ChannelGraph) -> Savings:
         if self._savings is None:
-            dry = DryPass(self._net, self._calls, self._batch, self._followers)
+            dry = DryPass(self._net, self._calls, followers=self._followers)
             self._savings = Savings(dry, graph, timer_on(self._device))
         return self._savings
 

@@ -18,15 +18,16 @@ __all__ = [
     "batch_size",
     "cast",
     "cast_call",
+    "copied_like",
     "disturb_examples",
     "evaluating",
+    "examples_in",
     "few_examples",
     "few_of",
     "moved",
-    "one_example",
-    "repeated",
     "runner",
     "tensors_in",
+    "with_examples",
 ]
 
 
@@ -179,29 +180,60 @@ def runner(net: nn.Module, calls: Sequence[ForwardCall]) -> Callable[[], list[An
     return run
 
 
-def one_example(calls: Sequence[ForwardCall]) -> tuple[list[ForwardCall], int]:
-    """The calls cut to one example, which is cheap to keep, and how many examples they had."""
-    batch = batch_size([(c.args, dict(c.kwargs)) for c in calls])
-    return [few_of(c, batch) for c in calls], batch
+def examples_in(calls: Sequence[ForwardCall]) -> int:
+    """Count the examples that calls are given; see ``batch_size``."""
+    return batch_size([(c.args, dict(c.kwargs)) for c in calls])
 
 
-def repeated(call: ForwardCall, batch: int, like: Tensor) -> ForwardCall:
-    """A call of one example as one of ``batch`` equal ones.
+def with_examples(calls: Sequence[ForwardCall], batch: int) -> list[ForwardCall]:
+    """The calls with another number of examples: their own from the first on, and again from there if too few.
 
-    Args:
-        call: tensors in it with a leading dimension of 1 are repeated; others stay.
-        batch: number of examples.
-        like: a parameter of the net: gives the device, and the dtype of floating-point inputs.
+    As they are, where a tensor may count the examples in a dimension behind its first, as the state of a recurrent
+    layer does: nothing says so, and cut without it the others would not fit.
+
+    Example:
+        >>> x, row, state = torch.zeros(8, 5), torch.zeros(1, 5), torch.zeros(1, 8, 16)
+        >>> [[tuple(t.shape) for t in with_examples([ForwardCall("", (x, y))], 3)[0].args] for y in (row, state)]
+        [[(3, 5), (1, 5)], [(8, 5), (1, 8, 16)]]
     """
+    own = examples_in(calls)
+    if own in (0, batch) or (own > 1 and any(own in t.shape[1:] for t in _of_no_example(calls, own))):
+        return list(calls)
+    rows = [row % own for row in range(batch)]
 
-    def repeat(value: Tensor) -> Tensor:
-        value = value.detach().to(like.device, like.dtype if value.is_floating_point() else value.dtype)
-        return value.repeat(batch, *[1] * (value.ndim - 1)) if value.ndim and value.shape[0] == 1 else value
+    def taken(container: Any) -> Any:
+        return type(container)(container[row] for row in rows) if _lists_examples(container, own) else container
 
-    def more(container: Any) -> Any:
-        return type(container)(list(container) * batch) if _lists_examples(container, 1) else container
+    def change(value: Any) -> Any:
+        return _map(value, lambda t: t[rows] if t.ndim and t.shape[0] == own else t, taken)
 
-    return _each_argument(call, lambda value: _map(value, repeat, more))
+    return [_each_argument(call, change) for call in calls]
+
+
+def _of_no_example(calls: Sequence[ForwardCall], batch: int) -> list[Tensor]:
+    """The tensors whose first dimension counts no examples, and that are no part of one in a list."""
+    found: list[Tensor] = []
+
+    def note(tensor: Tensor) -> Tensor:
+        if tensor.ndim and tensor.shape[0] != batch:
+            found.append(tensor)
+        return tensor
+
+    def others(container: Any) -> Any:
+        return None if _lists_examples(container, batch) else container
+
+    for call in calls:
+        _each_argument(call, lambda value: _map(value, note, others))
+    return found
+
+
+def copied_like(calls: Sequence[ForwardCall], like: Tensor) -> list[ForwardCall]:
+    """Copy calls to the device of a parameter, without graphs, and floating-point numbers to its precision."""
+
+    def copied(t: Tensor) -> Tensor:
+        return t.detach().to(like.device, like.dtype if t.is_floating_point() else t.dtype, copy=True)
+
+    return [_each_argument(call, lambda value: _map(value, copied)) for call in calls]
 
 
 def moved(values: Any, device: torch.device) -> Any:

@@ -52,6 +52,27 @@ def test_a_model_that_was_pruned_before_is_measured_against_its_dense_widths():
     assert meter.ratios(graph.dense, ["memory"]) == {"memory": 1.0}
 
 
+class Recurrent(nn.Module):
+    """Its state has the batch in the second dimension."""
+
+    def __init__(self):
+        super().__init__()
+        self.into, self.cell, self.out = nn.Linear(6, 24), nn.GRU(24, 32, batch_first=True), nn.Linear(32, 4)
+
+    def forward(self, x, state):
+        return self.out(self.cell(self.into(x).relu(), state)[0][:, -1])
+
+
+@pytest.mark.parametrize("batch", [None, 3])
+def test_a_state_with_the_batch_in_its_second_dimension_is_measured_as_it_is(batch):
+    model, inputs = Recurrent(), (torch.rand(8, 5, 6), torch.zeros(1, 8, 32))
+    graph = trace_channels(model, inputs)
+    meter = Meter(model, graph, [ForwardCall("", inputs)], batch)
+    smaller = graph.shrink({"into": range(12)})
+    assert meter.ratios(smaller.shapes, ["memory"])["memory"] < 1
+    assert meter.savings(graph, "memory", 0.5)["into"] > 0
+
+
 class Heavy(nn.Module):
     """Nearly all of its time is spent in two layers whose work grows with the square of one width."""
 

@@ -22,8 +22,8 @@ from lightning_taylor.utilities.calls import (
     few_examples,
     few_of,
     moved,
-    repeated,
     tensors_in,
+    with_examples,
 )
 from lightning_taylor.utilities.nested import leaves_in, mapped
 
@@ -276,9 +276,10 @@ def test_examples_are_counted_cut_and_repeated_in_every_form(make: Any) -> None:
         assert type(few) is type(batch)
         assert batch_size(few) == count
     call = ForwardCall("", (batch,), {"more": batch})
-    one = few_of(call, 8)
-    again = repeated(one, 5, torch.ones(1, dtype=torch.float64))
-    assert batch_size(again.args[0]) == batch_size(again.kwargs["more"]) == 5
+    for count in (1, 5, 8, 11):
+        (again,) = with_examples([call], count)
+        assert type(again.args[0]) is type(batch)
+        assert batch_size(again.args[0]) == batch_size(again.kwargs["more"]) == count
     assert {t.dtype for t in tensors_in(cast_call(call, torch.float64).args) if t.is_floating_point()} == {
         torch.float64
     }
@@ -290,8 +291,7 @@ def test_a_list_of_two_batches_is_no_list_of_two_examples() -> None:
     pair = [torch.ones(8, 3, 20), torch.ones(8, 1, 20)]
     assert batch_size(pair) == 8
     assert [t.shape[0] for t in few_examples(pair, 8, 2)] == [2, 2]
-    one = few_of(ForwardCall("", (pair,)), 8)
-    assert [t.shape[0] for t in repeated(one, 5, torch.ones(1)).args[0]] == [5, 5]
+    assert [t.shape[0] for t in with_examples([ForwardCall("", (pair,))], 5)[0].args[0]] == [5, 5]
 
 
 def test_lists_beside_the_batch_are_cut_to_the_same_examples() -> None:
@@ -305,7 +305,7 @@ def test_arguments_are_no_list_of_examples() -> None:
     call = ForwardCall("", (record, Plain(torch.ones(2, 3), torch.tensor(0.1))))
     assert len(few_of(call, 2).args) == 2
     assert few_of(call, 2).args[0].a.shape == (1, 3)
-    assert len(repeated(few_of(ForwardCall("", (record,)), 2), 4, torch.ones(1)).args) == 1
+    assert len(with_examples([ForwardCall("", (record,))], 4)[0].args) == 1
     sizes = [torch.ones(2, 4, 8, 8), torch.ones(2, 4, 4, 4)]
     assert [t.shape[0] for t in few_examples(sizes, 2, 1)] == [1, 1]
 
