@@ -9,9 +9,11 @@ from typing import Any
 import pytest
 import torch
 import zoo
+from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
 
 from fit.boring import Boring, loader, trainer
-from lightning_taylor import OneShot, Target, Taylor, TaylorPruning
+from lightning_taylor import Gradual, OneShot, Target, Taylor, TaylorPruning
 from lightning_taylor.measure.meter import Meter
 from lightning_taylor.plan.cost import CostModel
 from lightning_taylor.plan.measured_search import select_measured
@@ -38,6 +40,20 @@ def pruned(tmp_path: Path, target: Target, **options: Any) -> Any:
     pruner = TaylorPruning(target, OneShot(3), Taylor(), measure_latency=False, **options)
     trainer([pruner], default_root_dir=tmp_path).fit(Boring(zoo.Residual()), loader())
     return pruner
+
+
+@pytest.mark.parametrize("target", [0.8, 0.6, 0.5, 0.4])
+def test_a_target_of_memory_takes_no_more_than_it_asks_for(tmp_path: Path, target: float) -> None:
+    torch.manual_seed(0)
+    net = nn.Sequential(  # its first layer makes the peak, and then its second
+        nn.Conv2d(3, 32, 3, padding=1), nn.BatchNorm2d(32), nn.ReLU(), nn.Conv2d(32, 64, 3, 2, 1), nn.BatchNorm2d(64),
+        nn.ReLU(), nn.Conv2d(64, 64, 3, 2, 1), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(64, 4),
+    )  # fmt: skip
+    pruner = TaylorPruning(Target(memory=target), Gradual(every_n_steps=2, start_step=2, end_step=6))
+    images = TensorDataset(torch.rand(64, 3, 32, 32), torch.arange(64) % 4)
+    trainer([pruner], default_root_dir=tmp_path).fit(Boring(net), DataLoader(images, 8))
+    assert target - 0.02 <= pruner.remaining["memory"] <= target
+    assert pruner.remaining["channels"] > 0.5 * target
 
 
 @pytest.mark.slow

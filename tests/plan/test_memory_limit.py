@@ -1,0 +1,84 @@
+"""The limit of the memory, against networks that really lost the channels."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+import zoo
+from torch import nn
+
+from lightning_taylor import Target, trace_channels
+from lightning_taylor.graph.channel_graph import ChannelGraph
+from lightning_taylor.measure.meter import Meter
+from lightning_taylor.plan.cost import CostModel
+from lightning_taylor.plan.measured_search import Selection, select_measured
+from lightning_taylor.plan.memory_limit import MemoryLimit
+from lightning_taylor.plan.price import channel_prices
+from lightning_taylor.utilities.calls import ForwardCall
+
+
+def block(i: int, o: int, stride: int = 1) -> nn.Sequential:
+    return nn.Sequential(nn.Conv2d(i, o, 3, stride, 1), nn.BatchNorm2d(o), nn.ReLU())
+
+
+OURS = {
+    # The first layer's maps make the peak, until they are half as wide.
+    "wide first": lambda: nn.Sequential(
+        block(3, 32), block(32, 64, 2), block(64, 64, 2), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(64, 4)
+    ),
+    # Two layers make it, the first and the last.
+    "hourglass": lambda: nn.Sequential(
+        block(3, 32),
+        block(32, 64, 2),
+        block(64, 64, 2),
+        nn.Upsample(scale_factor=4),
+        block(64, 16),
+        nn.Conv2d(16, 4, 1),
+    ),
+}
+NAMES = ["vgg", "residual", "inverted", "concat", "decoder", *OURS]
+
+
+def measured(name: str) -> tuple[ChannelGraph, Meter]:
+    torch.manual_seed(0)
+    model, x = (OURS[name](), torch.rand(4, 3, 32, 32)) if name in OURS else zoo.build(name)
+    graph = trace_channels(model, x)
+    return graph, Meter(model.eval(), graph, [ForwardCall("", (x,))])
+
+
+def share(meter: Meter, graph: ChannelGraph, lost: dict[str, int]) -> float:
+    return meter.ratios(graph.shrink({n: range(k) for n, k in lost.items() if k}).shapes, ["memory"])["memory"]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_what_stays_is_what_a_network_takes_that_lost_the_channels(name: str) -> None:
+    graph, meter = measured(name)
+    curve = meter.memory_curve(graph)
+    assert curve
+    limit, generator = MemoryLimit(curve, CostModel(graph), 0.5), np.random.default_rng(0)
+    for _ in range(8):
+        lost = {n: int(generator.integers(0, group.size)) for n, group in graph.groups.items()}
+        expected = share(meter, graph, lost) - 0.5
+        assert limit.over(np.array(list(lost.values()))) == pytest.approx(expected, abs=2e-3)
+
+
+def selected(name: str, target: float) -> tuple[ChannelGraph, Meter, Selection]:
+    graph, meter = measured(name)
+    generator = torch.Generator().manual_seed(1)
+    scores = {n: torch.rand(group.size, generator=generator) for n, group in graph.groups.items()}
+    cost, asked = CostModel(graph), Target(memory=target)
+    prices = channel_prices(asked, graph, cost, meter).by_group
+    curve = meter.memory_curve(graph)
+    found = select_measured(scores, graph, asked, meter, cost=cost, curve=curve, cost_power=1.0, prices=prices)
+    return graph, meter, found
+
+
+@pytest.mark.parametrize("target", [0.9, 0.7, 0.5])
+@pytest.mark.parametrize("name", NAMES)
+def test_no_group_could_keep_one_more_channel(name: str, target: float) -> None:
+    graph, meter, found = selected(name, target)
+    lost = {n: len(index) for n, index in found.remove.items()}
+    assert found.measured["memory"] == share(meter, graph, lost) <= target
+    for group, count in lost.items():
+        assert share(meter, graph, {**lost, group: count - 1}) > target - 2e-3
