@@ -7,7 +7,7 @@ there, whatever its batch.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from typing import Any, final
@@ -19,6 +19,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from lightning_taylor.graph.types import LinkedAttribute
 from lightning_taylor.measure.memory import byte_curve
+from lightning_taylor.measure.network_only import tensors_of_network
 from lightning_taylor.modules.resize import with_shapes
 from lightning_taylor.utilities.calls import ForwardCall, copied_like, moved, runner, tensors_in, with_examples
 
@@ -109,6 +110,7 @@ class DryPass:
         calls: what it is called with.
         batch: examples per pass, see ``with_examples``; those of ``calls`` if None.
         followers: as ``ChannelGraph.followers``.
+        beside: names of modules whose tensors do not count.
 
     Raises:
         Exception: from a pass, whatever a network raises that needs numbers to know what to do next, as detectors do.
@@ -129,18 +131,20 @@ class DryPass:
         calls: Sequence[ForwardCall],
         batch: int | None = None,
         followers: Iterable[LinkedAttribute] = (),
+        beside: Collection[str] = (),
     ) -> None:
         like = next(net.parameters())
         self._net = _without_data(net)
         whole = copied_like(with_examples(calls, batch) if batch else calls, like)
         self._calls = [ForwardCall(c.module, moved(c.args, _META), moved(dict(c.kwargs), _META)) for c in whole]
         self._followers = tuple(followers)
+        self._beside = frozenset(beside)
         self._known: dict[Any, Any] = {}
 
     @property
     def entry_bytes(self) -> float:
-        """How many bytes an entry of a parameter takes, on average."""
-        parameters = list(self._net.parameters())
+        """How many bytes an entry of a parameter or buffer takes, on average."""
+        parameters = tensors_of_network(self._net, self._beside)
         entries = sum(p.numel() for p in parameters)
         return sum(p.numel() * p.element_size() for p in parameters) / max(1, entries)
 
@@ -156,7 +160,7 @@ class DryPass:
         net = with_shapes(self._net, shapes, self._followers)
         inputs = tensors_in([(c.args, dict(c.kwargs)) for c in self._calls])
         with torch.no_grad(), _Listener(self._known) as listener:
-            curve = byte_curve(runner(net, self._calls), [*net.parameters(), *net.buffers(), *inputs])
+            curve = byte_curve(runner(net, self._calls), [*tensors_of_network(net, self._beside), *inputs])
         return listener.operators, curve
 
 

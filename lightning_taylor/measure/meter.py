@@ -18,6 +18,7 @@ from lightning_taylor.measure.dry_pass import DryPass
 from lightning_taylor.measure.latency import compare_latency, measure_latency
 from lightning_taylor.measure.memory import peak_bytes
 from lightning_taylor.measure.memory_curve import MemoryCurve
+from lightning_taylor.measure.network_only import calls_of_network, modules_beside, tensors_of_network
 from lightning_taylor.measure.operator_times import timer_on
 from lightning_taylor.measure.savings import Savings
 from lightning_taylor.modules.model_copy import private_copy
@@ -64,6 +65,9 @@ class Meter:
     machine that others use too, expect a few per cent of noise. Memory is counted, not sampled, and has none
     (:func:`lightning_taylor.measure.memory.peak_bytes` says what it leaves out).
 
+    What stands beside the network in one module (a teacher, a loss network, what is out of ``scope``) takes no memory
+    here, and its own calls take no time.
+
     The model is copied once, at once, and never touched or looked at again; the copy waits on the CPU. Random state
     is given back after every measurement.
 
@@ -101,7 +105,9 @@ class Meter:
             raise ValueError("a meter needs at least one call of the model to measure it by; pass example_inputs=")
         if batch is not None and batch < 1:
             raise ValueError(f"batch must be at least 1, got {batch}")
-        self._calls = with_examples(calls, batch) if batch else list(calls)
+        self._beside = modules_beside(model, graph.parameters)
+        calls = calls_of_network(calls, self._beside)
+        self._calls = with_examples(calls, batch) if batch else calls
         self._context = context
         self._device = next(model.parameters()).device
         self._net = with_shapes(private_copy(model).eval(), graph.dense, graph.followers).to("cpu")
@@ -162,7 +168,7 @@ class Meter:
 
     def _of_parts(self, graph: ChannelGraph) -> Savings:
         if self._savings is None:
-            dry = DryPass(self._net, self._calls, followers=self._followers)
+            dry = DryPass(self._net, self._calls, followers=self._followers, beside=self._beside)
             self._savings = Savings(dry, graph, timer_on(self._device))
         return self._savings
 
@@ -192,7 +198,7 @@ class Meter:
 
     def _peak(self, net: nn.Module, calls: Sequence[ForwardCall]) -> int:
         inputs = tensors_in([(c.args, dict(c.kwargs)) for c in calls])
-        return peak_bytes(self._inside(runner(net, calls)), [*net.parameters(), *net.buffers(), *inputs])
+        return peak_bytes(self._inside(runner(net, calls)), [*tensors_of_network(net, self._beside), *inputs])
 
     def _inside(self, run: Callable[[], Any]) -> Callable[[], Any]:
         def run_inside() -> Any:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import contextlib
+from dataclasses import replace
 
 import pytest
 import torch
@@ -186,3 +187,34 @@ def test_a_careful_measurement_takes_as_many_pairs_as_its_spread_asks_for(monkey
     assert pairs[-1] == int(2 / 0.08)
     spread_of(1.0)
     assert pairs[-1] == int(20 / 0.08)
+
+
+class Distilled(nn.Module):
+    """A network with a larger teacher beside it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = zoo.build("vgg")[0]
+        self.teacher = nn.Sequential(nn.Linear(500, 1000), nn.BatchNorm1d(1000), nn.Linear(1000, 1000))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.net(x)
+
+
+def test_what_stands_beside_the_network_takes_no_memory_and_no_time() -> None:
+    both, (_, x) = Distilled(), zoo.build("vgg")
+    alone = trace_channels(both.net, x)
+    graph = trace_channels(both, x)
+    graph = replace(graph, parameters=frozenset(n for n in graph.parameters if n.startswith("net.")))
+    teacher = ForwardCall("teacher", (torch.rand(len(x), 500),))
+    meter, other = (
+        Meter(both, graph, [teacher, ForwardCall("net", (x,))]),
+        Meter(both.net, alone, [ForwardCall("", (x,))]),
+    )
+    for share in (0.3, 0.7):
+        lost = {name: range(int(share * group.size)) for name, group in alone.groups.items()}
+        inside = {f"net.{name}": index for name, index in lost.items()}
+        expected = other.ratios(alone.shrink(lost).shapes, ["memory"])
+        assert meter.ratios(graph.shrink(inside).shapes, ["memory"]) == expected
+    prices, expected = meter.savings(graph, "memory", 0.5), other.savings(alone, "memory", 0.5)
+    assert prices == {f"net.{name}": saved for name, saved in expected.items()}

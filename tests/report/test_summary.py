@@ -16,6 +16,7 @@ from lightning_taylor.plan.record import Event, Record
 from lightning_taylor.plan.target import Target
 from lightning_taylor.report.notes import ReportNotes
 from lightning_taylor.report.summary import Change, LayerChange, PruningSummary, widths_after, widths_now
+from lightning_taylor.utilities.calls import ForwardCall
 from lightning_taylor.utilities.plain import from_plain, to_plain
 
 
@@ -117,6 +118,14 @@ def test_the_notes_of_a_report_come_back_and_those_of_an_earlier_release_as_well
     assert again.notes == report.notes
     old = {name: value for name, value in to_plain(report.notes).items() if name != "scores"}
     assert from_plain(ReportNotes, old).scores == {}
+
+
+def test_the_notes_say_one_example_of_a_call_unless_it_cannot_be_cut():
+    x, row, state = torch.zeros(20, 5), torch.zeros(1, 5), torch.zeros(1, 20, 16)
+    for other, shapes in ((row, [[1, 5], [1, 5]]), (state, [[20, 5], [1, 20, 16]])):
+        report = FitReport()
+        report.begin([ForwardCall("", (x, other))])
+        assert [described["shape"] for described in report.notes.called_with[0]["args"]] == shapes
 
 
 def test_a_baseline_of_the_user_s_outlives_that_of_a_checkpoint():
