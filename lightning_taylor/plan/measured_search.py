@@ -48,7 +48,7 @@ _FLATTEST = 0.1  # of latency per FLOPs, both of the dense model: no step follow
 
 _COUNTED = 3  # times as many measurements where none takes time: memory is counted by passes without data
 
-_CORRECTIONS = 3  # of the memory's curve, at most
+_CORRECTIONS = 8  # of the memory's curve, at most
 
 _CAREFUL = 3  # measurements with care, after which the best that meets the limit is taken
 
@@ -165,30 +165,38 @@ class Search:
     def _known(self) -> Point:
         """What the parts that need no measurement ask for: the exact ones, and memory as far as its curve is right.
 
-        The curve is corrected by what was measured where it led, and left alone where that leads nowhere.
+        The curve's limit is corrected by what was measured where it led: by the difference, until one limit was met and
+        one was not, and then to the middle of the two. It is left alone where it never leads within the target's.
         """
-        limit, error = self._target.memory, 0.0
+        limit, best = self._target.memory, None
+        share, met, missed = limit, None, None
         for _ in range(_CORRECTIONS):
-            if limit is None or self._curve is None:
+            if limit is None or share is None or self._curve is None:
                 break
-            self._memory = MemoryLimit(self._curve, self._selector.cost, limit - error)
+            self._memory = MemoryLimit(self._curve, self._selector.cost, share)
             try:
-                remove = self._choose()
+                found = self._point(self._choose())
             except TargetUnreachableError:
                 break
-            found = self._point(remove)
             has = found.selection.measured["memory"]
-            error = has - self._memory.share - self._memory.over(self._selector.cost.counts(_counts(remove)))
-            if has <= limit and error >= -_NEAR / 2:
-                return found
+            over = self._memory.over(self._selector.cost.counts(_counts(found.selection.remove)))
+            if has <= limit:
+                met, best = share, found if best is None or has > best.selection.measured["memory"] else best
+                if has >= limit - _NEAR or abs(has - share - over) <= _NEAR / 2:  # or as near as its steps are fine
+                    break
+            else:
+                missed = share
+            share = (met + missed) / 2 if met and missed else share + limit - _NEAR / 4 - (has - over)
+        if best:
+            return best
         self._memory = None
         return self._point(self._choose() if self._target.exact else {})
 
     def _choose(self, flops: float | None = None) -> dict[str, Tensor]:
         """Choose by the parts that need no measurement, and by a share of the FLOPs."""
         parts = dict(self._target.exact.asked) if self._target.exact else {}
-        if self._memory:
-            parts["memory"] = self._memory.share
+        if self._memory and self._target.memory:
+            parts["memory"] = self._target.memory
         if flops is None:
             return self._selector.choose(Demand(Target(**parts), goal=self._goal), self._memory)
         parts["flops"] = min(flops, parts.get("flops", 1.0))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -9,6 +11,7 @@ import zoo
 from torch import nn
 
 from lightning_taylor import Target, trace_channels
+from lightning_taylor.errors import TargetUnreachableError
 from lightning_taylor.graph.channel_graph import ChannelGraph
 from lightning_taylor.measure.meter import Meter
 from lightning_taylor.plan.cost import CostModel
@@ -82,3 +85,22 @@ def test_no_group_could_keep_one_more_channel(name: str, target: float) -> None:
     assert found.measured["memory"] == share(meter, graph, lost) <= target
     for group, count in lost.items():
         assert share(meter, graph, {**lost, group: count - 1}) > target - 2e-3
+
+
+@pytest.mark.parametrize("name", ["vgg", "wide first"])
+def test_less_memory_than_the_smallest_network_takes_is_unreachable(name: str) -> None:
+    with pytest.raises(TargetUnreachableError, match=r"memory=0\.001 cannot be met.*measured on"):
+        selected(name, 0.001)
+
+
+@pytest.mark.parametrize("wrong", [0.6, 0.9, 1.1, 1.6])
+def test_a_curve_that_is_wrong_is_corrected_or_left_alone(wrong: float) -> None:
+    """As where half of a layer's heads saves other bytes than the next half."""
+    graph, meter = measured("wide first")
+    curve = meter.memory_curve(graph)
+    assert curve
+    curve = replace(curve, saved=wrong * curve.saved)
+    scores = {name: torch.arange(float(group.size)) for name, group in graph.groups.items()}
+    for target in (0.9, 0.6, 0.4):
+        found = select_measured(scores, graph, Target(memory=target), meter, curve=curve)
+        assert target - 0.04 <= found.measured["memory"] <= target
