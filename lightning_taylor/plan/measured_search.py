@@ -168,7 +168,7 @@ class Search:
         The curve's limit is corrected by what was measured where it led: by the difference, until one limit was met and
         one was not, and then to the middle of the two. It is left alone where it never leads within the target's.
         """
-        limit, best = self._target.memory, None
+        limit, best, left = self._target.memory, None, self._left
         share, met, missed = limit, None, None
         for _ in range(_CORRECTIONS):
             if limit is None or share is None or self._curve is None:
@@ -187,6 +187,7 @@ class Search:
             else:
                 missed = share
             share = (met + missed) / 2 if met and missed else share + limit - _NEAR / 4 - (has - over)
+        self._left = left - (best is not None)  # corrections come on top
         if best:
             return best
         self._memory = None
@@ -321,8 +322,8 @@ def select_measured(
         now: what was measured of the present widths, at the last event; measured if missing. The dense model needs
             none: it is 1 by definition.
         cost: that of the graph, if it is there already.
-        most: measurements of latency at the most, at least 2; careful ones come on top. Of memory alone three times as
-            many.
+        most: measurements of latency at the most, at least 2; careful ones and corrections of the curve come on top. Of
+            memory alone three times as many.
         curve: of the memory, at the graph's widths: then the channels that memory asks for are chosen as those that
             FLOPs ask for, and the result is measured once, or until the curve is corrected.
         limits: of the widths.

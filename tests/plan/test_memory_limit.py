@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -104,3 +105,30 @@ def test_a_curve_that_is_wrong_is_corrected_or_left_alone(wrong: float) -> None:
     for target in (0.9, 0.6, 0.4):
         found = select_measured(scores, graph, Target(memory=target), meter, curve=curve)
         assert target - 0.04 <= found.measured["memory"] <= target
+
+
+class MemoryAndFlops:
+    """Measures memory as a meter does, and for latency gives the share of the FLOPs."""
+
+    def __init__(self, graph: ChannelGraph, meter: Meter) -> None:
+        self.graph, self.meter, self.dense = graph, meter, CostModel(graph).dense.flops
+
+    def ratios(
+        self, shapes: Mapping[str, tuple[int, ...]], resources: Sequence[str], *, careful: bool = False
+    ) -> dict[str, float]:
+        now = CostModel(replace(self.graph, shapes=shapes)).now.flops
+        return {**self.meter.ratios(shapes, ["memory"]), "latency": now / self.dense}
+
+
+@pytest.mark.parametrize("wrong", [0.6, 1.0, 1.6])
+def test_a_search_for_latency_goes_on_from_what_memory_asks_for(wrong: float) -> None:
+    graph, meter = measured("wide first")
+    curve = meter.memory_curve(graph)
+    assert curve
+    generator = torch.Generator().manual_seed(1)
+    scores = {name: torch.rand(group.size, generator=generator) for name, group in graph.groups.items()}
+    both = MemoryAndFlops(graph, meter)
+    target = Target(latency=0.4, memory=0.8)
+    found = select_measured(scores, graph, target, both, curve=replace(curve, saved=wrong * curve.saved))
+    assert 0.38 <= found.measured["latency"] <= 0.4
+    assert found.measured["memory"] <= 0.8
