@@ -27,19 +27,18 @@ class MemoryCurve:
     widths. But what they take is known without a pass (``CostModel``), and the same at each moment.
 
     Attributes:
-        groups: their names, in the order of ``saved``.
         now: shape ``(T,)``: bytes at the present widths.
-        saved: shape ``(G, T)``: what one channel of each group saves, on average of half of the group.
+        saved: shape ``(G, T)``: what one channel of each group saves, on average of half of the group; in
+            the order of the graph.
         dense: bytes of the dense network at its peak.
         entry: bytes of a parameter's entry, on average.
 
     Example:
-        >>> curve = MemoryCurve(("a",), np.array([8.0, 24.0]), np.array([[1.0, 5.0]]), dense=24, entry=4.0)
+        >>> curve = MemoryCurve(np.array([8.0, 24.0]), np.array([[1.0, 5.0]]), dense=24, entry=4.0)
         >>> curve.peak(np.array([2]))
         14.0
     """
 
-    groups: tuple[str, ...]
     now: NDArray[np.float64]
     saved: NDArray[np.float64]
     dense: int

@@ -87,7 +87,7 @@ class Savings:
             return None
         saved = {name: (now_T - half_T) / count for name, (half_T, count) in passes.halves.items()}
         saved_GT = np.array([saved.get(name, zero_T) for name in graph.groups]).reshape(-1, len(now_T))
-        return MemoryCurve(tuple(graph.groups), now_T, saved_GT, passes.dense, self._dry.entry_bytes)
+        return MemoryCurve(now_T, saved_GT, passes.dense, self._dry.entry_bytes)
 
     def _memory_passes(self, graph: ChannelGraph) -> _MemoryPasses:
         """Make the passes at these widths, or give those that were made for them before."""
