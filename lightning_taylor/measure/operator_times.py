@@ -1,25 +1,29 @@
 """How long each operator of a network takes at any widths: measured once at a few of them, interpolated between.
 
 A whole network's time tells nothing of one layer: what a channel saves is a thousandth of it, and the machine's noise a
-hundredth. So each operator is timed alone. A convolution and a matrix product have two widths, in and out, and are
-measured on a grid of both; every other operator has its size. The times never fall where the network grows: between
-two points where they do, the machine was disturbed.
+hundredth. So each operator is timed alone. One with two widths, in and out, is measured on a grid of both; every other
+has its size. The times never fall where the network grows: between two points where they do, the machine was disturbed.
+
+A network may run other operators at other widths: an attention that lost heads runs code of its own, and a convolution
+that is left with one group is none with groups. Such an operator is timed as it stands.
 
 Shape legend: I, O = points of the grid of widths, in and out.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Hashable, Sequence
+from dataclasses import dataclass
+from difflib import SequenceMatcher
 from typing import final
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from lightning_taylor.measure.dry_pass import OperatorCall, TensorSpec
+from lightning_taylor.measure.dry_pass import OperatorCall
 from lightning_taylor.measure.latency import measure_latency
+from lightning_taylor.measure.operator_widths import kind_of, size_of, widths_of, with_widths
 
 __all__ = [
     "OperatorTimes",
@@ -29,6 +33,9 @@ __all__ = [
 
 Timer = Callable[[OperatorCall], float]
 """Tells how long one call takes, in seconds."""
+
+_Place = int | tuple[tuple[str, str], int]
+"""The number of an operator's site, or the key and number of one that has none."""
 
 _REPEATS = 5
 
@@ -64,11 +71,9 @@ class OperatorTimes:
     its time is first asked for.
 
     Args:
-        passes: the operators of passes at several widths, the narrowest network's first and the dense one's last.
+        passes: the operators of passes at several widths, the dense network's last. The one before it says which
+            operators are interpolated: those that the others have in the same order.
         timer: measures one call.
-
-    Raises:
-        ValueError: if the passes have different operators.
 
     Example:
         >>> from lightning_taylor.measure.dry_pass import DryPass
@@ -83,52 +88,59 @@ class OperatorTimes:
     """
 
     def __init__(self, passes: Sequence[Sequence[OperatorCall]], timer: Timer) -> None:
-        self._sites = list(zip(*passes, strict=True)) if len({len(each) for each in passes}) == 1 else []
-        if not self._sites or any(len({call.func for call in site}) > 1 for site in self._sites):
-            raise ValueError("the network runs other operators at other widths")
+        self._kinds = [kind_of(call) for call in passes[-2 if len(passes) > 1 else -1]]
+        located = [self._located(operators) for operators in passes]
+        self._sites = [tuple(each[s] for each in located if s in each) for s in range(len(self._kinds))]
         self._timer = timer
         self._tables: dict[tuple[tuple[str, str], ...], _Table] = {}
         self._known: dict[tuple[str, str], float] = {}
 
     def seconds(self, operators: Sequence[OperatorCall]) -> float:
-        """Return the time of a pass at other widths.
-
-        Raises:
-            ValueError: if it has other operators than the passes at the beginning.
-        """
-        self._check(operators)
-        return sum(self._at(site, call) for site, call in zip(self._sites, operators, strict=True))
+        """Return the time of a pass at other widths."""
+        return sum(self._at(place, call) for place, call in self._located(operators).items())
 
     def saved(self, before: Sequence[OperatorCall], after: Sequence[OperatorCall]) -> float:
-        """Return by how many seconds a pass is shorter than another; only operators that differ are looked at.
+        """Return by how many seconds a pass is shorter than another; only operators that differ are looked at."""
+        old, new = self._located(before), self._located(after)
+        same = {place for place, call in old.items() if place in new and new[place].leaves == call.leaves}
+        return sum(
+            sign * self._at(place, call)
+            for sign, calls in ((1, old), (-1, new))
+            for place, call in calls.items()
+            if place not in same
+        )
 
-        Raises:
-            ValueError: as ``seconds``.
-        """
-        self._check(before)
-        self._check(after)
-        changed = ((s, b, a) for s, b, a in zip(self._sites, before, after, strict=True) if b.leaves != a.leaves)
-        return sum(self._at(site, b) - self._at(site, a) for site, b, a in changed)
+    def _located(self, operators: Sequence[OperatorCall]) -> dict[_Place, OperatorCall]:
+        """Return each operator under the number of its site, or under its own key and number where it has no site."""
+        kinds = [kind_of(call) for call in operators]
+        site_of = _matched(kinds, self._kinds)
+        alone: dict[tuple[str, str], int] = {}
+        located: dict[_Place, OperatorCall] = {}
+        for place, call in enumerate(operators):
+            if place in site_of:
+                located[site_of[place]] = call
+            else:
+                alone[call.key] = alone.get(call.key, 0) + 1
+                located[(call.key, alone[call.key])] = call
+        return located
 
-    def _check(self, operators: Sequence[OperatorCall]) -> None:
-        if [call.func for call in operators] != [site[-1].func for site in self._sites]:
-            raise ValueError("the network runs other operators at other widths")
-
-    def _at(self, site: tuple[OperatorCall, ...], call: OperatorCall) -> float:
-        key = tuple(each.key for each in site)
+    def _at(self, place: _Place, call: OperatorCall) -> float:
+        if not isinstance(place, int):
+            return self._time(call)
+        key = tuple(each.key for each in self._sites[place])
         if key not in self._tables:
-            self._tables[key] = self._measured(site)
-        return self._tables[key].at(*(_widths(call) or (_size(call), 1.0)))
+            self._tables[key] = self._measured(self._sites[place])
+        return self._tables[key].at(*(widths_of(call) or (size_of(call), 1.0)))
 
     def _measured(self, site: Sequence[OperatorCall]) -> _Table:
         """Time one operator: as it stands in each pass, or at all pairs of the widths that it has in them."""
-        widths = [_widths(call) for call in site]
+        widths = [widths_of(call) for call in site]
         if None in widths:
-            by_size = {_size(call): self._time(call) for call in site}
+            by_size = {size_of(call): self._time(call) for call in site}
             sizes = np.array(sorted(by_size))
             return _Table(sizes, np.ones(1), _rising(np.array([[by_size[size]] for size in sizes])))
         in_I, out_O = (np.array(sorted(set(each))) for each in zip(*(w for w in widths if w), strict=True))
-        seconds_IO = np.array([[self._time(_resized(site[-1], int(i), int(o))) for o in out_O] for i in in_I])
+        seconds_IO = np.array([[self._time(with_widths(site[-1], int(i), int(o))) for o in out_O] for i in in_I])
         return _Table(in_I, out_O, _rising(seconds_IO))
 
     def _time(self, call: OperatorCall) -> float:
@@ -161,43 +173,9 @@ def _rising(seconds_IO: NDArray[np.float64]) -> NDArray[np.float64]:
     return seconds_IO
 
 
-_PRODUCTS = ("aten.mm.default", "aten.addmm.default")
-
-
-def _widths(call: OperatorCall) -> tuple[float, float] | None:
-    """Return the widths in and out of a convolution without groups or a matrix product; None for anything else."""
-    specs = call.specs
-    if str(call.func) in _PRODUCTS:
-        return float(specs[-2].shape[-1]), float(specs[-1].shape[-1])
-    if str(call.func) == "aten.convolution.default" and call.leaves[-1] == 1 and not _transposed(call):
-        return float(specs[1].shape[1]), float(specs[1].shape[0])
-    return None
-
-
-def _transposed(call: OperatorCall) -> bool:
-    """Whether a convolution's weight has its input channels first."""
-    return any(leaf is True for leaf in call.leaves)
-
-
-def _resized(call: OperatorCall, i: int, o: int) -> OperatorCall:
-    """Return the call at other widths in and out."""
-    specs = call.specs
-    if str(call.func) in _PRODUCTS:
-        *bias, x, weight = specs
-        new = [*(replace(b, shape=(*b.shape[:-1], o)) for b in bias), _with(x, -1, i), _with(_with(weight, 0, i), 1, o)]
-    else:
-        x, weight, *bias = specs
-        new = [_with(x, 1, i), _with(_with(weight, 0, o), 1, i), *(_with(b, 0, o) for b in bias)]
-    left = iter(new)
-    return replace(call, leaves=tuple(next(left) if isinstance(leaf, TensorSpec) else leaf for leaf in call.leaves))
-
-
-def _with(spec: TensorSpec, dim: int, size: int) -> TensorSpec:
-    shape = list(spec.shape)
-    shape[dim] = size
-    return replace(spec, shape=tuple(shape))
-
-
-def _size(call: OperatorCall) -> float:
-    """Return how many numbers go in."""
-    return float(sum(spec.entries for spec in call.specs))
+def _matched(kinds: Sequence[Hashable], others: Sequence[Hashable]) -> dict[int, int]:
+    """Return which entries of two sequences are each other's, in order: index in the first -> index in the second."""
+    if kinds == others:
+        return {i: i for i in range(len(kinds))}
+    blocks = SequenceMatcher(None, kinds, others, autojunk=False).get_matching_blocks()
+    return {a + i: b + i for a, b, size in blocks for i in range(size)}

@@ -73,12 +73,19 @@ def test_what_takes_no_channels_saves_none(dry: DryPass) -> None:
     assert OperatorTimes(passes, work).saved(passes[1], passes[1]) == 0
 
 
-def test_other_operators_are_refused(dry: DryPass) -> None:
-    passes = [dry(shapes(width))[0] for width in (16, 32)]
-    with pytest.raises(ValueError, match="other operators at other widths"):
-        OperatorTimes([passes[0][1:], passes[1]], work)
-    with pytest.raises(ValueError, match="other operators at other widths"):
-        OperatorTimes(passes, work).seconds(passes[0][::-1])
+@pytest.mark.parametrize("dense_is_of_another_kind", [True, False])
+def test_an_operator_that_is_not_there_at_other_widths_is_timed_as_it_stands(
+    dry: DryPass, dense_is_of_another_kind: bool
+) -> None:
+    passes = [dry(shapes(width))[0] for width in (8, 16, 32)]
+    added = OperatorCall(torch.ops.aten.sigmoid.default, passes[-1][2].leaves[:1], passes[-1][2].structure)
+    other = [*passes[-1][:3], added, *passes[-1][3:]]
+    times = OperatorTimes([*passes[:-1], other] if dense_is_of_another_kind else passes, work)
+    for operators in (*passes, other, [added, added, *passes[1]], passes[1][1:]):
+        assert times.seconds(operators) == pytest.approx(sum(map(work, operators)))
+        for before in (*passes, other):
+            expected = sum(map(work, before)) - sum(map(work, operators))
+            assert times.saved(before, operators) == pytest.approx(expected)
 
 
 def test_a_real_call_takes_some_time(dry: DryPass) -> None:

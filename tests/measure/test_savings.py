@@ -6,6 +6,7 @@ import pytest
 import torch
 import zoo
 from torch import nn
+from torchvision.models import SwinTransformer
 
 from lightning_taylor.graph.channel_graph import ChannelGraph
 from lightning_taylor.measure.dry_pass import DryPass, OperatorCall
@@ -70,3 +71,46 @@ def test_half_of_the_work_of_a_layer_between_two_others_is_saved() -> None:
     found = Savings(dry, graph, work).latency(graph)
     row = 64  # of the layer before, and a column of the one after; with the bias and what goes in
     assert found == pytest.approx({"0": 2 * row + 2, "1": 2 * row + 2}, rel=0.01)
+
+
+def grouped(groups: int) -> nn.Module:
+    return nn.Sequential(
+        nn.Conv2d(3, 32, 3, padding=1), nn.ReLU(), nn.Conv2d(32, 32, 3, padding=1, groups=groups), nn.Conv2d(32, 3, 1)
+    )
+
+
+class Transformer(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        layer = nn.TransformerEncoderLayer(32, 4, 64, batch_first=True)
+        self.layers = nn.TransformerEncoder(layer, 2, enable_nested_tensor=False)
+        self.last = nn.Linear(32, 4)
+
+    def forward(self, x_NLE: torch.Tensor) -> torch.Tensor:
+        return self.last(self.layers(x_NLE).mean(1))
+
+
+def windows() -> nn.Module:
+    return SwinTransformer([4, 4], 16, [2, 2], [2, 4], [4, 4], num_classes=4)
+
+
+OTHER_OPERATORS = {
+    "a convolution that is left with one of two groups": (lambda: grouped(2), (2, 3, 16, 16), "whole"),
+    "a convolution with groups that are left thinner": (lambda: grouped(4), (2, 3, 16, 16), "spread"),
+    "an attention that is left with half of its heads": (Transformer, (2, 6, 32), "whole"),
+    "windows that are left with half of their heads": (windows, (1, 3, 32, 32), "whole"),
+}
+
+
+@pytest.mark.parametrize("kind", OTHER_OPERATORS)
+def test_latency_is_saved_where_a_narrower_network_runs_other_operators(kind: str) -> None:
+    make, size, conv_groups = OTHER_OPERATORS[kind]
+    net = make().eval()
+    x = torch.rand(size)
+    graph = trace_channels(net, x, conv_groups=conv_groups)
+    dry = DryPass(net, [ForwardCall("", (x,))], None, graph.followers)
+    found = Savings(dry, graph, work).latency(graph)
+    for name, saved in found.items():
+        without, count = without_half(graph, name)
+        expected = sum(map(work, dry(graph.shapes)[0])) - sum(map(work, dry(without.shapes)[0]))
+        assert saved == pytest.approx(max(0.0, expected / count), rel=0.02), name
