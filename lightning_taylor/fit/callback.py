@@ -40,6 +40,7 @@ from lightning_taylor.fit.trainer_state import (
     check_validation,
     example_call,
     fit_length,
+    fit_length_at,
     gradient_scale,
     remaining_scale,
     trace_step,
@@ -334,6 +335,8 @@ class TaylorPruning(Callback):
             event = self._ranks.event(trainer, pl_module, self, session, optimizers, batch=batch, oracle_sample=sample)
             if event and self.on_event:
                 self.on_event(event)
+        if stepped and (pace := self._steps.pace):
+            session.progress.shorten(self.schedule, fit_length_at(pace, trainer))
         if session.active:
             loggers.log_step(pl_module, session.fractions())
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import final
 
 from lightning_taylor.plan.fit_length import FitLength
@@ -53,10 +54,29 @@ class ScheduleProgress:
         if self.length is None:
             self.length = remaining
         length, self._window = self.length, None
-        laid = schedule.in_steps(length) if schedule else default_schedule(length.steps)
+        laid = _laid(schedule, length)
         if length.steps != float("inf"):
             laid.check(int(length.steps))
         self.schedule = laid
+
+    def shorten(self, schedule: Schedule | None, remaining: FitLength) -> None:
+        """Lay the schedule over a fit that turns out to be shorter, as long as no event has been due.
+
+        Not over a longer one: an event that comes early is none that is missed.
+
+        Args:
+            schedule: as for ``set_schedule``.
+            remaining: as for ``set_schedule``.
+        """
+        if self.schedule is None or self.length is None:
+            return
+        steps, epoch = (
+            math.floor(value) if math.isfinite(value) else value for value in (remaining.steps, remaining.epoch)
+        )
+        shorter = FitLength(min(self.length.steps, self.step + steps), min(self.length.epoch, max(1, epoch)))
+        if shorter != self.length and not self.schedule.events(self.step):
+            self.length, self._window = shorter, None
+            self.schedule = _laid(schedule, shorter)
 
     @property
     def needs_first_batch(self) -> bool:
@@ -105,3 +125,7 @@ class ScheduleProgress:
         if scored and self.schedule and self.schedule.is_event(self.step):
             self.due = self.step
         return self.due
+
+
+def _laid(schedule: Schedule | None, length: FitLength) -> Schedule:
+    return schedule.in_steps(length) if schedule else default_schedule(length.steps)

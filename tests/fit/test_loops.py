@@ -177,6 +177,62 @@ def test_every_kind_of_step_goes_on_after_the_events(make: Callable[[], Boring],
     assert all(formats) or not isinstance(module.net, zoo.Concat)
 
 
+class Rhythm(Boring):
+    """Optimizers of its own choice step when they want to."""
+
+    def __init__(self, steps: str, optimizers: int = 1) -> None:
+        super().__init__(zoo.Residual())
+        self.automatic_optimization = False
+        self.steps, self.many = steps, optimizers
+
+    def training_step(self, batch: Any, batch_idx: int) -> None:
+        self.manual_backward(super().training_step(batch, batch_idx))
+        lightnings = self.steps != "without Lightning"
+        found = self.optimizers(use_pl_optimizer=lightnings)
+        for k, optimizer in enumerate(found if isinstance(found, list) else [found]):
+            due = {
+                "at each fourth batch": batch_idx % 4 == 3,
+                "first at the first": batch_idx % 4 == 0,
+                "at three of eight": batch_idx % 8 in (2, 3, 7),
+                "in turns": batch_idx % self.many == k,
+                "without Lightning": batch_idx % 2 == 1,
+                "together": True,
+            }[self.steps]
+            if due:
+                optimizer.step()
+                optimizer.zero_grad()
+
+    def configure_optimizers(self) -> Any:
+        parameters = list(self.parameters())
+        part = -(-len(parameters) // self.many)
+        return [torch.optim.AdamW(parameters[k * part : (k + 1) * part]) for k in range(self.many)]
+
+
+@pytest.mark.parametrize("limit", [{"max_epochs": 10}, {"max_epochs": 5}, {"max_epochs": -1, "max_steps": 24}], ids=str)
+@pytest.mark.parametrize(
+    ("steps", "optimizers"),
+    [
+        ("at each fourth batch", 1),
+        ("first at the first", 1),
+        ("at three of eight", 1),
+        ("in turns", 2),
+        ("together", 2),
+        ("together", 3),
+        ("without Lightning", 1),
+    ],
+)
+def test_the_default_schedule_lands_whatever_the_rhythm_of_manual_steps(
+    steps: str, optimizers: int, limit: dict[str, Any], tmp_path: Path
+) -> None:
+    """The last event comes after two thirds of the fit, though nobody knows at first how many steps that is."""
+    if steps == "without Lightning" and "max_steps" in limit:
+        pytest.skip("Lightning sees no step, and never ends")
+    pruner = pruning()
+    lands(Rhythm(steps, optimizers), tmp_path, pruner=pruner, **limit)
+    events = pruner._session.pruner.record.events
+    assert events[-1].step <= 0.75 * pruner._session.progress.step + 1
+
+
 class Adversarial(Boring):
     """A small GAN: two nets, two optimizers, and nothing that calls both from one module."""
 
