@@ -19,6 +19,7 @@ from torch import Tensor
 from lightning_taylor.fit.pruner import Pruner
 from lightning_taylor.measure.environment import machine, peak_memory, state_dict_bytes
 from lightning_taylor.measure.latency import LatencyComparison, compare_latency
+from lightning_taylor.measure.network_only import calls_of_network, modules_beside, tensors_of_network
 from lightning_taylor.modules.model_copy import private_copy
 from lightning_taylor.modules.resize import with_shapes
 from lightning_taylor.report.commands import config_beside, shown_commands
@@ -174,12 +175,15 @@ class FitReport:
             about["state_dict_bytes"] = {name: state_dict_bytes(net) for name, net in nets.items()}
             if not self._calls:
                 return None, about
-            calls = copied_like(self._calls, next(pruned.parameters()))
+            # Not a teacher's, nor what is out of scope: a target counts the network alone, too.
+            beside = modules_beside(pruned, pruner.graph.parameters)
+            calls = copied_like(calls_of_network(self._calls, beside), next(pruned.parameters()))
             runs = {name: runner(net, calls) for name, net in nets.items()}
             inputs = list(tensors_in([(call.args, dict(call.kwargs)) for call in calls]))
             about["batch_size"] = examples_in(calls)
             with _own_warnings_only():
-                about["peak_bytes"] = {name: peak_memory(nets[name], run, inputs) for name, run in runs.items()}
+                held = {name: [*tensors_of_network(net, beside), *inputs] for name, net in nets.items()}
+                about["peak_bytes"] = {name: peak_memory(run, held[name]) for name, run in runs.items()}
             if latency:
                 with _no_loss("the latency of the pruned network could not be measured"), _own_warnings_only():
                     return compare_latency(runs["dense"], runs["pruned"], warmup=2, repeats=10), about

@@ -6,7 +6,7 @@ import importlib.metadata
 import io
 import os
 import platform
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -55,17 +55,15 @@ def state_dict_bytes(net: nn.Module) -> int:
     return counter.count
 
 
-def peak_memory(net: nn.Module, run: Callable[[], Any], inputs: list[torch.Tensor]) -> int:
-    """The most bytes that are alive at one time in a run of a net, its own tensors and the inputs included.
+def peak_memory(run: Callable[[], Any], held: Sequence[torch.Tensor]) -> int:
+    """Return the most bytes that are alive at one time in a run of a network.
 
-    Counted as ``plan.memory.peak_bytes`` does; random state is given back.
+    Counted as ``measure.memory.peak_bytes`` does; random state is given back.
 
     Args:
-        net: whose parameters and buffers count; in evaluation mode.
-        run: runs it on the inputs.
-        inputs: what it is run on.
+        run: runs it, in evaluation mode, on its inputs.
+        held: its parameters, buffers and inputs, which count, too.
     """
-    held = [*net.parameters(), *net.buffers(), *inputs]
     with torch.random.fork_rng(devices={t.device for t in held if t.device.type == "cuda"}):
         return peak_bytes(run, held)
 

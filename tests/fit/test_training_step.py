@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 from typing import Any, ClassVar
 
 import lightning as L
@@ -14,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fit.boring import loader, trainer
+from fit.harness import pruning, report_in
 from lightning_taylor import Gradual, Taylor, TaylorPruning
 from lightning_taylor.errors import TargetUnreachableError
 
@@ -241,6 +243,15 @@ def test_what_is_neither_deployed_nor_trained_is_neither_cut_nor_counted(make: t
     assert module.encoder[0].out_channels < 8
     assert sum(o.flops for o in callback.graph.operations) == sum(o.flops for o in plain.graph.operations)
     assert all("part of the loss" in why for name, why in callback.graph.frozen.items() if name.startswith(part))
+
+
+def test_the_report_measures_the_memory_of_the_network_alone(tmp_path: Path) -> None:
+    peaks = []
+    for make in (Learner, WithLossNetwork, WithLargeTeacher):
+        run = trainer([pruning()], max_epochs=2, default_root_dir=tmp_path / make.__name__)
+        run.fit(make(), loader(32))
+        peaks.append(report_in(tmp_path / make.__name__)["environment"]["peak_bytes"]["dense"])
+    assert len(set(peaks)) == 1
 
 
 @pytest.mark.parametrize("make", [WithMomentum, WithMomentumAfterwards, WithMomentumByHand])
