@@ -40,9 +40,9 @@ from lightning_taylor.fit.trainer_state import (
     check_validation,
     example_call,
     fit_length,
-    fit_length_at,
     gradient_scale,
     remaining_scale,
+    standing,
     trace_step,
 )
 from lightning_taylor.fit.training_step import GradientWatch, step_of
@@ -335,8 +335,8 @@ class TaylorPruning(Callback):
             event = self._ranks.event(trainer, pl_module, self, session, optimizers, batch=batch, oracle_sample=sample)
             if event and self.on_event:
                 self.on_event(event)
-        if stepped and (pace := self._steps.pace):
-            session.progress.shorten(self.schedule, fit_length_at(pace, trainer))
+        if stepped and not pl_module.automatic_optimization:
+            session.progress.follow_pace(self.schedule, standing(trainer))
         if session.active:
             loggers.log_step(pl_module, session.fractions())
 

@@ -6,12 +6,15 @@ import math
 from typing import final
 
 from lightning_taylor.plan.fit_length import FitLength
+from lightning_taylor.plan.pace import Pace, Standing
 from lightning_taylor.plan.schedule import Schedule, default_schedule
 from lightning_taylor.plan.score_batches import ScoreBatches, Window, window_at
 
 __all__ = [
     "ScheduleProgress",
 ]
+
+_CLOSE = 0.01  # of a length
 
 
 @final
@@ -22,6 +25,7 @@ class ScheduleProgress:
         step: optimizer steps of this fit so far; more than none in a resumed one.
         due: the step of the event that has to happen, or has to wait; None if there is none.
         length: of a resumed fit, when its schedule was laid; None before that.
+        pace: of a resumed fit in manual optimization.
 
     Attributes:
         schedule: of this fit, in steps; None before it is laid, and in a fit that has nothing left to remove.
@@ -35,10 +39,13 @@ class ScheduleProgress:
         ([None, 2, 2], 2)
     """
 
-    def __init__(self, step: int = 0, due: int | None = None, length: FitLength | None = None) -> None:
+    def __init__(
+        self, step: int = 0, due: int | None = None, length: FitLength | None = None, pace: Pace | None = None
+    ) -> None:
         self.schedule: Schedule | None = None
-        self.step, self.due, self.length = step, due, length
+        self.step, self.due, self.length, self.pace = step, due, length, pace
         self.skips_first_batch = False
+        self._had_event = False
         self._window: Window | None = None
 
     def set_schedule(self, schedule: Schedule | None, remaining: FitLength) -> None:
@@ -51,32 +58,58 @@ class ScheduleProgress:
         Raises:
             ValueError: if the fit is too short for the schedule, or of unknown length and the schedule depends on it.
         """
+        whole = FitLength(self.step + remaining.steps, remaining.epoch)
         if self.length is None:
-            self.length = remaining
-        length, self._window = self.length, None
-        laid = _laid(schedule, length)
-        if length.steps != float("inf"):
-            laid.check(int(length.steps))
-        self.schedule = laid
+            self.length = whole
+        self.schedule, self._window = _laid(schedule, self.length), None
+        if self._is_past and whole.steps > self.length.steps:
+            # A fit that was over goes on: for a smaller target.
+            self.length, self.schedule = whole, _laid(schedule, whole)
+        if math.isfinite(steps := max(self.length.steps, whole.steps)):
+            self.schedule.check(int(steps))
+        self._had_event = bool(self.step and (self.due is not None or self.schedule.events(self.step)))
+        if self.due is not None and not self.schedule.is_event(self.due):
+            # It was of another schedule.
+            self.due = None
+            self._catch_up()
 
-    def shorten(self, schedule: Schedule | None, remaining: FitLength) -> None:
-        """Lay the schedule over a fit that turns out to be shorter, as long as no event has been due.
+    @property
+    def _is_past(self) -> bool:
+        """Whether a fit that is resumed has no event left."""
+        assert self.schedule is not None
+        assert self.length is not None
+        if not self.step or self.due is not None or not math.isfinite(self.length.steps):
+            return False
+        return not any(map(self.schedule.is_event, range(self.step + 1, int(self.length.steps) + 1)))
 
-        Not over a longer one: an event that comes early is none that is missed.
+    def follow_pace(self, schedule: Schedule | None, standing: Standing) -> None:
+        """Lay the schedule over as many steps as the fit seems to have, as long as no event has been due.
+
+        For manual optimization, where nobody knows before how many batches a step takes.
 
         Args:
             schedule: as for ``set_schedule``.
-            remaining: as for ``set_schedule``.
+            standing: of the fit after the latest step.
         """
-        if self.schedule is None or self.length is None:
+        if self.schedule is None or self.length is None or self._had_event:
             return
-        steps, epoch = (
-            math.floor(value) if math.isfinite(value) else value for value in (remaining.steps, remaining.epoch)
-        )
-        shorter = FitLength(min(self.length.steps, self.step + steps), min(self.length.epoch, max(1, epoch)))
-        if shorter != self.length and not self.schedule.events(self.step):
-            self.length, self._window = shorter, None
-            self.schedule = _laid(schedule, shorter)
+        if self.pace is None:
+            self.pace = Pace(self.step, standing)
+        length = self.pace.length(self.step, standing)
+        if length is None or _is_close(length, self.length):
+            return
+        try:
+            laid = _laid(schedule, length)
+        except ValueError:  # after a long pause between the first steps the fit seems to have hardly any
+            return
+        self.length, self.schedule, self._window = length, laid, None
+        self._catch_up()
+
+    def _catch_up(self) -> None:
+        """The latest event that the schedule has had by now is due."""
+        assert self.schedule is not None
+        if past := self.schedule.events(self.step):
+            self.due, self._had_event = past[-1], True
 
     @property
     def needs_first_batch(self) -> bool:
@@ -123,9 +156,15 @@ class ScheduleProgress:
         self.step += 1
         scored = self.step > 1 or not self.skips_first_batch
         if scored and self.schedule and self.schedule.is_event(self.step):
-            self.due = self.step
+            self.due, self._had_event = self.step, True
         return self.due
 
 
 def _laid(schedule: Schedule | None, length: FitLength) -> Schedule:
     return schedule.in_steps(length) if schedule else default_schedule(length.steps)
+
+
+def _is_close(length: FitLength, other: FitLength) -> bool:
+    """Whether two lengths differ so little that no moment in a fit moves by more than that."""
+    pairs = ((length.steps, other.steps), (length.epoch, other.epoch))
+    return all(a == b or abs(a - b) < max(1, _CLOSE * b) for a, b in pairs)

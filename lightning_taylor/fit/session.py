@@ -194,6 +194,8 @@ class Session:
             return False
         self.scorer.sync()  # every step that is scored, since a checkpoint holds the scores of rank zero only
         due = self.progress.advance()
+        if pruner.done:
+            self.progress.due = None  # nor is it in a later fit, for a smaller target
         allowed = self._guard is None or self._guard.allows
         return due is not None and allowed and not pruner.done
 
@@ -285,6 +287,7 @@ class Session:
             pending=self.progress.due,
             length=length and length.steps,
             epoch_length=length and length.epoch,
+            pace=self.progress.pace,
             report=self.report.notes,
             asked=self.options.target.asked,
             model=class_path(pruner.model) if pruner else "",
@@ -319,7 +322,7 @@ class Session:
         self._pruner = Pruner(model, graph, options, record)  # first, since only this can fail
         # Sums of another criterion have another unit; the next event waits for its own.
         self._scores = state.scores if state.criterion == repr(self.options.criterion) else {}
-        self.progress = ScheduleProgress(state.step, state.pending, state.fit_length)
+        self.progress = ScheduleProgress(state.step, state.pending, state.fit_length, state.pace)
         self.report.load(state.report)
         if self._guard and state.guard:
             self._guard.load(state.guard)

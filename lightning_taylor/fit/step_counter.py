@@ -8,7 +8,6 @@ called. Every optimizer of torch tells when it steps, so these are listened to.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any, final
 
 from lightning.pytorch import Trainer
@@ -18,20 +17,7 @@ from torch.utils.hooks import RemovableHandle
 
 from lightning_taylor.surgery.wrapped_optimizers import parameters_of, unwrapped
 
-__all__ = ["Pace", "StepCounter"]
-
-
-@dataclass(frozen=True)
-class Pace:
-    """How far a fit in manual optimization comes between two batches that end with an optimizer step.
-
-    Attributes:
-        batches: how many batches, on average.
-        counted: by how much ``global_step`` grows, on average: by one for each optimizer of Lightning's that steps.
-    """
-
-    batches: float
-    counted: float
+__all__ = ["StepCounter"]
 
 
 @final
@@ -55,7 +41,6 @@ class StepCounter:
         self._handles: list[RemovableHandle] = []
         self._unknown: list[Optimizer] = []
         self._global_step = 0
-        self._begin_count()
         self._begin()
 
     def __deepcopy__(self, memo: dict[int, Any]) -> StepCounter:
@@ -66,7 +51,6 @@ class StepCounter:
         """Count from now on, until ``close``: in ``on_train_start``."""
         self.close()
         self._trainer, self._global_step = trainer, trainer.global_step
-        self._begin_count()
         self._begin()
         if not trainer.lightning_module.automatic_optimization:
             self._handles = [
@@ -79,23 +63,9 @@ class StepCounter:
         if self._trainer is None:
             return False
         grown, self._global_step = self._trainer.global_step > self._global_step, self._trainer.global_step
-        stepped = grown or self._seen
+        seen = self._seen
         self._begin()
-        self._batches += 1
-        if stepped:
-            self._steps_taken += 1
-            self._last = self._batches, self._global_step
-            self._first = self._first or self._last
-        return stepped
-
-    @property
-    def pace(self) -> Pace | None:
-        """How far the fit came from step to step; None before the second, and in automatic optimization."""
-        if self._trainer is None or self._trainer.lightning_module.automatic_optimization or self._steps_taken < 2:
-            return None
-        assert self._first
-        batches, counted = (last - first for first, last in zip(self._first, self._last, strict=True))
-        return Pace(batches / (self._steps_taken - 1), counted / (self._steps_taken - 1))
+        return grown or seen
 
     @property
     def optimizers(self) -> list[Optimizer]:
@@ -110,11 +80,6 @@ class StepCounter:
             handle.remove()
         self._handles, self._unknown, self._trainer = [], [], None
         self._begin()
-
-    def _begin_count(self) -> None:
-        self._batches, self._steps_taken = 0, 0
-        self._last: tuple[int, int] = (0, 0)  # batches and ``global_step`` at the latest step
-        self._first: tuple[int, int] | None = None
 
     def _begin(self) -> None:
         """Begin a batch. A step that raised, or that a GradScaler skipped, has left its marks."""

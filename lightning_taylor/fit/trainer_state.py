@@ -14,10 +14,10 @@ from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
 
 from lightning_taylor.errors import UnsupportedModelError
-from lightning_taylor.fit.step_counter import Pace
 from lightning_taylor.graph.channel_graph import ChannelGraph
 from lightning_taylor.plan.fit_length import FitLength
 from lightning_taylor.plan.guard import Guard
+from lightning_taylor.plan.pace import Standing
 from lightning_taylor.surgery.mirrors import Copy, find_copies, unreachable_copies
 from lightning_taylor.trace.api import trace_calls
 from lightning_taylor.trace.options import TraceOptions
@@ -33,13 +33,13 @@ __all__ = [
     "copies_of",
     "example_call",
     "fit_length",
-    "fit_length_at",
     "gradient_scale",
     "holders",
     "incoming_checkpoint",
     "loadable",
     "remaining_scale",
     "remaining_steps",
+    "standing",
     "trace_step",
     "warn_of_unreachable",
 ]
@@ -200,19 +200,17 @@ def fit_length(trainer: Trainer) -> FitLength:
     return FitLength(remaining_steps(trainer), epoch)
 
 
-def fit_length_at(pace: Pace, trainer: Trainer) -> FitLength:
-    """Return the same as ``fit_length`` for manual optimization, where steps do not come with every batch.
-
-    Args:
-        pace: from step to step so far.
-        trainer: at the end of a batch.
-    """
+def standing(trainer: Trainer) -> Standing:
+    """Return how far the fit has come at the end of a batch, and how far it goes."""
     epoch, epochs = trainer.num_training_batches, -1 if trainer.max_epochs is None else trainer.max_epochs
-    # The batch that ends now is not counted there yet.
-    batches = float("inf") if epochs < 0 else epochs * epoch - trainer.fit_loop.epoch_loop._batches_that_stepped - 1
-    counts = trainer.max_steps >= 0 and pace.counted > 0
-    by_count = (trainer.max_steps - trainer.global_step) / pace.counted if counts else float("inf")
-    return FitLength(min(batches / pace.batches, by_count), epoch / pace.batches)
+    return Standing(
+        # The batch that ends now is not counted there yet.
+        batches=trainer.fit_loop.epoch_loop._batches_that_stepped + 1,
+        counted=trainer.global_step,
+        most_batches=float("inf") if epochs < 0 else epochs * epoch,
+        most_counted=float("inf") if trainer.max_steps < 0 else trainer.max_steps,
+        epoch=epoch,
+    )
 
 
 def clear_screen(trainer: Trainer, pl_module: LightningModule, *, summarize: bool) -> None:

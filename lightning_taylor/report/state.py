@@ -14,6 +14,7 @@ from lightning_taylor.checkpoint.version_1 import state_of_version_1
 from lightning_taylor.checkpoint.widths import Widths
 from lightning_taylor.graph.channel_graph import ChannelGraph
 from lightning_taylor.plan.fit_length import FitLength
+from lightning_taylor.plan.pace import Pace
 from lightning_taylor.plan.record import Record
 from lightning_taylor.plan.target import Target
 from lightning_taylor.report.commands import config_beside
@@ -76,6 +77,7 @@ class PruningState:
         pending: the step of the event that is due, or has to wait; None if there is none.
         length: optimizer steps of the whole fit; infinite if nobody knows, None before its schedule is laid.
         epoch_length: optimizer steps of an epoch; None and infinite as for ``length``.
+        pace: of the steps in manual optimization; None in automatic, and before the first.
         report: what the report was told.
         asked: resource -> the fraction of the dense model that may remain; empty if the release did not say.
         model: import path of the LightningModule's class; empty for one of a script.
@@ -95,6 +97,7 @@ class PruningState:
     pending: int | None
     length: float | None
     epoch_length: float | None = None
+    pace: Pace | None = None
     report: ReportNotes
     asked: Mapping[str, float] = field(default_factory=dict)
     model: str = ""

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import itertools
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import lightning as L
@@ -120,6 +121,22 @@ class TwoOptimizers(Module):
         return [torch.optim.AdamW(body, 1e-3), torch.optim.SGD(head, 1e-2, momentum=0.9)]
 
 
+class OwnRhythm(Module):
+    """Manual optimization that leaves every third step out."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.automatic_optimization = False
+
+    def training_step(self, batch: Any, batch_idx: int) -> None:
+        optimizer = self.optimizers()
+        assert not isinstance(optimizer, list)
+        optimizer.zero_grad()
+        self.manual_backward(super().training_step(batch, batch_idx))
+        if batch_idx % 3 != 1:
+            optimizer.step()
+
+
 class KilledError(RuntimeError):
     pass
 
@@ -165,6 +182,7 @@ KINDS: dict[str, dict[str, Any]] = {
     "swa": {"callbacks": lambda: [StochasticWeightAveraging(1e-3, swa_epoch_start=1, annealing_epochs=1)]},
     "accumulated": {"trainer": {"accumulate_grad_batches": 3, "max_epochs": 5}},
     "two optimizers": {"module": TwoOptimizers},
+    "own rhythm": {"module": OwnRhythm, "pruning": {"schedule": None}},
     "last steps scored": {"pruning": {"score_batches": 2}},
     "spread steps scored": {"pruning": {"score_batches": ScoreBatches(2), "criterion": TaylorBatch()}},
     "memory of example inputs": {
@@ -183,13 +201,17 @@ def run(
     resume: Path | None = None,
     extra: Sequence[L.Callback] = (),
     target: float | Target = 0.5,
+    changed: Mapping[str, Any] = MappingProxyType({}),
     **kwargs: Any,
 ) -> L.Trainer:
-    """One fit; leaves ``kept_<rank>.pt``, or the checkpoint ``kill.ckpt`` if it is killed."""
+    """One fit; leaves ``kept_<rank>.pt``, or the checkpoint ``kill.ckpt`` if it is killed.
+
+    ``changed`` holds arguments of the callback in the place of the kind's.
+    """
     torch.manual_seed(0)
     settings = KINDS[kind]
     pruner = TaylorPruning(
-        **{"target": target, "measure_latency": False, **settings.get("pruning", {})}, schedule=SCHEDULE
+        **{"target": target, "schedule": SCHEDULE, "measure_latency": False, **settings.get("pruning", {}), **changed}
     )
     if "accumulate_grad_batches" in settings.get("trainer", {}):
         pruner = TaylorPruning(target, Gradual(2, 1, 6), measure_latency=False)

@@ -11,8 +11,9 @@ from unittest import mock
 import pytest
 
 from fit.resuming import KINDS, KilledError, differences, kept, run
-from lightning_taylor import Target
+from lightning_taylor import Gradual, Iterative, OneShot, Target, TaylorPruning
 from lightning_taylor.fit import options
+from lightning_taylor.plan.schedule import Schedule
 
 # Killed at the end of the epoch before its averaging starts, SWA does not resume alike, with or without pruning.
 CASES = [(kind, kill) for kind in KINDS for kill in (4, 8) if (kind, kill) != ("swa", 8)]
@@ -52,3 +53,20 @@ def test_a_multiple_that_was_lowered_for_the_target_stays_what_it_was(target: Ta
         run(tmp_path, "plain", target=target, resume=tmp_path / "kill.ckpt")
     assert any(len(tensor) % 4 for name, tensor in whole["model"].items() if name.endswith("0.weight"))
     assert differences(whole, kept(tmp_path)) == []
+
+
+@pytest.mark.parametrize(
+    "schedule", [None, OneShot(at=0.9), OneShot(40), Gradual(5, 30, 40), Gradual(5, end=0.9), Iterative(2, 4)], ids=repr
+)
+def test_a_fit_that_was_over_goes_on_to_a_smaller_target(schedule: Schedule | None, tmp_path: Path) -> None:
+    first = run(tmp_path, "plain", target=0.7, changed={"schedule": None})
+    first.save_checkpoint(tmp_path / "end.ckpt")
+    with pytest.warns(UserWarning, match="resumed with other settings"):
+        second = run(
+            tmp_path, "plain", target=0.4, changed={"schedule": schedule}, resume=tmp_path / "end.ckpt", max_epochs=6
+        )
+    (pruner,) = (callback for callback in second.callbacks if isinstance(callback, TaylorPruning))  # type: ignore[attr-defined]
+    events = pruner._session.pruner.record.events
+    assert pruner.reached
+    assert schedule is None or isinstance(schedule, Iterative) or events[-1].step > 30
+    assert first.global_step < events[-1].step < second.global_step
