@@ -90,9 +90,9 @@ class TaylorPruning(Callback):
         ignore: name patterns of layers whose output channels stay: "layer4" covers everything inside, "*.conv1"
             every layer of that name.
         min_channels: fewest channels that a group may keep.
-        round_to: groups keep a multiple of this many channels. None for 8 on a GPU with tensor cores, on which other
-            widths can be slower than no pruning, and on a CPU for a target of latency (less where the target or the
-            schedule asks for less), 1 elsewhere.
+        round_to: groups keep a multiple of this many channels; of a head, its rows count. None for 8 on a GPU with
+            tensor cores, on which other widths can be slower than no pruning, and on a CPU for a target of latency
+            (less where the target or the schedule asks for less), 1 elsewhere.
         example_inputs: what the deployed model's ``forward`` takes, for FLOPs, memory and latency: a tensor, a tuple of
             arguments, a dict of keyword arguments, or a shape such as ``[1, 3, 224, 224]``, examples first, for random
             numbers. By default taken from ``example_input_array`` or the first training batch.

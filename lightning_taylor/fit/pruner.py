@@ -238,6 +238,10 @@ class Pruner:
                     "checkpoint it left off with, or use a new TaylorPruning for another model"
                 )
 
+    def begin_on(self, device: torch.device) -> None:
+        """A fit begins on this device: what another one measured with is gone."""
+        self.options, self._meter = self.options.on(device), None
+
     def measure_with(self, calls: Sequence[ForwardCall], batch: int | None = None) -> None:
         """Get ready to measure, on rank zero alone, and check that the measured parts of the target can be reached.
 

@@ -65,7 +65,7 @@ class Session:
         if device is not None:
             self.options = self.options.on(device)
             if self._pruner:
-                self._pruner.options = self._pruner.options.on(device)
+                self._pruner.begin_on(device)
         self.progress = ScheduleProgress()
         self._under_way = False
         self._spot_check = SpotCheck()

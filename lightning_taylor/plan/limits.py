@@ -33,7 +33,8 @@ class WidthLimits:
 
     Attributes:
         min_channels: every group keeps at least this many (or all it has, if fewer); of a mapping, each its own number.
-        round_to: kept counts are multiples of this, rounded up; a group's present width is always allowed.
+        round_to: tensors keep multiples of this many entries, rounded up: so many channels, but fewer heads, or groups
+            of a convolution, whose entries count. A group's present width is always allowed.
 
     Raises:
         ValueError: if one of them is not a whole number of at least 1.
@@ -96,8 +97,10 @@ class WidthLimits:
             array([20, 16,  8])
         """
         least = self.min_channels if isinstance(self.min_channels, int) else self.min_channels[group.name]
-        highest = (group.size - 1) // self.round_to * self.round_to
-        return np.concatenate([[group.size], np.arange(highest, least - 1, -self.round_to)])
+        # A channel that is a head of 16 rows makes a multiple of 8 by itself.
+        multiple = math.lcm(*(self.round_to // math.gcd(self.round_to, s.index.shape[1]) for s in group.slices))
+        highest = (group.size - 1) // multiple * multiple
+        return np.concatenate([[group.size], np.arange(highest, least - 1, -multiple)])
 
     def removable(self, group: ChannelGroup) -> int:
         """Return how many channels a group may lose."""

@@ -154,10 +154,12 @@ class Search:
             found = self._point(remove)
             if low and not low.flops < found.flops < high.flops:
                 break
+            if not found.met and found.flops <= self._bottom:
+                found = self._point(found.selection.remove, careful=True)
+                if not found.met:
+                    raise self._unreachable(found)
             if found.met:
                 low = found
-            elif found.flops <= self._bottom:
-                raise self._unreachable(found)
             else:
                 above, high = high, found
         return low
@@ -205,8 +207,9 @@ class Search:
 
     def _would_end(self, found: Point) -> bool:
         """Whether a figure that is noisy, and was taken at this event, says that the goal is reached."""
-        noisy = "latency" in self._target.to_measure and bool(found.selection.remove)
-        return noisy and all(value <= self._goal.asked[name] for name, value in found.selection.measured.items())
+        cost, removed = self._selector.cost, found.selection.remove
+        noisy = "latency" in self._target.to_measure and bool(removed)
+        return noisy and self._goal.met(cost.at(_counts(removed)), cost.dense, found.selection.measured)
 
     def _settled(self, found: Point) -> Point:
         """A point near to the one that was found, which meets its limits where it is measured with care.
@@ -214,12 +217,15 @@ class Search:
         While none does, each try aims twice as far below the limit as the one before, so that it ends.
         """
         point, tried, aim = self._point(found.selection.remove, careful=True), {found.flops}, _NEAR / 2
-        best = point if point.met else None
+        best, missed = (point, None) if point.met else (None, point)
         while best is None or (best.excess < -_NEAR and len(tried) < _CAREFUL):
             if best is None and point.flops <= self._bottom:
                 raise self._unreachable(point)
-            slope = max((self._room - point.excess) / max(1, self._dense - point.flops), _FLATTEST / self._dense)
-            remove = self._allow(max(self._bottom, point.flops - (point.excess + aim) / slope))
+            if best and missed and best.flops < missed.flops:
+                remove = self._between(best, missed)
+            else:
+                slope = max((self._room - point.excess) / max(1, self._dense - point.flops), _FLATTEST / self._dense)
+                remove = self._allow(max(self._bottom, point.flops - (point.excess + aim) / slope))
             flops = self._flops(remove)
             if flops in tried and best is not None:
                 break
@@ -229,7 +235,9 @@ class Search:
             point = self._point(remove, careful=True)
             if point.met:
                 best = point if best is None or point.flops > best.flops else best
-            elif best is None:
+                continue
+            missed = point if missed is None or point.flops < missed.flops else missed
+            if best is None:
                 aim *= 2
         return best
 

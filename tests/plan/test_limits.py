@@ -87,3 +87,36 @@ def test_a_group_may_have_its_width_and_every_multiple_below_that_is_not_too_sma
 def test_limits_that_are_no_whole_numbers_of_at_least_one_are_refused(least: Any, multiple: Any) -> None:
     with pytest.raises(ValueError, match=r"(min_channels|round_to) must be a whole number of at least 1"):
         WidthLimits(least, multiple)
+
+
+@pytest.mark.parametrize(
+    ("entries", "round_to", "expected"),
+    [
+        ((1,), 8, [20, 16, 8]),
+        ((16,), 8, list(range(20, 0, -1))),  # heads of 16 rows
+        ((48, 16), 8, list(range(20, 0, -1))),  # and with queries, keys and values in one tensor
+        ((4, 12), 8, list(range(20, 0, -2))),
+        ((1, 49), 8, [20, 16, 8]),  # a map that is flattened: the convolution before it counts
+        ((6,), 8, list(range(20, 0, -4))),
+        ((2, 3), 6, [20, 18, 12, 6]),
+        ((5,), 1, list(range(20, 0, -1))),
+    ],
+)
+def test_tensors_keep_multiples_of_entries(entries: tuple[int, ...], round_to: int, expected: list[int]) -> None:
+    slices = [
+        Slice(f"{m}.weight", 0, torch.arange(20 * m).reshape(20, m), Role.PRODUCER if k == 0 else Role.CONSUMER)
+        for k, m in enumerate(entries)
+    ]
+    widths = WidthLimits(1, round_to).widths(ChannelGroup("group", tuple(slices)))
+    assert widths.tolist() == expected
+    assert all(width * m % round_to == 0 for width in widths[1:] for m in entries)
+
+
+def test_heads_go_where_their_rows_are_multiples() -> None:
+    layer = nn.TransformerEncoderLayer(96, 6, 192, batch_first=True)
+    net = nn.Sequential(layer, nn.Flatten(), nn.Linear(5 * 96, 2))
+    graph = trace_channels(net, torch.rand(1, 5, 96))
+    scores = {name: torch.arange(float(group.size)) / group.size for name, group in graph.groups.items()}
+    removed = select(scores, graph, Target(flops=0.5), round_to=8)
+    assert len(removed["0.self_attn"]) in range(1, 6)
+    assert (192 - len(removed["0.linear1"])) % 8 == 0

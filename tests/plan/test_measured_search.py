@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import itertools
 import random
+from contextlib import nullcontext
 from dataclasses import replace
 
 import pytest
@@ -270,6 +271,49 @@ def test_the_last_channels_of_a_number_are_measured_with_care(vgg):
     lucky = Gauge(vgg, latency=lambda f: 0.5, careful={"latency": lambda f: 0.9})
     found = select_measured(some_scores(vgg), vgg, Demand(Target(latency=0.6), channels=20), lucky)
     assert found.measured == {"latency": 0.9}
+
+
+def test_where_an_exact_part_is_still_missing_nothing_is_measured_with_care(vgg):
+    for demand in (
+        Demand(Target(flops=0.8, latency=0.97), goal=Target(flops=0.3, latency=0.9)),
+        Demand(Target(flops=0.3, latency=0.9), channels=5),
+    ):
+        gauge = Gauge(vgg, latency=lambda f: 0.5 * f)
+        select_measured(some_scores(vgg), vgg, demand, gauge)
+        assert not gauge.asked_carefully
+
+
+def test_a_check_near_to_the_limit_is_made_with_care(vgg):
+    little = pytest.warns(UserWarning, match="leaves little")
+    refused = pytest.raises(TargetUnreachableError)
+    for quick, careful, asked, end in (
+        (0.63, 0.6, 0.61, little),
+        (0.58, 0.62, 0.6, refused),
+        (0.3, 0.9, 0.6, nullcontext()),
+        (0.9, 0.3, 0.6, refused),
+    ):
+        gauge = Gauge(vgg, latency=lambda f, q=quick: q, careful={"latency": lambda f, c=careful: c})
+        with end:
+            check_reachable(Target(latency=asked), vgg, meter=gauge)
+        assert len(gauge.asked_carefully) == (abs(quick - asked) < 0.1 * asked)
+
+
+def test_an_unlucky_measurement_of_the_smallest_network_does_not_end_a_fit(vgg):
+    unlucky = Gauge(vgg, latency=lambda f: 0.6 + 0.4 * f, careful={"latency": lambda f: 0.55 + 0.4 * f})
+    found = select_measured(some_scores(vgg), vgg, Demand(Target(latency=0.59), goal=Target(latency=0.5)), unlucky)
+    assert 0.55 < found.measured["latency"] <= 0.59
+
+
+@pytest.mark.parametrize("edge", [0.2, 0.3, 0.42, 0.55, 0.63])
+def test_between_a_met_and_a_missed_careful_measurement_lies_the_next(vgg, edge):
+    """The true time falls in a step, which no line from the dense model finds."""
+    steep = {"latency": lambda f: 0.6 + 0.02 * f if f < edge else 0.9}
+    gauge = Gauge(vgg, latency=lambda f: f, careful=steep)
+    found = select_measured(some_scores(vgg), vgg, Target(latency=0.7), gauge)
+    tried = [flops for flops, _ in gauge.asked_carefully]
+    (missed, met), (last,) = sorted(tried[:2], reverse=True), tried[2:]
+    assert met < last < missed
+    assert remaining(vgg, found.remove)["flops"] == pytest.approx(max(f for f in tried if f < edge))
 
 
 def test_counted_bytes_are_not_measured_twice(vgg):
