@@ -336,7 +336,7 @@ class TaylorPruning(Callback):
             if event and self.on_event:
                 self.on_event(event)
         if stepped and not pl_module.automatic_optimization:
-            session.progress.follow_pace(self.schedule, standing(trainer))
+            session.follow_pace(self.schedule, standing(trainer))
         if session.active:
             loggers.log_step(pl_module, session.fractions())
 

@@ -45,7 +45,6 @@ class ScheduleProgress:
         self.schedule: Schedule | None = None
         self.step, self.due, self.length, self.pace = step, due, length, pace
         self.skips_first_batch = False
-        self._had_event = False
         self._window: Window | None = None
 
     def set_schedule(self, schedule: Schedule | None, remaining: FitLength) -> None:
@@ -67,15 +66,12 @@ class ScheduleProgress:
             self.length, self.schedule = whole, _laid(schedule, whole)
         if math.isfinite(steps := max(self.length.steps, whole.steps)):
             self.schedule.check(int(steps))
-        self._had_event = bool(self.step and (self.due is not None or self.schedule.events(self.step)))
         if self.due is not None and not self.schedule.is_event(self.due):
-            # It was of another schedule.
-            self.due = None
-            self._catch_up()
+            self._catch_up()  # it was of another schedule
 
     @property
     def _is_past(self) -> bool:
-        """Whether a fit that is resumed has no event left."""
+        """Whether no event is left in a fit that has had steps."""
         assert self.schedule is not None
         assert self.length is not None
         if not self.step or self.due is not None or not math.isfinite(self.length.steps):
@@ -83,7 +79,7 @@ class ScheduleProgress:
         return not any(map(self.schedule.is_event, range(self.step + 1, int(self.length.steps) + 1)))
 
     def follow_pace(self, schedule: Schedule | None, standing: Standing) -> None:
-        """Lay the schedule over as many steps as the fit seems to have, as long as no event has been due.
+        """Lay the schedule over as many steps as the fit seems to have.
 
         For manual optimization, where nobody knows before how many batches a step takes.
 
@@ -91,7 +87,7 @@ class ScheduleProgress:
             schedule: as for ``set_schedule``.
             standing: of the fit after the latest step.
         """
-        if self.schedule is None or self.length is None or self._had_event:
+        if self.schedule is None or self.length is None or self.due is not None:
             return
         if self.pace is None:
             self.pace = Pace(self.step, standing)
@@ -103,13 +99,13 @@ class ScheduleProgress:
         except ValueError:  # after a long pause between the first steps the fit seems to have hardly any
             return
         self.length, self.schedule, self._window = length, laid, None
-        self._catch_up()
+        if self._is_past:
+            self._catch_up()
 
     def _catch_up(self) -> None:
         """The latest event that the schedule has had by now is due."""
         assert self.schedule is not None
-        if past := self.schedule.events(self.step):
-            self.due, self._had_event = past[-1], True
+        self.due = max(self.schedule.events(self.step), default=None)
 
     @property
     def needs_first_batch(self) -> bool:
@@ -156,7 +152,7 @@ class ScheduleProgress:
         self.step += 1
         scored = self.step > 1 or not self.skips_first_batch
         if scored and self.schedule and self.schedule.is_event(self.step):
-            self.due, self._had_event = self.step, True
+            self.due = self.step
         return self.due
 
 

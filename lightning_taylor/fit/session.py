@@ -25,6 +25,7 @@ from lightning_taylor.graph.channel_graph import ChannelGraph
 from lightning_taylor.plan.fit_length import FitLength
 from lightning_taylor.plan.guard import Guard
 from lightning_taylor.plan.measured_search import Selection
+from lightning_taylor.plan.pace import Standing
 from lightning_taylor.plan.record import Event
 from lightning_taylor.plan.schedule import Schedule
 from lightning_taylor.report.state import PruningState, check_version, read_state
@@ -143,6 +144,11 @@ class Session:
         if not self.reached:
             self.progress.set_schedule(schedule, remaining)
         self._under_way = True
+
+    def follow_pace(self, schedule: Schedule | None, standing: Standing) -> None:
+        """Lay the schedule anew as ``ScheduleProgress.follow_pace`` does, unless there is nothing left to remove."""
+        if not self._is_over:
+            self.progress.follow_pace(schedule, standing)
 
     def begin(self, model: nn.Module, graph: ChannelGraph, differentiable: Mapping[str, bool] | None = None) -> None:
         """Check what can be reached, now that the graph is known, and start to score.

@@ -60,15 +60,17 @@ RHYTHMS: dict[str, Callable[[int], bool]] = {
 
 
 def events_of(schedule: Schedule | None, rhythm: str, save_at: int = 0) -> tuple[dict[int, int], int]:
-    """Batch -> the step of the event that was due then and carried out; and how many steps the fit had."""
+    """Batch -> the step of the event that was carried out then, until the last; and how many steps the fit has."""
     fit, due = manual(schedule, 200, save_at), {}
     progress = next(fit)
     for batch in range(1, 200):
         progress = fit.send(RHYTHMS[rhythm](batch))
         if progress.due is not None:
             due[batch] = progress.due
+            if isinstance(progress.schedule, OneShot) or progress.due == progress.schedule.end_step:
+                break
             progress.due = None
-    return due, progress.step
+    return due, sum(map(RHYTHMS[rhythm], range(1, 200)))
 
 
 @pytest.mark.parametrize("rhythm", RHYTHMS)
@@ -79,13 +81,21 @@ def test_the_only_event_of_a_fit_comes_whatever_the_pace(at: float, rhythm: str)
     assert due <= max(3, (at + 0.3) * steps)
 
 
+@pytest.mark.parametrize("rhythm", RHYTHMS)
+@pytest.mark.parametrize("schedule", [None, Gradual(start=0.2, end=0.6), Gradual(2, end=0.95)])
+def test_the_last_event_of_a_fit_comes_whatever_the_pace(schedule: Schedule | None, rhythm: str) -> None:
+    found, steps = events_of(schedule, rhythm)
+    assert list(found.values())[-1] < steps
+    assert max(found) < 199
+
+
 @pytest.mark.parametrize("rhythm", ["every batch", "every fourth", "first at the first", "three of eight"])
 def test_a_steady_pace_gives_the_schedule_of_a_fit_of_that_length(rhythm: str) -> None:
     found, steps = events_of(None, rhythm)
     first, *_, last = found.values()
     whole = default_schedule(steps)
     assert last == pytest.approx(whole.end_step, abs=2)
-    assert first <= whole.start_step + whole.every_n_steps + 1
+    assert first <= whole.start_step + 2 * whole.every_n_steps
 
 
 @pytest.mark.parametrize("rhythm", RHYTHMS)
