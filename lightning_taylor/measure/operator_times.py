@@ -91,6 +91,7 @@ class OperatorTimes:
         self._kinds = [kind_of(call) for call in passes[-2 if len(passes) > 1 else -1]]
         located = [self._located(operators) for operators in passes]
         self._sites = [tuple(each[s] for each in located if s in each) for s in range(len(self._kinds))]
+        self._before: tuple[Sequence[OperatorCall], dict[_Place, OperatorCall]] | None = None
         self._timer = timer
         self._tables: dict[tuple[tuple[str, str], ...], _Table] = {}
         self._known: dict[tuple[str, str], float] = {}
@@ -101,7 +102,9 @@ class OperatorTimes:
 
     def saved(self, before: Sequence[OperatorCall], after: Sequence[OperatorCall]) -> float:
         """Return by how many seconds a pass is shorter than another; only operators that differ are looked at."""
-        old, new = self._located(before), self._located(after)
+        if self._before is None or self._before[0] is not before:
+            self._before = before, self._located(before)  # the same for each group that something is taken from
+        old, new = self._before[1], self._located(after)
         same = {place for place, call in old.items() if place in new and new[place].leaves == call.leaves}
         return sum(
             sign * self._at(place, call)
