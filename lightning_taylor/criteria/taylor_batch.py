@@ -5,7 +5,7 @@ Shape legend: C = channels of all groups, I = entries of the weight dimension th
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import final
 
 import torch
@@ -116,10 +116,9 @@ class _TaylorBatchScorer(Scorer):
             # What a product loses is the derivative by one of its sides.
             consumers = group.of(Role.CONSUMER, Role.QUERY)
             weights = {s.axis: traced_parameter(model, graph, s.tensor) for s in consumers}
-            buffers = [axis[0] for axis, weight in weights.items() if weight is None]
-            if buffers or not consumers:
-                reason = f"read through the buffer {buffers[0]!r}, which has no gradient" if buffers else None
-                self._unscorable[name] = reason or "no layer reads its channels"
+            made = {s.axis for s in group.of(Role.PRODUCER)}
+            if reason := _why_not(weights, made):
+                self._unscorable[name] = reason
                 continue
             self._weights.update({axis: weight for axis, weight in weights.items() if weight is not None})
             parts.extend(Block(name, s.axis, s.index) for s in consumers)
@@ -187,6 +186,16 @@ class _TaylorBatchScorer(Scorer):
     def load_state(self, state: Mapping[str, Tensor]) -> None:
         self._history.load(state)
         super().load_state(state)
+
+
+def _why_not(weights: Mapping[Axis, nn.Parameter | None], made: Collection[Axis]) -> str | None:
+    """Why what is read through these has no score; None if it has one."""
+    for (name, _), weight in weights.items():
+        if weight is None:
+            return f"read through the buffer {name!r}, which has no gradient"
+    if tied := [name for name, dim in weights if (name, dim) in made]:
+        return f"read through {tied[0]!r}, which makes its channels, too: one gradient is of both"
+    return None if weights else "no layer reads its channels"
 
 
 def _unscaled(scaled: Tensor, grad_scale: float | Tensor) -> Tensor:

@@ -174,11 +174,15 @@ def _candidate(model: nn.Module, inputs: Inputs, path: Path, builder: Builder) -
 
 
 def _blank(model: nn.Module) -> nn.Module:
-    """A copy that has forgotten its values: those that come back come from the file."""
+    """Make a copy that has forgotten its values: those that come back come from the file.
+
+    Not those of buffers that no file holds, which the class that is built anew makes by itself.
+    """
     copy = private_copy(model)
     with torch.no_grad():
-        for tensor in (*copy.parameters(), *copy.buffers()):
-            tensor.zero_()
+        for tensor in copy.state_dict().values():
+            if isinstance(tensor, Tensor):
+                tensor.zero_()
     return copy
 
 

@@ -10,7 +10,7 @@ from typing import Any, final
 
 import torch
 from torch import Tensor, nn
-from torch.optim import Optimizer
+from torch.optim import LBFGS, Optimizer
 
 from lightning_taylor.graph.types import LinkedAttribute
 from lightning_taylor.modules.attributes import Known, known
@@ -32,12 +32,14 @@ class Snapshot:
         states: of each optimizer, position of a parameter (over all groups) -> its state.
         copies: of each copy, by its owner, name -> value.
         held: of each optimizer, what it keeps outside of its state, by place -> value.
+        kinds: of each optimizer, the name of its class.
     """
 
     tensors: Mapping[str, Tensor]
     states: Sequence[Mapping[int, Mapping[Any, Any]]]
     copies: Mapping[str, Mapping[str, Tensor]]
     held: Sequence[Mapping[str, Tensor]] = ()
+    kinds: Sequence[str] = ()
 
     @classmethod
     def take(cls, model: nn.Module, optimizers: Iterable[Optimizer] = (), copies: Iterable[Copy] = ()) -> Snapshot:
@@ -63,6 +65,7 @@ class Snapshot:
             states=[_states(optimizer) for optimizer in inner],
             copies={c.owner: {name: _kept(t) for name, t in _named(c.tensors).items()} for c in copies},
             held=[{h.name: _kept(h.tensor) for h in held_by(optimizer)} for optimizer in inner],
+            kinds=[type(optimizer).__name__ for optimizer in inner],
         )
 
     def restore(
@@ -78,7 +81,8 @@ class Snapshot:
 
         Args:
             model: the one that ``take`` saw, or another of the same definition.
-            optimizers: as for ``take``, in the same order.
+            optimizers: as for ``take``, in the same order; one that was not there yet, or is of another class, begins
+                without state.
             copies: as for ``take``; one that was not there yet gets the model's values.
             followers: as ``ChannelGraph.followers``.
         """
@@ -91,10 +95,15 @@ class Snapshot:
                 own = self.copies.get(c.owner)
                 values = own or {name: self.tensors[c.prefix + name] for name in _named(c.tensors)}
                 _put_back(c.tensors, values, transaction, _inside(attributes, c.prefix))
-            for optimizer, states in zip(inner, self.states, strict=True):
-                _restore_states(optimizer, states, transaction)
-            for now, old in zip(held, self.held or [{}] * len(inner), strict=True):
-                _restore_held(now, old, transaction)
+            for place, optimizer in enumerate(inner):
+                _restore_states(optimizer, self._at(place, self.states, optimizer), transaction)
+                _restore_held(held[place], self._at(place, self.held, optimizer), transaction)
+
+    def _at(self, place: int, kept: Sequence[Mapping[Any, Any]], optimizer: Optimizer) -> Mapping[Any, Any]:
+        """Return what was kept of an optimizer; nothing if it was not there yet, or another one was."""
+        if place >= len(kept) or (self.kinds and self.kinds[place] != type(optimizer).__name__):
+            return {}
+        return kept[place]
 
 
 def _named(tensors: nn.Module | Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -138,6 +147,8 @@ def _put_back(
 
 
 def _restore_states(optimizer: Optimizer, states: Mapping[int, Mapping[str, Any]], transaction: Transaction) -> None:
+    if isinstance(optimizer, LBFGS):
+        transaction.set_attribute(optimizer, "_numel_cache", None)  # of the widths before
     for position, p in enumerate(parameters_of(optimizer)):
         state, old = state_of(optimizer).setdefault(p, {}), states.get(position, {})
         if not isinstance(state, MutableMapping):

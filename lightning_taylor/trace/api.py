@@ -179,6 +179,7 @@ def trace_calls(
     tie_recurrent(partition, net)
     partition.settle()
     _ignore(partition, ignore, net)
+    _hold_unsaved(partition, net)
     unseen = _unseen(partition, net)
     whole = program if few.step else program.without_step()
     rows = find_row_layouts(net, whole, dtype, {id(p): names[id(p)] for p in net.parameters()}) if verify else {}
@@ -299,6 +300,18 @@ def _ignore(partition: LabelPartition, patterns: Sequence[str], net: nn.Module) 
             )
         for layer in hit:
             partition.freeze_axes([partition.layers[layer]], Why.IGNORED(pattern=pattern))
+
+
+def _hold_unsaved(partition: LabelPartition, net: nn.Module) -> None:
+    """Freeze what lies along buffers that no state dict holds: a checkpoint could not say what is left of them."""
+    unsaved = {
+        f"{name}.{buffer}".lstrip(".")
+        for name, module in net.named_modules()
+        for buffer in module._non_persistent_buffers_set
+    }
+    for axis in partition.axes:
+        if axis[0] in unsaved:
+            partition.freeze_axes([axis], Why.UNSAVED(name=axis[0]))
 
 
 def _check_patterns(patterns: Any) -> None:

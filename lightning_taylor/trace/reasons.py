@@ -33,6 +33,10 @@ class Why(Enum):
         "outside of the scope {pattern!r}, so neither removed nor counted",
         "name it in `scope`, or leave `scope` out",
     )
+    UNSAVED = (
+        "lies along the buffer {name}, which no checkpoint holds",
+        "register the buffer with persistent=True",
+    )
     STATISTICS = "its statistics run over the channels ({where}), so removing one changes the others", _NORM
     SCALES_NORM = "scales a normalisation over the channels ({where})", _NORM
     ASSUMES_WIDTH = (

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import pytest
 import torch
+import torch.nn.functional as F
 from scores.gates import assert_same, case, contributions, gated_losses, scored, train_batch
-from torch import Tensor
+from torch import Tensor, nn
 from zoo import NETS
 
 from lightning_taylor.criteria.base import Scorer
 from lightning_taylor.criteria.taylor_batch import TaylorBatch
+from lightning_taylor.graph.types import Role
 from lightning_taylor.surgery.prune import prune_channels
+from lightning_taylor.trace.api import trace_channels
 
 
 @pytest.mark.parametrize("name", NETS)
@@ -60,6 +63,33 @@ def test_a_frozen_consumer_takes_its_group_out() -> None:
     everything = scored(TaylorBatch(), model, graph, x)
     model.project.requires_grad_(False)
     assert set(everything) - set(scored(TaylorBatch(), model, graph, x)) == {"stem.0"}
+
+
+class TiedCode(nn.Module):
+    """An autoencoder whose decoder is the encoder, transposed."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.encoder, self.hidden, self.last = nn.Linear(6, 8), nn.Linear(8, 8), nn.Linear(6, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        code = self.encoder(x).relu()
+        return self.last(F.linear(self.hidden(code).relu() + code, self.encoder.weight.t()))
+
+
+def test_a_weight_that_makes_and_reads_the_same_channels_takes_its_group_out() -> None:
+    """Its one gradient is the sum of both uses, and tells nothing of the reader's."""
+    model, x = TiedCode(), torch.rand(4, 6)
+    graph = trace_channels(model, x)
+    tied = [
+        n
+        for n, g in graph.groups.items()
+        if {s.axis for s in g.of(Role.PRODUCER)} & {s.axis for s in g.of(Role.CONSUMER)}
+    ]
+    assert tied
+    scorer = TaylorBatch().scorer(model, graph)
+    assert set(scorer.unscorable) == set(tied)
+    assert all("'encoder.weight', which makes its channels, too" in why for why in scorer.unscorable.values())
 
 
 def test_a_step_without_gradients_counts_for_nothing() -> None:

@@ -70,6 +70,24 @@ def test_without_a_builder_the_loader_takes_the_dense_network(tmp_path: Path) ->
     assert "importlib" not in exported.files[2].read_text()
 
 
+class Normalised(nn.Module):
+    """Keeps its input's mean, which no state dict holds."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.full((1, 3, 1, 1), 0.3), persistent=False)
+        self.body = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 4, 3))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.body(x - self.mean)
+
+
+def test_buffers_that_no_state_dict_holds_are_those_of_the_class(tmp_path: Path) -> None:
+    x = torch.rand(2, 3, 8, 8)
+    exported = export_state_dict(halved(Normalised(), x), x, tmp_path / "net.pt")
+    assert exported.max_difference == 0
+
+
 @pytest.mark.slow
 def test_the_size_of_a_family_need_not_be_known(tmp_path: Path) -> None:
     model = halved(torchvision.models.mobilenet_v3_small(width_mult=0.5, num_classes=2), torch.rand(1, 3, 32, 32))

@@ -224,6 +224,23 @@ def test_ignored_layers_keep_their_outputs() -> None:
     assert "ignored by the pattern 'two'" in graph.frozen["two.0"]
 
 
+@pytest.mark.parametrize("persistent", [True, False])
+def test_channels_along_a_buffer_that_no_checkpoint_holds_stay(persistent: bool) -> None:
+    class Scaled(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.one, self.two, self.head = nn.Conv2d(3, 8, 3), nn.Conv2d(8, 6, 3), nn.Linear(6, 2)
+            self.register_buffer("scale", torch.linspace(0.5, 1.5, 8).view(1, 8, 1, 1), persistent=persistent)
+            self.register_buffer("mean", torch.full((1, 3, 1, 1), 0.3), persistent=False)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.head(self.two(self.one(x - self.mean) * self.scale).relu().mean((2, 3)))
+
+    graph = trace_channels(Scaled(), torch.rand(2, 3, 8, 8))
+    assert set(graph.groups) == ({"one", "two"} if persistent else {"two"})
+    assert persistent or "the buffer scale, which no checkpoint holds" in graph.frozen["one"]
+
+
 def test_a_pattern_that_matches_nothing_is_an_error() -> None:
     model, x = zoo.build("residual")
     with pytest.raises(ValueError, match=r"'layer9\*' matches no layer; the layers are stem\.0"):
