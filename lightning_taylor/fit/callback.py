@@ -88,7 +88,7 @@ class TaylorPruning(Callback):
         cost_penalty: what a channel's normalised score loses per unit of its price (see ``cost_power``), in units of
             the score; the paper uses 1e-3, with FLOPs.
         ignore: name patterns of layers whose output channels stay: "layer4" covers everything inside, "*.conv1"
-            every layer of that name.
+            every layer of that name. Also of a copy of the network that has to stay as it is, such as a teacher.
         min_channels: fewest channels that a group may keep.
         round_to: groups keep a multiple of this many channels; of a head, its rows count. None for 8 on a GPU with
             tensor cores, on which other widths can be slower than no pruning, and on a CPU for a target of latency

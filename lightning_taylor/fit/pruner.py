@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from lightning_taylor.criteria.base import IdleScorer, Scorer
 from lightning_taylor.errors import TargetUnreachableError, UncoupledChannelsError
 from lightning_taylor.fit.options import Options
+from lightning_taylor.fit.still_copies import sums_of_copies, warn_of_still
 from lightning_taylor.graph.channel_graph import ChannelGraph
 from lightning_taylor.graph.types import Role, Slice
 from lightning_taylor.measure.memory_curve import MemoryCurve
@@ -68,6 +69,7 @@ class Pruner:
         self.scorer: Scorer = IdleScorer()
         """What gathers the scores at the present widths."""
         self._meter: Meter | None = None
+        self._copies: dict[str, float] = {}
         self.reset(graph, record or Record())
 
     def reset(self, graph: ChannelGraph, record: Record, cost: CostModel | None = None) -> None:
@@ -85,6 +87,7 @@ class Pruner:
             TargetUnreachableError: if the target lies below what the groups that can be scored allow.
         """
         self._check_shapes()
+        self._copies = {} if self.record.events else sums_of_copies(self.model, self.graph)
         if self.done:
             return
         self.watch()
@@ -206,6 +209,9 @@ class Pruner:
         handler holds all of the event or nothing of it.
         """
         began, remove = time.perf_counter(), selection.remove
+        if remove and self._copies:
+            warn_of_still(self._copies, sums_of_copies(self.model, self.graph))
+            self._copies = {}
         before = self.scorer
         with signals_deferred():
             if remove:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -21,6 +21,7 @@ from lightning_taylor.plan.pace import Standing
 from lightning_taylor.surgery.mirrors import Copy, find_copies, unreachable_copies
 from lightning_taylor.trace.api import trace_calls
 from lightning_taylor.trace.options import TraceOptions
+from lightning_taylor.trace.patterns import matches
 from lightning_taylor.trace.program import Step
 from lightning_taylor.utilities.calls import ForwardCall
 from lightning_taylor.utilities.lightning_names import either
@@ -138,8 +139,18 @@ def holders(trainer: Trainer, own: object) -> dict[str, object]:
 
 
 def copies_of(trainer: Trainer, pl_module: LightningModule, own: object) -> list[Copy]:
-    """What the module and the Trainer's other callbacks keep of the parameters, such as averages."""
-    return find_copies(pl_module, holders(trainer, own))
+    """What the module and the Trainer's other callbacks keep of the parameters, such as averages.
+
+    Not what the callback ignores: a teacher that has to stay as it is looks like an average.
+    """
+    patterns = getattr(own, "ignore", ())
+    return [copy for copy in find_copies(pl_module, holders(trainer, own)) if not _is_ignored(copy.owner, patterns)]
+
+
+def _is_ignored(owner: str, patterns: Iterable[str]) -> bool:
+    """Whether a pattern matches the attribute that somebody keeps something in, as in ``Module.teachers[0]``."""
+    attribute = owner.partition("[")[0].partition(".")[2]
+    return any(matches(attribute, pattern) for pattern in patterns)
 
 
 def loadable(trainer: Trainer, pl_module: LightningModule, own: object) -> list[nn.Module]:

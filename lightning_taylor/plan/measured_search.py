@@ -119,9 +119,8 @@ class Search:
     def number(self, channels: int) -> Selection:
         """So many channels, but no more than the exact parts need once the measured ones are met."""
         here = self._point({})
-        exact = self._target.exact
         if here.met:
-            remove = self._selector.choose(Demand(exact, channels)) if exact else {}
+            remove = self._selector.choose(Demand(exact, channels)) if (exact := self._target.exact) else {}
         else:
             remove = self._selector.at_least(channels)
             if not remove:
@@ -235,10 +234,9 @@ class Search:
             point = self._point(remove, careful=True)
             if point.met:
                 best = point if best is None or point.flops > best.flops else best
-                continue
-            missed = point if missed is None or point.flops < missed.flops else missed
-            if best is None:
-                aim *= 2
+            else:
+                missed = point if missed is None or point.flops < missed.flops else missed
+                aim *= 1 if best else 2
         return best
 
     def _anchor(self, high: Point) -> Point:

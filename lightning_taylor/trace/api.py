@@ -151,7 +151,9 @@ def trace_calls(
         equal = equal_parts(net)
     reveal(net, torch.Generator().manual_seed(0))
     deployed = None if trained is None else _deployed(net, few, dtype)
-    scope = find_scope(net, deployed, trained, find_mirrors(net, deployed, trained, equal))
+    found = find_mirrors(net, deployed, trained, equal)
+    mirrors = {name: original for name, original in found.items() if not any(matches(name, p) for p in ignore)}
+    scope = find_scope(net, deployed, trained, mirrors)
     scope = narrowed(scope, net, options.scope if options else ())
     names = tensor_names(net)
     parameters = frozenset(names[id(p)] for p in net.parameters())
@@ -178,7 +180,7 @@ def trace_calls(
         )
     tie_recurrent(partition, net)
     partition.settle()
-    _ignore(partition, ignore, net)
+    _ignore(partition, ignore, {*(name.rpartition(".")[0] for name in found), *vars(net)})
     _hold_unsaved(partition, net)
     unseen = _unseen(partition, net)
     whole = program if few.step else program.without_step()
@@ -290,11 +292,17 @@ def _watched(net: nn.Module, state: TraceState, leave_network: Callable[[Any, st
             handle.remove()
 
 
-def _ignore(partition: LabelPartition, patterns: Sequence[str], net: nn.Module) -> None:
-    """Freeze the output channels of every layer whose name, or the name of a module around it, matches."""
+def _ignore(partition: LabelPartition, patterns: Sequence[str], copies: Collection[str]) -> None:
+    """Freeze the output channels of every layer whose name, or the name of a module around it, matches.
+
+    Args:
+        partition: that knows the layers.
+        patterns: of names.
+        copies: names of what may hold copies of the network, which are no layers of it.
+    """
     for pattern in patterns:
         hit = [layer for layer in partition.layers if matches(layer, pattern)]
-        if not hit:
+        if not hit and not any(matches(name, pattern) for name in copies):
             raise ValueError(
                 f"ignore pattern {pattern!r} matches no layer; the layers are {', '.join(partition.layers) or 'none'}"
             )

@@ -62,7 +62,7 @@ class Why(Enum):
     OUTPUT = ("reaches the output",)
     LOSS = ("reaches the loss",)
     OUTSIDE = ("part of the loss: forward does not run it, and it is not trained",)
-    COPY = ("a copy of {original}, which it goes along with",)
+    COPY = "a copy of {original}, which it goes along with", "name it in `ignore` if it has to stay as it is"
     SINGLE_CHANNEL = ("has a single channel",)
     ONE_UNIT = ("all its channels are tied into one",)
     NO_TWO_ALIKE = ("all its channels are tied into {tied}, of which none is tied as another is",)

@@ -245,6 +245,41 @@ def test_what_is_neither_deployed_nor_trained_is_neither_cut_nor_counted(make: t
     assert all("part of the loss" in why for name, why in callback.graph.frozen.items() if name.startswith(part))
 
 
+class WithDenseSelf(Learner):
+    """Distils from what it was itself, frozen: in a submodule, or in a list that torch does not know."""
+
+    def __init__(self, kept: str = "teacher") -> None:
+        super().__init__()
+        teacher = copy.deepcopy(nn.Sequential(self.encoder, self.head)).requires_grad_(False)
+        self.kept = kept
+        if kept == "teacher":
+            self.teacher = nn.ModuleDict({"encoder": teacher[0], "head": teacher[1]})
+        else:
+            self.teachers = [nn.ModuleDict({"encoder": teacher[0], "head": teacher[1]})]
+
+    @property
+    def dense(self) -> Any:
+        return self.teacher if self.kept == "teacher" else self.teachers[0]
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        with torch.no_grad():
+            wanted = self.dense["head"](self.dense["encoder"](batch[0]))
+        return F.mse_loss(self(batch[0]), wanted)
+
+
+@pytest.mark.parametrize("kept", ["teacher", "teachers"])
+def test_a_teacher_of_the_students_shapes_stays_if_it_is_ignored(kept: str) -> None:
+    module, _ = fitted(lambda: WithDenseSelf(kept), ignore=[kept])
+    assert module.encoder[0].out_channels < 8
+    assert module.dense["encoder"][0].out_channels == 8
+
+
+def test_a_copy_that_nothing_updates_is_warned_of() -> None:
+    with pytest.warns(UserWarning, match=r"teacher has the shapes .* add ignore=\['teacher'\]"):
+        fitted(WithDenseSelf)
+    fitted(WithMomentum)  # which is an error if it warns
+
+
 def test_the_report_measures_the_memory_of_the_network_alone(tmp_path: Path) -> None:
     peaks = []
     for make in (Learner, WithLossNetwork, WithLargeTeacher):
