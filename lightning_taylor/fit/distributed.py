@@ -27,7 +27,7 @@ from lightning_taylor.errors import (
 from lightning_taylor.fit import logging as loggers
 from lightning_taylor.fit.news import News
 from lightning_taylor.fit.session import Session
-from lightning_taylor.fit.trainer_state import copies_of, warn_of_unreachable
+from lightning_taylor.fit.trainer_state import copies_of, optimized_names, warn_of_unreachable
 from lightning_taylor.fit.training_step import repeatable
 from lightning_taylor.fit.validation import logged_in_validation, validate_dense
 from lightning_taylor.fit.way_out import with_way_out
@@ -109,7 +109,8 @@ class Ranks:
         called = _measured_calls(pl_module, session, recording)
         later = any(isinstance(c, either(BaseFinetuning)) for c in trainer.callbacks)  # type: ignore[attr-defined]
         try:
-            session.begin(pl_module, graph, None if later else recording.differentiable)
+            known = (None, None) if later else (recording.differentiable, optimized_names(trainer, pl_module))
+            session.begin(pl_module, graph, *known)
         except TargetUnreachableError as error:
             raise with_way_out(error, graph, session.options, options, retrace) from error
         self._measure_with(trainer, session, *called)

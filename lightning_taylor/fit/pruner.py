@@ -42,7 +42,7 @@ __all__ = [
     "Pruner",
 ]
 
-_NO_GRADIENT = "no gradient has reached what reads its channels; is a part of the model frozen?"
+_NO_GRADIENT = "no gradient has reached all that reads its channels; is a part of the model frozen?"
 
 
 class Pruner:
@@ -61,6 +61,7 @@ class Pruner:
         self.blind: Mapping[str, str] = {}
         """Groups that the criterion cannot score, with the reason."""
         self.differentiable: Mapping[str, bool] = {}
+        self.optimized: frozenset[str] | None = None
         """Name of a module -> whether its input needs a gradient, of those that were called in the traced step."""
         self.unscored: Mapping[str, str] = {}
         """Groups that had no score at the last event, with the reason."""
@@ -138,8 +139,17 @@ class Pruner:
             frozen = not trained.get(s.tensor, True)
             return not (scorer.needs_input_gradient or (scorer.needs_weight_gradient and frozen))
 
+        def is_missing(s: Slice) -> bool:
+            # Its share of the sum: nothing will ever step it, and without it the group has no score.
+            frozen = not trained.get(s.tensor, True) and self.optimized is not None and s.tensor not in self.optimized
+            return scorer.needs_weight_gradient and frozen
+
         consumers = {name: group.of(Role.CONSUMER) for name, group in self.graph.groups.items()}
-        return {name: _NO_GRADIENT for name, slices in consumers.items() if slices and not any(map(can_score, slices))}
+        return {
+            name: _NO_GRADIENT
+            for name, slices in consumers.items()
+            if slices and (not any(map(can_score, slices)) or any(map(is_missing, slices)))
+        }
 
     def check_state(self, optimizers: Iterable[torch.optim.Optimizer]) -> None:
         """Check that the optimizers' state of what may lose channels, as far as there is any, can follow.

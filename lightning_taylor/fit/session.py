@@ -150,16 +150,23 @@ class Session:
         if not self._is_over:
             self.progress.follow_pace(schedule, standing)
 
-    def begin(self, model: nn.Module, graph: ChannelGraph, differentiable: Mapping[str, bool] | None = None) -> None:
+    def begin(
+        self,
+        model: nn.Module,
+        graph: ChannelGraph,
+        differentiable: Mapping[str, bool] | None = None,
+        optimized: frozenset[str] | None = None,
+    ) -> None:
         """Check what can be reached, now that the graph is known, and start to score.
 
         Args:
             model: at its dense widths.
             graph: its channels.
             differentiable: name of a module -> whether its input needs a gradient, of those that were called.
+            optimized: names of the parameters that an optimizer holds, frozen or not; None if nobody knows.
         """
         self._pruner = Pruner(model, graph, self.options)
-        self._pruner.differentiable = differentiable or {}
+        self._pruner.differentiable, self._pruner.optimized = differentiable or {}, optimized
         self._pruner.start()
         forget_compiled()  # it does not look out for the hooks
         if self.progress.skips_first_batch:

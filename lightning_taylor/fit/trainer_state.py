@@ -19,6 +19,7 @@ from lightning_taylor.plan.fit_length import FitLength
 from lightning_taylor.plan.guard import Guard
 from lightning_taylor.plan.pace import Standing
 from lightning_taylor.surgery.mirrors import Copy, find_copies, unreachable_copies
+from lightning_taylor.surgery.wrapped_optimizers import parameters_of, unwrapped
 from lightning_taylor.trace.api import trace_calls
 from lightning_taylor.trace.options import TraceOptions
 from lightning_taylor.trace.patterns import matches
@@ -38,6 +39,7 @@ __all__ = [
     "holders",
     "incoming_checkpoint",
     "loadable",
+    "optimized_names",
     "remaining_scale",
     "remaining_steps",
     "standing",
@@ -178,6 +180,12 @@ def warn_of_unreachable(trainer: Trainer, pl_module: LightningModule, own: objec
         if owner not in told:
             told.add(owner)
             rank_zero_warn(f"{owner} {_UNREACHABLE}: it will have the wrong shapes after the next event")
+
+
+def optimized_names(trainer: Trainer, pl_module: LightningModule) -> frozenset[str] | None:
+    """Return which parameters the Trainer's optimizers hold, frozen or not; None if they hold none of the module's."""
+    held = {id(p) for optimizer in unwrapped(trainer.optimizers) for p in parameters_of(optimizer)}
+    return frozenset(name for name, p in pl_module.named_parameters() if id(p) in held) or None
 
 
 def incoming_checkpoint(trainer: Trainer) -> Mapping[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import warnings
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -16,7 +17,7 @@ from torch import Tensor, nn
 
 from fit.boring import loader, trainer
 from fit.harness import pruning, report_in
-from lightning_taylor import Gradual, Taylor, TaylorPruning
+from lightning_taylor import Gradual, Taylor, TaylorBatch, TaylorPruning
 from lightning_taylor.errors import TargetUnreachableError
 
 
@@ -243,6 +244,37 @@ def test_what_is_neither_deployed_nor_trained_is_neither_cut_nor_counted(make: t
     assert module.encoder[0].out_channels < 8
     assert sum(o.flops for o in callback.graph.operations) == sum(o.flops for o in plain.graph.operations)
     assert all("part of the loss" in why for name, why in callback.graph.frozen.items() if name.startswith(part))
+
+
+class PartlyFrozen(Learner):
+    """The first block on a residual stream is frozen; it reads what the stem makes, as the second does."""
+
+    def __init__(self, *, held: bool) -> None:
+        super().__init__()
+        self.held = held
+        self.stem, self.first, self.second = (nn.Conv2d(i, 12, 3, padding=1) for i in (3, 12, 12))
+        self.encoder, self.head = nn.Identity(), nn.Linear(12, 2)
+        self.inner = nn.Conv2d(12, 12, 3, padding=1)
+        self.first.requires_grad_(False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x).relu()
+        x = x + self.first(x).relu()
+        x = x + self.inner(self.second(x).relu())
+        return self.head(x.mean((2, 3)))
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        return torch.optim.SGD((p for p in self.parameters() if p.requires_grad or self.held), 1e-3)
+
+
+def test_what_a_frozen_layer_reads_is_not_counted_on_unless_an_optimizer_holds_the_layer() -> None:
+    with pytest.raises(TargetUnreachableError, match=r"TaylorBatch.*cannot score stem"):
+        fitted(lambda: PartlyFrozen(held=False), target=0.3, criterion=TaylorBatch())
+    module, _ = fitted(lambda: PartlyFrozen(held=False), target=0.75, criterion=TaylorBatch())
+    assert module.stem.out_channels == 12 > module.second.out_channels
+    with warnings.catch_warnings(), pytest.raises(AssertionError, match="flops"):  # it may have been trained later
+        warnings.simplefilter("ignore")
+        fitted(lambda: PartlyFrozen(held=True), target=0.3, criterion=TaylorBatch())
 
 
 class WithDenseSelf(Learner):
