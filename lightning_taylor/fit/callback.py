@@ -324,8 +324,9 @@ class TaylorPruning(Callback):
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Called when the train batch ends: take the scores in; remove channels if it is time."""
-        # In manual optimization the first backward pass may come before other parts have run.
-        self._end_recording(trainer, pl_module)
+        # In manual optimization the first backward pass may come before other parts have run; a step may skip a batch.
+        if self._listener.heard or not pl_module.automatic_optimization:
+            self._end_recording(trainer, pl_module)
         session = self._session
         self._log.batch_ends(trainer, pl_module, session)
         if stepped := self._steps.stepped():

@@ -141,6 +141,11 @@ class CallListener:
         if self._recorder:
             self._recorder.clear()
 
+    @property
+    def heard(self) -> bool:
+        """Whether a call was recorded since the last ``clear``."""
+        return self._recorder is not None and bool(self._recorder.calls)
+
     def end(self) -> Recording | None:
         """Take the recorder off, and return what it saw since the last ``clear``; None if there was no recorder."""
         if not self._recorder:

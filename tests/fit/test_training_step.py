@@ -246,6 +246,31 @@ def test_what_is_neither_deployed_nor_trained_is_neither_cut_nor_counted(make: t
     assert all("part of the loss" in why for name, why in callback.graph.frozen.items() if name.startswith(part))
 
 
+class Skipping(Learner):
+    """Returns None for a batch, as Lightning allows, before anything has run or afterwards."""
+
+    def __init__(self, skipped: Callable[[int], bool], *, runs: bool) -> None:
+        super().__init__()
+        self.skipped, self.runs = skipped, runs
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor | None:  # type: ignore[override]
+        if not self.skipped(batch_idx):
+            return super().training_step(batch, batch_idx)
+        if self.runs:
+            self(batch[0])
+        return None
+
+
+@pytest.mark.filterwarnings("ignore:.*returned.*None", "ignore:the event of step . has to wait")
+@pytest.mark.parametrize("runs", [False, True])
+@pytest.mark.parametrize(
+    "skipped", [lambda k: k == 0, lambda k: k < 3, lambda k: k % 3 == 0], ids=["first", "3", "many"]
+)
+def test_batches_that_the_step_skips_are_no_batches(skipped: Callable[[int], bool], runs: bool) -> None:
+    module, _ = fitted(lambda: Skipping(skipped, runs=runs))
+    assert module.encoder[0].out_channels + module.encoder[2].out_channels < 16
+
+
 class PartlyFrozen(Learner):
     """The first block on a residual stream is frozen; it reads what the stem makes, as the second does."""
 
