@@ -116,8 +116,9 @@ class _TaylorBatchScorer(Scorer):
             # What a product loses is the derivative by one of its sides.
             consumers = group.of(Role.CONSUMER, Role.QUERY)
             weights = {s.axis: traced_parameter(model, graph, s.tensor) for s in consumers}
-            made = {s.axis for s in group.of(Role.PRODUCER)}
-            if reason := _why_not(weights, made):
+            # Queries make their channels, too; what a product loses with them is their derivative alone.
+            tied = {s.axis for s in group.of(Role.PRODUCER)} & {s.axis for s in group.of(Role.CONSUMER)}
+            if reason := _why_not(weights, tied):
                 self._unscorable[name] = reason
                 continue
             self._weights.update({axis: weight for axis, weight in weights.items() if weight is not None})
@@ -188,13 +189,13 @@ class _TaylorBatchScorer(Scorer):
         super().load_state(state)
 
 
-def _why_not(weights: Mapping[Axis, nn.Parameter | None], made: Collection[Axis]) -> str | None:
-    """Why what is read through these has no score; None if it has one."""
+def _why_not(weights: Mapping[Axis, nn.Parameter | None], tied: Collection[Axis]) -> str | None:
+    """Why what is read through these, of which some make it, has no score; None if it has one."""
     for (name, _), weight in weights.items():
         if weight is None:
             return f"read through the buffer {name!r}, which has no gradient"
-    if tied := [name for name, dim in weights if (name, dim) in made]:
-        return f"read through {tied[0]!r}, which makes its channels, too: one gradient is of both"
+    if tied:
+        return f"read through {min(tied)[0]!r}, which makes its channels, too: one gradient is of both"
     return None if weights else "no layer reads its channels"
 
 

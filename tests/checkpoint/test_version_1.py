@@ -75,7 +75,7 @@ def test_it_is_written_anew_in_the_form_of_today(old: dict[str, Any]) -> None:
     plain = to_plain(read_state(old))
     assert plain["version"] == 2
     assert plain["graph"]["followers"] == [to_plain(WORKED)]
-    assert to_plain(from_plain(PruningState, plain)).keys() == plain.keys() == {*old, "lowered_to"}
+    assert to_plain(from_plain(PruningState, plain)).keys() == plain.keys() == {*old, "lowered_to", "pace"}
 
 
 def test_what_was_not_known_at_the_time_may_be_missing(old: dict[str, Any]) -> None:
