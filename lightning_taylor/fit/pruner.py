@@ -61,8 +61,9 @@ class Pruner:
         self.blind: Mapping[str, str] = {}
         """Groups that the criterion cannot score, with the reason."""
         self.differentiable: Mapping[str, bool] = {}
-        self.optimized: frozenset[str] | None = None
         """Name of a module -> whether its input needs a gradient, of those that were called in the traced step."""
+        self.optimized: frozenset[str] | None = None
+        """Names of the parameters that an optimizer holds, frozen or not; None if nobody knows."""
         self.unscored: Mapping[str, str] = {}
         """Groups that had no score at the last event, with the reason."""
         self.scores: Mapping[str, Tensor] = {}

@@ -62,7 +62,7 @@ class Pace:
             >>> Pace(1, first).length(3, Standing(batches=12, counted=3))
             FitLength(steps=100, epoch=25)
         """
-        if step == self.step:
+        if step == self.step or now.batches <= self.first.batches:  # an old checkpoint may not count its batches
             return None
         first, steps = self.first, step - self.step
         batches, counted = (now.batches - first.batches) / steps, (now.counted - first.counted) / steps
